@@ -1,0 +1,193 @@
+"""Which backend answers a call, and why not another.
+
+A call has a signature: the op, and for each tensor its dtype, device, rank, last size and last stride. The first call
+of a signature is checked and resolved to a route; later ones only look the route up and count. The number of rows is
+never part of a signature, so it cannot change what runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from norm_plugin import checks, settings
+
+log = logging.getLogger("norm_plugin")
+
+Signature = tuple[Any, ...]
+
+
+class BackendError(RuntimeError):
+    """NORM_PLUGIN_STRICT=1, and a call cannot be done as asked."""
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """One op: its native twin, its arguments, which is normalized, which go with it by element, which are written."""
+
+    name: str
+    family: str
+    native: Callable[..., Any]
+    arguments: tuple[str, ...]
+    defaults: tuple[Any, ...]
+    x: int
+    alike: tuple[int, ...]
+    written: tuple[int, ...]
+
+    def complete(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """All arguments: torch's dispatcher leaves out trailing ones that equal their defaults."""
+        return args + self.defaults[len(args) :]
+
+    def check(self, args: tuple[Any, ...]) -> None:
+        """Everything, for a call that has no route yet or never gets one (a fake one)."""
+        checks.Call(self.arguments[self.x], dict(zip(self.arguments, args, strict=True))).check()
+        self.check_layout(args)
+
+    def check_layout(self, args: tuple[Any, ...]) -> None:
+        """What may change from call to call within one signature."""
+        x = args[self.x]
+        for i in self.alike:
+            if args[i] is not None and args[i].shape != x.shape:
+                checks.same_shape(self.arguments[i], args[i], self.arguments[self.x], x)
+        for i in self.written:
+            if args[i] is not None and not args[i].is_contiguous():
+                checks.writable(self.arguments[i], args[i])
+
+    def check_disjoint(self, args: tuple[Any, ...]) -> None:
+        """No two of the arguments that are written may be one tensor; only real tensors can tell."""
+        first, second = self.written
+        if args[first] is not None and args[second] is not None:
+            checks.disjoint(self.arguments[first], args[first], self.arguments[second], args[second])
+
+
+@dataclass
+class Route:
+    """What one signature runs. `fallback` is True where something else was asked for; `reason` says why."""
+
+    op: Op
+    signature: Signature
+    backend: str
+    reason: str
+    fallback: bool
+    run: Callable[..., Any]
+    calls: int = 0
+
+
+_routes: dict[Signature, Route] = {}
+_logged: set[str] = set()
+
+settings.on_change(_routes.clear)
+
+
+def _fact(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        last = (value.shape[-1], value.stride(-1)) if value.dim() else ()
+        return (value.dtype, value.device, value.dim(), *last)
+    return value
+
+
+def call(op: Op, *args: Any) -> Any:
+    """Run `op` on real tensors by the route of its signature."""
+    signature = (op.name, *map(_fact, args))
+    route = _routes.get(signature)
+    if route is None:
+        op.check(args)
+        route = _routes[signature] = _resolve(op, signature, args)
+    else:
+        op.check_layout(args)
+    if len(op.written) > 1:
+        op.check_disjoint(args)
+    route.calls += 1
+    return route.run(*args)
+
+
+def _resolve(op: Op, signature: Signature, args: tuple[Any, ...]) -> Route:
+    wanted = settings.get()
+    device = args[op.x].device
+    if wanted.backend == "native":
+        return _native(op, signature, "the native backend was asked for", fallback=False)
+    kernel, reason = _find_kernel(op, device, args)
+    if kernel is None:
+        expected = wanted.backend == "triton" or device.type != "cpu"
+        return _native(op, signature, reason, fallback=expected)
+    route = Route(op, signature, "triton", "", False, kernel)
+    route.run = _guarded(route, kernel, "the Triton kernel failed")
+    return route
+
+
+def _find_kernel(op: Op, device: torch.device, args: tuple[Any, ...]) -> tuple[Callable[..., Any] | None, str]:
+    """The Triton kernel for a call, or None and the reason."""
+    kernels = importlib.import_module("norm_plugin.kernels")
+    reason = kernels.unavailable(device)
+    if reason:
+        return None, reason
+    kernel = kernels.find(op.family, op.name)
+    if kernel is None:
+        return None, f"{op.name} has no Triton kernel"
+    return (None, reason) if (reason := kernel.refuses(*args)) else (kernel.run, "")
+
+
+def _native(op: Op, signature: Signature, reason: str, *, fallback: bool) -> Route:
+    wanted = settings.get()
+    if fallback and wanted.strict:
+        raise BackendError(
+            f"{op.name} cannot run on Triton: {reason}. NORM_PLUGIN_STRICT=1 forbids the native path; "
+            "unset it, or set NORM_PLUGIN=native."
+        )
+    if fallback:
+        log_once(f"{op.name} runs on the native path: {reason}")
+    route = Route(op, signature, "native", reason, fallback, op.native)
+    if wanted.compile:
+        route.backend = "native, compiled"
+        route.run = _guarded(route, torch.compile(op.native), "torch.compile failed")
+    return route
+
+
+def _guarded(route: Route, run: Callable[..., Any], what: str) -> Callable[..., Any]:
+    """`run` for the first call: if it cannot be compiled or launched, this signature stays on the native op."""
+
+    def first(*args: Any) -> Any:
+        try:
+            result = run(*args)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a compiler or a driver may raise anything; it is counted, logged or raised
+            reason = f"{what}: {' '.join(traceback.format_exception_only(error)).strip().splitlines()[0]}"
+            if settings.get().strict:
+                raise BackendError(f"{route.op.name}: {reason}. NORM_PLUGIN_STRICT=1 forbids falling back.") from error
+            log_once(f"{route.op.name} stays on the eager native path: {reason}")
+            route.backend, route.reason, route.fallback, route.run = "native", reason, True, route.op.native
+            return route.op.native(*args)
+        route.run = run
+        return result
+
+    return first
+
+
+def log_once(message: str) -> None:
+    """One warning for each message and process."""
+    if message not in _logged:
+        _logged.add(message)
+        log.warning(message)
+
+
+def routes() -> tuple[Route, ...]:
+    """Every signature seen since the settings last changed, with its backend, reason and number of calls."""
+    return tuple(_routes.values())
+
+
+def calls(op: str, backend: str | None = None) -> int:
+    """How often `op` was called, on one backend or on all."""
+    return sum(r.calls for r in _routes.values() if r.op.name == op and backend in (None, r.backend))
+
+
+def reset() -> None:
+    """Forget all routes and counts."""
+    _routes.clear()

@@ -1,0 +1,300 @@
+"""The public functions, with the signatures that people already call.
+
+Each has two doors. Where only values are wanted, the call goes straight to `dispatch.call`, which costs a few
+microseconds less than torch's dispatcher; where it is traced, transformed or differentiated, through torch.ops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from norm_plugin import dispatch, ops
+from norm_plugin.dispatch import Op
+from norm_plugin.numerics import FP32
+
+_PLAIN = (Tensor, Parameter)
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _only_values(*tensors: Tensor | None) -> bool:
+    """Whether nothing traces, transforms or differentiates a call on these tensors."""
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    return all(t is None or type(t) in _PLAIN for t in tensors) and not _needs_grad(*tensors)
+
+
+def _call(op: Op, tensors: tuple[Tensor | None, ...], *args: Any) -> Any:
+    if _only_values(*tensors):
+        return dispatch.call(op, *args)
+    return getattr(torch.ops.norm_plugin, op.name)(*args)
+
+
+def _rmsnorm(
+    input: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    out: Tensor | None,
+    enable_pdl: bool | None,
+    numerics: str,
+    gemma: bool,
+    variance_size: int | None = None,
+) -> Tensor:
+    how = (eps, numerics, gemma, variance_size, enable_pdl)
+    if out is None:
+        result: Tensor = _call(ops.RMSNORM, (input, weight), input, weight, *how)
+        return result
+    if _needs_grad(input, weight):
+        return out.copy_(_rmsnorm(input, weight, eps, None, enable_pdl, numerics, gemma, variance_size))
+    _call(ops.RMSNORM_OUT, (input, weight, out), input, weight, out, *how)
+    return out
+
+
+def _fused_add_rmsnorm(
+    input: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    enable_pdl: bool | None,
+    numerics: str,
+    gemma: bool,
+) -> None:
+    tensors, how = (input, residual, weight), (eps, numerics, gemma, None, enable_pdl)
+    if _needs_grad(*tensors):  # a mutating op has no autograd formula: the functional twin has
+        out, new_residual = torch.ops.norm_plugin.add_rmsnorm(*tensors, *how)
+        input.copy_(out)
+        residual.copy_(new_residual)
+        return
+    _call(ops.FUSED_ADD_RMSNORM, tensors, *tensors, *how)
+
+
+def rmsnorm(
+    input: Tensor,
+    weight: Tensor | None,
+    eps: float = 1e-6,
+    out: Tensor | None = None,
+    enable_pdl: bool | None = None,
+    *,
+    numerics: str = FP32.name,
+) -> Tensor:
+    """input / rms(input) * weight, row by row. `out` may be `input` itself."""
+    return _rmsnorm(input, weight, eps, out, enable_pdl, numerics, False)
+
+
+def gemma_rmsnorm(
+    input: Tensor,
+    weight: Tensor,
+    eps: float = 1e-6,
+    out: Tensor | None = None,
+    enable_pdl: bool | None = None,
+    *,
+    numerics: str = FP32.name,
+) -> Tensor:
+    """rmsnorm with 1 + weight, added in fp32. `out` may be `input` itself."""
+    return _rmsnorm(input, weight, eps, out, enable_pdl, numerics, True)
+
+
+def fused_add_rmsnorm(
+    input: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    eps: float = 1e-6,
+    enable_pdl: bool | None = None,
+    *,
+    numerics: str = FP32.name,
+) -> None:
+    """residual += input; input = rmsnorm(residual). Both in place."""
+    _fused_add_rmsnorm(input, residual, weight, eps, enable_pdl, numerics, False)
+
+
+def gemma_fused_add_rmsnorm(
+    input: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float = 1e-6,
+    enable_pdl: bool | None = None,
+    *,
+    numerics: str = FP32.name,
+) -> None:
+    """fused_add_rmsnorm with 1 + weight, added in fp32. Both in place."""
+    _fused_add_rmsnorm(input, residual, weight, eps, enable_pdl, numerics, True)
+
+
+def add_rmsnorm(
+    input: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    eps: float = 1e-6,
+    *,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+    variance_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(rmsnorm(input + residual), input + residual); nothing is changed in place."""
+    tensors = (input, residual, weight)
+    result: tuple[Tensor, Tensor] = _call(ops.ADD_RMSNORM, tensors, *tensors, eps, numerics, gemma, variance_size, None)
+    return result
+
+
+def l2norm(x: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> Tensor:
+    """x / sqrt(sum(x^2) + eps), row by row."""
+    result: Tensor = _call(ops.L2NORM, (x,), x, eps, output_dtype)
+    return result
+
+
+def layernorm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-6) -> Tensor:
+    """(input - mean) / std * weight + bias, row by row."""
+    tensors = (input, weight, bias)
+    result: Tensor = _call(ops.LAYERNORM, tensors, *tensors, eps)
+    return result
+
+
+def layernorm_linear(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """layernorm(x) @ linear_weight.T + linear_bias."""
+    tensors = (x, weight, bias, linear_weight, linear_bias)
+    result: Tensor = _call(ops.LAYERNORM_LINEAR, tensors, *tensors, eps)
+    return result
+
+
+def layernorm_fn(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+    activation: str = "silu",
+    *,
+    numerics: str = FP32.name,
+) -> Tensor:
+    """The norm of each group of each row, gated by act(z): after the norm, or before it."""
+    tensors = (x, weight, bias, z)
+    result: Tensor = _call(
+        ops.GATED_NORM, tensors, *tensors, eps, group_size, norm_before_gate, is_rms_norm, activation, numerics
+    )
+    return result
+
+
+def rmsnorm_fn(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    activation: str = "silu",
+    *,
+    numerics: str = FP32.name,
+) -> Tensor:
+    """layernorm_fn with RMSNorm."""
+    return layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, True, activation, numerics=numerics)
+
+
+def _scale(scale: Tensor | float, input: Tensor) -> Tensor:
+    return scale if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float32, device=input.device)
+
+
+def rmsnorm_quant(
+    out: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    scale: Tensor | float,
+    eps: float = 1e-6,
+    enable_pdl: bool | None = None,
+    *,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+) -> None:
+    """out = rmsnorm(input) / scale, rounded and saturated to out's dtype (fp8 or int8)."""
+    tensors = (out, input, weight, _scale(scale, input))
+    _call(ops.RMSNORM_QUANT, tensors, *tensors, eps, numerics, gemma, enable_pdl)
+
+
+def fused_add_rmsnorm_quant(
+    out: Tensor,
+    input: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    scale: Tensor | float,
+    eps: float = 1e-6,
+    enable_pdl: bool | None = None,
+    *,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+) -> None:
+    """residual += input, in place; out = rmsnorm(residual) / scale. input keeps its values."""
+    tensors = (out, input, residual, weight, _scale(scale, input))
+    _call(ops.FUSED_ADD_RMSNORM_QUANT, tensors, *tensors, eps, numerics, gemma, enable_pdl)
+
+
+def rmsnorm_dynamic_quant(
+    input: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    quant_dtype: torch.dtype = torch.float8_e4m3fn,
+    scale_ub: Tensor | None = None,
+    *,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(rmsnorm(input) / scales, scales [..., 1]), one scale a row. A residual is added first and updated in place."""
+    tensors = (input, weight, residual, scale_ub)
+    result: tuple[Tensor, Tensor] = _call(
+        ops.RMSNORM_DYNAMIC_QUANT, tensors, input, weight, residual, eps, quant_dtype, scale_ub, numerics, gemma, None
+    )
+    return result
+
+
+def rmsnorm_block_quant(
+    input: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int = 128,
+    quant_dtype: torch.dtype = torch.float8_e4m3fn,
+    *,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """(rmsnorm(input) / scales, scales [..., N / group_size]). A residual is added first and updated in place."""
+    tensors = (input, weight, residual)
+    result: tuple[Tensor, Tensor] = _call(
+        ops.RMSNORM_BLOCK_QUANT, tensors, *tensors, eps, group_size, quant_dtype, numerics, gemma, None
+    )
+    return result
+
+
+def layernorm_quant(
+    out: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | float,
+    eps: float = 1e-6,
+) -> None:
+    """out = layernorm(input) / scale, rounded and saturated to out's dtype (fp8 or int8)."""
+    tensors = (out, input, weight, bias, _scale(scale, input))
+    _call(ops.LAYERNORM_QUANT, tensors, *tensors, eps)

@@ -1,0 +1,44 @@
+"""The families in Triton. Nothing here imports triton before a call needs a kernel."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel with the arguments of its op: `refuses` gives the reason why it cannot do a call, or ''."""
+
+    run: Callable[..., Any]
+    refuses: Callable[..., str]
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in Python, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def unavailable(device: torch.device) -> str:
+    """Why no Triton kernel can run on `device`, or ''."""
+    if device.type == "cpu" and not interpreted():
+        return "Triton compiles for GPUs, and the tensors are on the CPU"
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    return ""
+
+
+@cache
+def find(family: str, op: str) -> Kernel | None:
+    """The kernel of an op, or None where there is none yet."""
+    if importlib.util.find_spec(f"norm_plugin.kernels.{family}") is None:
+        return None
+    kernels: dict[str, Kernel] = importlib.import_module(f"norm_plugin.kernels.{family}").KERNELS
+    return kernels.get(op)

@@ -1,0 +1,168 @@
+"""Gated LayerNorm and RMSNorm, by groups, in plain PyTorch: the specification.
+
+The gate act(z) multiplies the normalized row (norm_before_gate) or the input (otherwise), in fp32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from norm_plugin.native.layer import affine, standardized, standardized_backward
+from norm_plugin.native.rms import inverse_rms, sum_rows, wide, wide_dtype
+from norm_plugin.numerics import FP32, GATED_NUMERICS
+
+
+def gate(z: Tensor, activation: str) -> Tensor:
+    """act(z) for z in the wide dtype."""
+    return torch.sigmoid(z) if activation == "sigmoid" else F.silu(z)
+
+
+def gate_backward(z: Tensor, activation: str) -> Tensor:
+    """The derivative of act at z."""
+    sigmoid = torch.sigmoid(z)
+    slope = sigmoid * (1 - sigmoid)
+    return slope if activation == "sigmoid" else sigmoid + z * slope
+
+
+def by_group(h: Tensor, group_size: int | None) -> Tensor:
+    """[..., N] as [..., N / group_size, group_size]; one group where group_size is None."""
+    size = group_size or h.shape[-1]
+    return h.reshape(*h.shape[:-1], h.shape[-1] // size, size)
+
+
+def grouped(h: Tensor, group_size: int | None, eps: float, is_rms_norm: bool) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(xhat [..., G, g], mean [..., G, 1] or None, rstd [..., G, 1]) of every group of every row."""
+    groups = by_group(h, group_size)
+    if is_rms_norm:
+        rstd = inverse_rms(groups, eps)
+        return groups * rstd, None, rstd
+    return standardized(groups, eps)
+
+
+def gated_norm_with_stats(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor | None,
+    eps: float,
+    group_size: int | None,
+    norm_before_gate: bool,
+    is_rms_norm: bool,
+    activation: str,
+    numerics: str,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(out, mean, rstd); the statistics are [..., G] for G groups, and mean is None for RMSNorm."""
+    h = wide(x)
+    act = None if z is None else gate(z.to(h.dtype), activation)
+    if act is not None and not norm_before_gate:
+        h = h * act
+    xhat, mean, rstd = grouped(h, group_size, eps, is_rms_norm)
+    y = xhat.flatten(-2)
+    if GATED_NUMERICS[numerics].round_before_weight:
+        y = affine(y.to(x.dtype).to(h.dtype), weight, bias).to(x.dtype).to(h.dtype)
+    else:
+        y = affine(y, weight, bias)
+    if act is not None and norm_before_gate:
+        y = y * act
+    return y.to(x.dtype), None if mean is None else mean.squeeze(-1), rstd.squeeze(-1)
+
+
+def gated_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+    activation: str = "silu",
+    numerics: str = FP32.name,
+) -> Tensor:
+    """The normalized, gated x; z None leaves the gate out."""
+    return gated_norm_with_stats(
+        x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, activation, numerics
+    )[0]
+
+
+def layernorm_fn_native(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+    activation: str = "silu",
+) -> Tensor:
+    """`layernorm_fn` of mamba_ssm, FLA, vLLM and SGLang, always in PyTorch."""
+    return gated_norm(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, activation)
+
+
+def rmsnorm_fn_native(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    activation: str = "silu",
+) -> Tensor:
+    """`rmsnorm_fn` of mamba_ssm, FLA and vLLM, always in PyTorch."""
+    return gated_norm(x, weight, bias, z, eps, group_size, norm_before_gate, True, activation)
+
+
+def _layer_norm_fwd_native(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    z: Tensor | None = None,
+    out: Tensor | None = None,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+    activation: str = "silu",
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(out, mean, rstd) of a 2-D x, the statistics fp32 and group-major: entry g * M + row."""
+    y, mean, rstd = gated_norm_with_stats(
+        x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, activation, FP32.name
+    )
+    if out is not None:
+        y = out.copy_(y)
+    return y, None if mean is None else mean.t().flatten(), rstd.t().flatten()
+
+
+def gated_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor | None,
+    eps: float,
+    group_size: int | None,
+    norm_before_gate: bool,
+    is_rms_norm: bool,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(dx, dweight, dbias, dz) in the wide dtype; everything is computed again from the inputs."""
+    h, g = wide(x), grad.to(wide_dtype(x.dtype))
+    wide_z = None if z is None else z.to(h.dtype)
+    act = None if wide_z is None else gate(wide_z, activation)
+    gate_first = act is not None and not norm_before_gate
+    xhat, _, rstd = grouped(h * act if act is not None and gate_first else h, group_size, eps, is_rms_norm)
+    flat = xhat.flatten(-2)
+    dnormed = g * act if act is not None and norm_before_gate else g
+    dgrouped = by_group(affine(dnormed, weight, None), group_size)
+    dh = standardized_backward(dgrouped, xhat, rstd, centred=not is_rms_norm).flatten(-2)
+    dweight, dbias = sum_rows(dnormed * flat), sum_rows(dnormed)
+    if act is None or wide_z is None:
+        return dh, dweight, dbias, None
+    slope = gate_backward(wide_z, activation)
+    if gate_first:
+        return dh * act, dweight, dbias, dh * h * slope
+    return dh, dweight, dbias, g * affine(flat, weight, bias) * slope

@@ -1,0 +1,128 @@
+"""RMSNorm, its fused residual add, Gemma's variant and the l2 norm, in plain PyTorch: the specification."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from norm_plugin.numerics import FP32, NUMERICS, Numerics
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that everything is computed in: fp32, or fp64 for fp64."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in the dtype that everything is computed in."""
+    return x.to(wide_dtype(x.dtype))
+
+
+def inverse_rms(h: Tensor, eps: float, variance_size: int | None = None) -> Tensor:
+    """rsqrt(mean(h^2) + eps) of each row, or of its first `variance_size` columns."""
+    return torch.rsqrt(h[..., :variance_size].pow(2).mean(-1, keepdim=True) + eps)
+
+
+def scaled(h: Tensor, s: Tensor, weight: Tensor | None, numerics: Numerics, gemma: bool, dtype: torch.dtype) -> Tensor:
+    """h * s * w before its last rounding; `dtype` is the activation dtype that b() rounds to."""
+    w = None if weight is None else weight.to(h.dtype) + 1 if gemma else weight.to(h.dtype)
+    if numerics.weight_before_scale:
+        return h * s if w is None else h * w * s
+    y = h * s
+    if numerics.round_before_weight:
+        y = y.to(dtype).to(h.dtype)
+    return y if w is None else y * w
+
+
+def added(
+    input: Tensor, residual: Tensor, eps: float, numerics: Numerics, variance_size: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(h, s, new_residual) of a fused add: what is scaled, by what, and what is written back."""
+    total = wide(input) + wide(residual)
+    new_residual = total.to(residual.dtype)
+    rounded = new_residual.to(total.dtype)
+    s = inverse_rms(rounded if numerics.variance_of_rounded_sum else total, eps, variance_size)
+    return (rounded if numerics.output_of_rounded_sum else total), s, new_residual
+
+
+def rmsnorm(
+    input: Tensor,
+    weight: Tensor | None,
+    eps: float = 1e-6,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+    variance_size: int | None = None,
+) -> Tensor:
+    """The RMSNorm of every row; with `gemma` the weight is 1 + weight, added in fp32."""
+    h = wide(input)
+    s = inverse_rms(h, eps, variance_size)
+    return scaled(h, s, weight, NUMERICS[numerics], gemma, input.dtype).to(input.dtype)
+
+
+def add_rmsnorm(
+    input: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    eps: float = 1e-6,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+    variance_size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(norm(input + residual), input + residual): the fused add as a function, nothing is changed in place."""
+    h, s, new_residual = added(input, residual, eps, NUMERICS[numerics], variance_size)
+    return scaled(h, s, weight, NUMERICS[numerics], gemma, input.dtype).to(input.dtype), new_residual
+
+
+def fused_add_rmsnorm(
+    input: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    eps: float = 1e-6,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+    variance_size: int | None = None,
+) -> None:
+    """residual += input, then input = norm(residual), both in place."""
+    out, new_residual = add_rmsnorm(input, residual, weight, eps, numerics, gemma, variance_size)
+    input.copy_(out)
+    residual.copy_(new_residual)
+
+
+def l2norm(input: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> Tensor:
+    """input / sqrt(sum(input^2) + eps), row by row."""
+    h = wide(input)
+    return (h * torch.rsqrt(h.pow(2).sum(-1, keepdim=True) + eps)).to(output_dtype or input.dtype)
+
+
+def sum_rows(g: Tensor) -> Tensor:
+    """The gradient of a value that every row shares: [..., N] -> [N]."""
+    return g.reshape(-1, g.shape[-1]).sum(0)
+
+
+def rmsnorm_backward(
+    grad: Tensor,
+    h: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    gemma: bool = False,
+    variance_size: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """(dh, dweight) in the wide dtype, for h in the wide dtype. Roundings pass gradients through unchanged."""
+    s = inverse_rms(h, eps, variance_size)
+    xhat, g = h * s, grad.to(h.dtype)
+    gw = g if weight is None else g * (weight.to(h.dtype) + 1 if gemma else weight.to(h.dtype))
+    shared = (gw * xhat).sum(-1, keepdim=True)
+    dh = s * gw
+    if variance_size is None:
+        dh = dh - s * xhat * shared / h.shape[-1]
+    else:  # only these columns reach s
+        dh[..., :variance_size] -= s * xhat[..., :variance_size] * shared / variance_size
+    return dh, None if weight is None else sum_rows(g * xhat)
+
+
+def l2norm_backward(grad: Tensor, input: Tensor, eps: float) -> Tensor:
+    """dinput of l2norm, in the wide dtype."""
+    h = wide(input)
+    s = torch.rsqrt(h.pow(2).sum(-1, keepdim=True) + eps)
+    g, y = grad.to(h.dtype), h * s
+    return s * (g - y * (g * y).sum(-1, keepdim=True))

@@ -1,0 +1,57 @@
+"""The named roundings. Every kernel, native op and engine adapter takes its rounding from this table.
+
+h is x, or x + residual; s is rsqrt(mean(h^2) + eps); b() rounds to the activation dtype. All arithmetic is fp32
+(fp64 for fp64 inputs), and the residual that is written is always b(x + residual), in the residual's own dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """One way to round an RMSNorm. Two paths with the same numerics differ only by the order of a sum."""
+
+    name: str
+    formula: str
+    used_by: str
+    variance_of_rounded_sum: bool = False
+    output_of_rounded_sum: bool = False
+    round_before_weight: bool = False
+    weight_before_scale: bool = False
+
+
+FP32 = Numerics(
+    "fp32",
+    "b(h * s * w)",
+    "FlashInfer, sgl_kernel, Quack, SGLang; vLLM with an fp32 weight (Gemma)",
+)
+HF = Numerics(
+    "hf",
+    "b(b(h * s) * w)",
+    "Hugging Face Llama; vLLM's native path with a bf16 weight; Mixer2's native path",
+    round_before_weight=True,
+)
+VLLM_C = Numerics(
+    "vllm_c",
+    "b(b(x + r) * s * w), s from b(x + r)",
+    "vLLM's CUDA fused add",
+    variance_of_rounded_sum=True,
+    output_of_rounded_sum=True,
+)
+SGL_JIT = Numerics(
+    "sgl_jit",
+    "b(b(x + r) * w * s), s from x + r",
+    "SGLang's JIT fused add",
+    output_of_rounded_sum=True,
+    weight_before_scale=True,
+)
+
+NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, HF, VLLM_C, SGL_JIT)}
+
+#: The gated norms keep fp32 throughout, or round before the weight; nobody computes them in another way.
+GATED_NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, HF)}
+
+#: silu and swish are two names of one function: z * sigmoid(z).
+ACTIVATIONS: tuple[str, ...] = ("silu", "swish", "sigmoid")

@@ -1,0 +1,166 @@
+"""Every flag: its name, its values, its default and one line of help. The README's table is made from this one.
+
+Flags are read from the environment once, at the first use; `override` changes them for a block of code.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+
+BACKENDS = ("off", "auto", "triton", "native")
+FAMILIES = ("rmsnorm", "gemma", "layernorm", "gated", "mixer2", "qknorm")
+
+
+class SettingError(ValueError):
+    """A flag has a value that means nothing, or two flags contradict each other."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One environment variable."""
+
+    name: str
+    field: str
+    values: str
+    default: str
+    help: str
+    parse: Callable[[str, str], object]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the flags say, parsed."""
+
+    backend: str
+    native_layernorm: bool
+    ops: frozenset[str]
+    scope: str
+    strict: bool
+    pdl: bool | None
+    compile: bool
+    report: str | None
+
+
+def _one_of(name: str, text: str, *, values: tuple[str, ...]) -> str:
+    if text not in values:
+        raise SettingError(f"{name}={text!r} is not one of its values: {', '.join(values)}. Set one, or unset it.")
+    return text
+
+
+def _switch(name: str, text: str) -> bool:
+    return _one_of(name, text, values=("0", "1")) == "1"
+
+
+def _auto_switch(name: str, text: str) -> bool | None:
+    return {"auto": None, "0": False, "1": True}[_one_of(name, text, values=("auto", "0", "1"))]
+
+
+def _families(name: str, text: str) -> frozenset[str]:
+    wanted = [word.strip() for word in text.split(",") if word.strip()]
+    for word in wanted:
+        if word not in FAMILIES:
+            raise SettingError(f"{name}={text!r} names {word!r}, which is not a family: {', '.join(FAMILIES)}.")
+    return frozenset(wanted or FAMILIES)
+
+
+FLAGS: tuple[Flag, ...] = (
+    Flag(
+        "NORM_PLUGIN", "backend", "`off`, `auto`, `triton`, `native`", "off",
+        "off: the engines stay as they are. auto: Triton where it works, else native. "
+        "Direct calls of the functions take off for auto",
+        partial(_one_of, values=BACKENDS),
+    ),
+    Flag(
+        "USE_NATIVE_LAYERNORM", "native_layernorm", "`0`, `1`", "0",
+        "1 is `NORM_PLUGIN=native`; together with `NORM_PLUGIN=triton` or `off` it is an error",
+        _switch,
+    ),
+    Flag(
+        "NORM_PLUGIN_OPS", "ops", "a list of " + ", ".join(f"`{family}`" for family in FAMILIES), "",
+        "take only these families of engine layers; empty: all of them",
+        _families,
+    ),
+    Flag(
+        "NORM_PLUGIN_SCOPE", "scope", "`eager`, `all`", "eager",
+        "vLLM: leave what Inductor compiles alone, or take it too",
+        partial(_one_of, values=("eager", "all")),
+    ),
+    Flag(
+        "NORM_PLUGIN_STRICT", "strict", "`0`, `1`", "0",
+        "1: what cannot be done as asked raises, with the reason, instead of falling back",
+        _switch,
+    ),
+    Flag(
+        "NORM_PLUGIN_PDL", "pdl", "`auto`, `0`, `1`", "auto",
+        "programmatic dependent launch of the Triton kernels; auto: where the GPU has it",
+        _auto_switch,
+    ),
+    Flag(
+        "NORM_PLUGIN_COMPILE", "compile", "`0`, `1`", "0",
+        "1: run the native ops through torch.compile",
+        _switch,
+    ),
+    Flag(
+        "NORM_PLUGIN_REPORT", "report", "a path", "",
+        "write the report there when the engine process ends",
+        lambda name, text: text or None,
+    ),
+)  # fmt: skip
+
+
+def read(environ: Mapping[str, str]) -> Settings:
+    """The settings of an environment; a wrong value raises SettingError, which names the flag and its values."""
+    values = {flag.field: flag.parse(flag.name, environ.get(flag.name, flag.default)) for flag in FLAGS}
+    if values["native_layernorm"]:
+        backend = environ.get("NORM_PLUGIN", "native")
+        if backend in ("triton", "off"):
+            raise SettingError(
+                f"USE_NATIVE_LAYERNORM=1 asks for the native path and NORM_PLUGIN={backend} for another: unset one."
+            )
+        values["backend"] = "native"
+    return Settings(**values)  # type: ignore[arg-type]
+
+
+_current: Settings | None = None
+_watchers: list[Callable[[], None]] = []
+
+
+def get() -> Settings:
+    """The settings of this process."""
+    global _current
+    if _current is None:
+        _current = read(os.environ)
+    return _current
+
+
+def on_change(forget: Callable[[], None]) -> None:
+    """Have `forget` called whenever the settings change: for whoever keeps what was derived from them."""
+    _watchers.append(forget)
+
+
+def _set(settings: Settings | None) -> None:
+    global _current
+    _current = settings
+    for forget in _watchers:
+        forget()
+
+
+@contextmanager
+def override(**fields: object) -> Iterator[Settings]:
+    """Other settings for a block of code, as in `override(backend="native", strict=True)`."""
+    before = get()
+    _set(replace(before, **fields))  # type: ignore[arg-type]
+    try:
+        yield get()
+    finally:
+        _set(before)
+
+
+def table() -> str:
+    """The flags as a Markdown table."""
+    rows = [f"| `{f.name}` | {f.values} | `{f.default or 'unset'}` | {f.help} |" for f in FLAGS]
+    return "\n".join(["| flag | values | default | meaning |", "|---|---|---|---|", *rows])
