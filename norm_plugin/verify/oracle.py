@@ -1,0 +1,274 @@
+"""Every op in fp64, as the plain formula: what native ops and kernels are both measured against.
+
+An oracle returns the value before its last rounding, so that a correctly rounded result lies within half an ulp of it.
+The roundings that a named numerics puts in the middle are applied where it puts them. fp32 arithmetic may round a
+value that lies next to a tie the other way than fp64 does: `nudge` moves values by that relative amount before each
+such rounding, and a result is right if it agrees with the oracle of one of `NUDGES`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from norm_plugin.numerics import FP32, GATED_NUMERICS, NUMERICS
+
+#: 16 roundings of fp32, in both directions. A sum in pairs over 2^17 squares costs at most 17 roundings, of which the
+#: square root leaves half; the root, the products and eps cost less than the rest.
+NUDGES: tuple[float, ...] = (0.0, -(2.0**-20), 2.0**-20)
+
+#: (least, largest) value of each quantised dtype, and the least scale of a dynamic quantisation.
+RANGES: dict[torch.dtype, tuple[float, float]] = {
+    torch.float8_e4m3fn: (-448.0, 448.0),
+    torch.float8_e5m2: (-57344.0, 57344.0),
+    torch.int8: (-128.0, 127.0),
+}
+LEAST_SCALES: dict[torch.dtype, float] = {
+    torch.float8_e4m3fn: 1 / (448.0 * 512.0),
+    torch.float8_e5m2: 1 / (57344.0 * 512.0),
+    torch.int8: 2.0**-23,
+}
+
+
+def rounded(value: Tensor, dtype: torch.dtype, nudge: float = 0.0) -> Tensor:
+    """b(value), as fp64."""
+    return (value * (1 + nudge)).to(dtype).double()
+
+
+def inverse_root(h: Tensor, eps: float, columns: int | None = None) -> Tensor:
+    """1 / sqrt(mean(h^2) + eps) of each row, or of its first columns."""
+    return 1 / (h[..., :columns].square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def factor(weight: Tensor | None, gemma: bool = False) -> Tensor | float:
+    """What a normalized row is multiplied with."""
+    if weight is None:
+        return 1.0
+    return weight.double() + 1 if gemma else weight.double()
+
+
+def offset(bias: Tensor | None) -> Tensor | float:
+    """What is added to it."""
+    return 0.0 if bias is None else bias.double()
+
+
+# --- rms ----------------------------------------------------------------------------------------------------------
+
+
+def rmsnorm(
+    input: Tensor,
+    weight: Tensor | None,
+    eps: float = 1e-6,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+    variance_size: int | None = None,
+    nudge: float = 0.0,
+) -> Tensor:
+    """h * s * w."""
+    h = input.double()
+    xhat = h * inverse_root(h, eps, variance_size)
+    if NUMERICS[numerics].round_before_weight:
+        xhat = rounded(xhat, input.dtype, nudge)
+    return xhat * factor(weight, gemma)
+
+
+def add_rmsnorm(
+    input: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    eps: float = 1e-6,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+    variance_size: int | None = None,
+    nudge: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """(norm(x + r), x + r)."""
+    named = NUMERICS[numerics]
+    total = input.double() + residual.double()
+    written = rounded(total, residual.dtype, nudge)
+    s = inverse_root(written if named.variance_of_rounded_sum else total, eps, variance_size)
+    xhat = (written if named.output_of_rounded_sum else total) * s
+    if named.round_before_weight:
+        xhat = rounded(xhat, input.dtype, nudge)
+    return xhat * factor(weight, gemma), total
+
+
+def l2norm(input: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(sum(x^2) + eps)."""
+    h = input.double()
+    return h / (h.square().sum(-1, keepdim=True) + eps).sqrt()
+
+
+# --- layer --------------------------------------------------------------------------------------------------------
+
+
+def layernorm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-6) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * w + b."""
+    centred = input.double() - input.double().mean(-1, keepdim=True)
+    return centred * inverse_root(centred, eps) * factor(weight) + offset(bias)
+
+
+def layernorm_linear(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    eps: float = 1e-6,
+    nudge: float = 0.0,
+) -> Tensor:
+    """b(layernorm(x)) @ W^T + c, the norm rounded to x's dtype and then to the linear weight's."""
+    normed = rounded(rounded(layernorm(x, weight, bias, eps), x.dtype, nudge), linear_weight.dtype)
+    return normed @ linear_weight.double().t() + offset(linear_bias)
+
+
+# --- gated --------------------------------------------------------------------------------------------------------
+
+
+def gate(z: Tensor, activation: str) -> Tensor:
+    """sigmoid(z), or z * sigmoid(z)."""
+    sigmoid = 1 / (1 + torch.exp(-z.double()))
+    return sigmoid if activation == "sigmoid" else z.double() * sigmoid
+
+
+def gated_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+    activation: str = "silu",
+    numerics: str = FP32.name,
+    nudge: float = 0.0,
+) -> Tensor:
+    """norm(x) * act(z), or norm(x * act(z)), group by group."""
+    xhat, _, _ = normalized_groups(x, z, eps, group_size, norm_before_gate, is_rms_norm, activation)
+    if GATED_NUMERICS[numerics].round_before_weight:
+        y = rounded(rounded(xhat, x.dtype, nudge) * factor(weight) + offset(bias), x.dtype, nudge)
+    else:
+        y = xhat * factor(weight) + offset(bias)
+    return y if z is None or not norm_before_gate else y * gate(z, activation)
+
+
+def gated_statistics(
+    x: Tensor,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+    activation: str = "silu",
+) -> tuple[Tensor | None, Tensor]:
+    """(mean or None, rstd) of a 2-D x, group-major: all rows of the first group, then all of the second."""
+    _, mean, rstd = normalized_groups(x, z, eps, group_size, norm_before_gate, is_rms_norm, activation)
+    return None if mean is None else torch.cat(mean.unbind(1)), torch.cat(rstd.unbind(1))
+
+
+def normalized_groups(
+    x: Tensor,
+    z: Tensor | None,
+    eps: float,
+    group_size: int | None,
+    norm_before_gate: bool,
+    is_rms_norm: bool,
+    activation: str,
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(xhat [..., N], mean [..., G] or None, rstd [..., G])."""
+    h = x.double() if z is None or norm_before_gate else x.double() * gate(z, activation)
+    groups = h.unflatten(-1, (-1, group_size or h.shape[-1]))
+    mean = None if is_rms_norm else groups.mean(-1, keepdim=True)
+    centred = groups if mean is None else groups - mean
+    rstd = inverse_root(centred, eps)
+    return (centred * rstd).flatten(-2), None if mean is None else mean[..., 0], rstd[..., 0]
+
+
+# --- quant --------------------------------------------------------------------------------------------------------
+
+
+def quantised(y: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """y / scale, saturated."""
+    return (y / scale.double()).clamp(*RANGES[dtype])
+
+
+def dynamic_scale(y: Tensor, dtype: torch.dtype, upper_bound: Tensor | None = None) -> Tensor:
+    """The largest magnitude along the last dimension over that of the dtype, [..., 1]."""
+    largest = y.abs().amax(-1, keepdim=True)
+    if upper_bound is not None:
+        largest = torch.minimum(largest, upper_bound.double())
+    return (largest / RANGES[dtype][1]).clamp(min=LEAST_SCALES[dtype])
+
+
+def to_quantise(
+    input: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+    nudge: float = 0.0,
+) -> Tensor:
+    """The RMSNorm that is quantised: before its last rounding, and with `hf` after it."""
+    if residual is None:
+        y = rmsnorm(input, weight, eps, numerics, gemma, nudge=nudge)
+    else:
+        y, _ = add_rmsnorm(input, residual, weight, eps, numerics, gemma, nudge=nudge)
+    return rounded(y, input.dtype, nudge) if NUMERICS[numerics].round_before_weight else y
+
+
+def rmsnorm_quant(
+    input: Tensor,
+    weight: Tensor | None,
+    scale: Tensor,
+    dtype: torch.dtype,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+    nudge: float = 0.0,
+) -> Tensor:
+    """norm(x) or norm(x + r), by one scale."""
+    return quantised(to_quantise(input, weight, residual, eps, numerics, gemma, nudge), scale, dtype)
+
+
+def rmsnorm_dynamic_quant(
+    input: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    scale_ub: Tensor | None = None,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+    nudge: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """(the quantised norm, its scales [..., 1])."""
+    y = to_quantise(input, weight, residual, eps, numerics, gemma, nudge)
+    scale = dynamic_scale(y, dtype, scale_ub)
+    return quantised(y, scale, dtype), scale
+
+
+def rmsnorm_block_quant(
+    input: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int = 128,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+    nudge: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """(the quantised norm, its scales [..., N / group_size])."""
+    y = to_quantise(input, weight, residual, eps, numerics, gemma, nudge).unflatten(-1, (-1, group_size))
+    scale = dynamic_scale(y, dtype)
+    return quantised(y, scale, dtype).flatten(-2), scale[..., 0]
+
+
+def layernorm_quant(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor, dtype: torch.dtype, eps: float = 1e-6
+) -> Tensor:
+    """layernorm(x), by one scale."""
+    return quantised(layernorm(input, weight, bias, eps), scale, dtype)

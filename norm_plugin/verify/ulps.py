@@ -1,0 +1,59 @@
+"""Distances between a result and its fp64 oracle, in ulps of the result's dtype."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Digits after the leading one, and the exponents of the least normal and of the largest value.
+FORMATS: dict[torch.dtype, tuple[int, int, int]] = {
+    torch.float64: (52, -1022, 1023),
+    torch.float32: (23, -126, 127),
+    torch.bfloat16: (7, -126, 127),
+    torch.float16: (10, -14, 15),
+    torch.float8_e4m3fn: (3, -6, 8),
+    torch.float8_e5m2: (2, -14, 15),
+}
+
+
+class Ulps(NamedTuple):
+    """The worst and the mean distance. inf: a NaN or an inf is not where the oracle has it."""
+
+    max: float
+    mean: float
+
+
+def size(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The distance of neighbours of `dtype` at the fp64 `value`; for integers it is 1."""
+    if not dtype.is_floating_point:
+        return torch.ones_like(value)
+    digits, least, largest = FORMATS[dtype]
+    exponent = torch.frexp(value.nan_to_num())[1] - 1
+    exponent = exponent.where(value != 0, least).clamp(least, largest)
+    return torch.ldexp(torch.ones_like(value), exponent - digits)
+
+
+def distance(actual: Tensor, oracle: Tensor) -> Tensor:
+    """Element by element. Two NaNs are 0 apart; inf counts as the power of two that follows the largest value."""
+    if actual.shape != oracle.shape:
+        raise ValueError(f"actual has shape {list(actual.shape)} and the oracle {list(oracle.shape)}")
+    values, truth = actual.double(), oracle.double()
+    if actual.dtype.is_floating_point and actual.dtype != torch.float64:
+        infinity = 2.0 ** (FORMATS[actual.dtype][2] + 1)
+        values, truth = values.clamp(-infinity, infinity), truth.clamp(-infinity, infinity)
+    apart = (values - truth).abs() / size(truth, actual.dtype)
+    apart = apart.where(values != truth, 0.0)
+    one_is_nan = values.isnan() != truth.isnan()
+    return apart.where(~one_is_nan, float("inf")).where(~(values.isnan() & truth.isnan()), 0.0)
+
+
+def measure(actual: Tensor, *oracles: Tensor) -> Ulps:
+    """The distance to the nearest of the oracles, element by element: its maximum and its mean."""
+    if actual.numel() == 0:
+        return Ulps(0.0, 0.0)
+    nearest = distance(actual, oracles[0])
+    for oracle in oracles[1:]:
+        nearest = torch.minimum(nearest, distance(actual, oracle))
+    return Ulps(float(nearest.max()), float(nearest.mean()))
