@@ -10,17 +10,22 @@ from norm_plugin.native.rms import sum_rows, wide
 
 
 def standardized(h: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(xhat, mean, rstd). Two passes: the variance is of the centred row, so a large mean costs no digits."""
+    """(xhat, mean, rstd). The variance is of the centred row, and what the rounding of the mean left in that row is
+    taken off as well, so a large mean costs no digits."""
     mean = h.mean(-1, keepdim=True)
     centred = h - mean
+    left = centred.mean(-1, keepdim=True)
+    centred = centred - left
     rstd = torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps)
-    return centred * rstd, mean, rstd
+    return centred * rstd, mean + left, rstd
 
 
 def affine(xhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """xhat * weight + bias, each of which may be None, in xhat's dtype."""
-    y = xhat if weight is None else xhat * weight.to(xhat.dtype)
-    return y if bias is None else y + bias.to(xhat.dtype)
+    if bias is None:
+        return xhat if weight is None else xhat * weight.to(xhat.dtype)
+    offset = bias.to(xhat.dtype)
+    return xhat + offset if weight is None else torch.addcmul(offset, xhat, weight.to(xhat.dtype))
 
 
 def layernorm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-6) -> Tensor:
