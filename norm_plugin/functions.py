@@ -88,9 +88,10 @@ def rmsnorm(
     enable_pdl: bool | None = None,
     *,
     numerics: str = FP32.name,
+    variance_size: int | None = None,
 ) -> Tensor:
-    """input / rms(input) * weight, row by row. `out` may be `input` itself."""
-    return _rmsnorm(input, weight, eps, out, enable_pdl, numerics, False)
+    """input / rms(input) * weight, row by row, the rms of the first `variance_size` columns. `out` may be `input`."""
+    return _rmsnorm(input, weight, eps, out, enable_pdl, numerics, False, variance_size)
 
 
 def gemma_rmsnorm(

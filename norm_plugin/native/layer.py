@@ -52,19 +52,22 @@ def layernorm_linear(
     return F.linear(normed, linear_weight, linear_bias)
 
 
-def stable_layernorm(x: Tensor, gamma: Tensor, eps: float = 1e-5) -> Tensor:
-    """layernorm(x / max(x)) of each row, computed so that no row overflows.
+def divided_by_max(x: Tensor) -> Tensor:
+    """x / |max(x)| of each row in the wide dtype, which a LayerNorm can be taken of: finite, and so is its square.
 
-    A positive divisor m changes a LayerNorm only through eps: layernorm(x / m, eps) = layernorm(x / a, eps * (m / a)^2)
-    for every a > 0. With a the largest magnitude of the row, x / a stays in [-1, 1] whatever m is. A negative m acts
-    as |m| (dividing by m itself would flip the sign of the row), m = 0 leaves eps 0, and an all-zero row gives 0.
+    A maximum that is 0, or smaller than 2^-40 of the row's largest magnitude a, is taken as a * 2^-40: in such a row,
+    which has an element near 0 and one of magnitude a, eps is below the last digit of the variance with either. The
+    magnitude, because a negative divisor would flip the sign of the row. An all-zero row stays as it is.
     """
     h = wide(x)
     magnitude = h.abs().amax(-1, keepdim=True)
-    divisor = torch.where(magnitude > 0, magnitude, torch.ones_like(magnitude))
-    top = torch.where(magnitude > 0, h.amax(-1, keepdim=True), torch.ones_like(magnitude))
-    xhat, _, _ = standardized(h / divisor, eps * (top / divisor).pow(2))
-    return (xhat * gamma.to(h.dtype)).to(x.dtype)
+    divisor = torch.maximum(h.amax(-1, keepdim=True).abs(), magnitude * 2.0**-40)
+    return h / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
+
+
+def stable_layernorm(x: Tensor, gamma: Tensor, eps: float = 1e-5) -> Tensor:
+    """layernorm(x / |max(x)|), row by row, of which no step overflows. See `divided_by_max` for rows without one."""
+    return layernorm(divided_by_max(x), gamma, None, eps).to(x.dtype)
 
 
 def standardized_backward(gw: Tensor, xhat: Tensor, rstd: Tensor, centred: bool = True) -> Tensor:
