@@ -88,10 +88,11 @@ def rmsnorm(
     enable_pdl: bool | None = None,
     *,
     numerics: str = FP32.name,
+    gemma: bool = False,
     variance_size: int | None = None,
 ) -> Tensor:
     """input / rms(input) * weight, row by row, the rms of the first `variance_size` columns. `out` may be `input`."""
-    return _rmsnorm(input, weight, eps, out, enable_pdl, numerics, False, variance_size)
+    return _rmsnorm(input, weight, eps, out, enable_pdl, numerics, gemma, variance_size)
 
 
 def gemma_rmsnorm(

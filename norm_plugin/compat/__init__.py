@@ -1,0 +1,1 @@
+"""Other people's calls on our ops: one module for each project, with that project's names and argument names."""

@@ -1,0 +1,56 @@
+"""mamba_ssm's gated norms, as in `mamba_ssm.ops.triton.layernorm_gated`; FLA, vLLM and SGLang have them by these names.
+
+The functions are the public ones, with mamba_ssm's arguments and those that the others added behind them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from norm_plugin.functions import layernorm_fn, rmsnorm_fn
+from norm_plugin.layers import LayerNormGated, RMSNormGated
+from norm_plugin.native import _layer_norm_fwd_native as _layer_norm_fwd
+from norm_plugin.native import rmsnorm_fn_native
+from norm_plugin.native.gated import grouped
+from norm_plugin.native.layer import affine
+
+__all__ = ["LayerNorm", "RMSNorm", "_layer_norm_fwd", "layernorm_fn", "rms_norm_ref", "rmsnorm_fn"]
+
+LayerNorm = LayerNormGated
+
+
+class RMSNorm(RMSNormGated):
+    """RMSNormGated with mamba_ssm's order: the gate comes after the norm unless told otherwise."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        eps: float = 1e-5,
+        group_size: int | None = None,
+        norm_before_gate: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        activation: str = "swish",
+    ) -> None:
+        super().__init__(hidden_size, eps, group_size, norm_before_gate, device, dtype, activation)
+
+
+def rms_norm_ref(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    upcast: bool = True,
+) -> Tensor:
+    """The formula in PyTorch: in fp32 with one rounding, or without `upcast` in x's dtype, rounded at every step."""
+    if upcast:
+        return rmsnorm_fn_native(x, weight, bias, z, eps, group_size, norm_before_gate)
+    gate = None if z is None else F.silu(z)
+    xhat, _, _ = grouped(x if gate is None or norm_before_gate else x * gate, group_size, eps, is_rms_norm=True)
+    y = affine(xhat.flatten(-2), weight, bias)
+    return y if gate is None or not norm_before_gate else y * gate
