@@ -49,11 +49,25 @@ def distance(actual: Tensor, oracle: Tensor) -> Tensor:
     return apart.where(~one_is_nan, float("inf")).where(~(values.isnan() & truth.isnan()), 0.0)
 
 
+def nearest(actual: Tensor, *oracles: Tensor) -> Tensor:
+    """The distance to the nearest of the oracles, element by element."""
+    apart = distance(actual, oracles[0])
+    for oracle in oracles[1:]:
+        apart = torch.minimum(apart, distance(actual, oracle))
+    return apart
+
+
 def measure(actual: Tensor, *oracles: Tensor) -> Ulps:
-    """The distance to the nearest of the oracles, element by element: its maximum and its mean."""
+    """The distance to the nearest of the oracles: its maximum and its mean."""
     if actual.numel() == 0:
         return Ulps(0.0, 0.0)
-    nearest = distance(actual, oracles[0])
-    for oracle in oracles[1:]:
-        nearest = torch.minimum(nearest, distance(actual, oracle))
-    return Ulps(float(nearest.max()), float(nearest.mean()))
+    apart = nearest(actual, *oracles)
+    return Ulps(float(apart.max()), float(apart.mean()))
+
+
+def excess(actual: Tensor, bound: Tensor, *oracles: Tensor) -> float:
+    """By how many ulps the worst element misses half an ulp plus its `bound`, an absolute amount; 0 is right."""
+    if actual.numel() == 0:
+        return 0.0
+    allowed = 0.5 + (bound / size(oracles[0].double(), actual.dtype)).nan_to_num(0.0, posinf=0.0)
+    return float((nearest(actual, *oracles) - allowed).clamp(min=0).max())

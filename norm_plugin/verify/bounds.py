@@ -1,0 +1,121 @@
+"""How far the arithmetic of an op may put a value off before its last rounding, which costs half an ulp on top.
+
+Every bound is an absolute amount per element, in fp64, and follows from the formula: each product, sum and root in
+fp32 is off by a share of the magnitudes that it is made of, and by one subnormal where it underflows. Nothing in a
+bound is measured.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from norm_plugin.verify import oracle
+
+#: How many roundings a value has behind it at most: see the nudges of the oracle.
+ROUNDINGS = 16
+
+#: The least subnormal of fp32; where a device flushes those to zero, pass FLUSHED instead.
+SUBNORMAL = 2.0**-149
+FLUSHED = 2.0**-126
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """What one rounding may cost, relatively, where inputs have this dtype: below fp32 all is computed in fp32."""
+    return 2.0**-53 if dtype == torch.float64 else 2.0**-24
+
+
+def magnitude(factor: Tensor | float) -> Tensor | float:
+    """|factor|."""
+    return factor.abs() if isinstance(factor, Tensor) else abs(factor)
+
+
+def product(value: Tensor, dtype: torch.dtype, *factors: Tensor | float, least: float = SUBNORMAL) -> Tensor:
+    """A product: a share of itself, and a subnormal, lost early, that all factors enlarge."""
+    lost: Tensor = torch.full_like(value, least)
+    for factor in factors:
+        lost = lost * (1 + magnitude(factor))
+    return ROUNDINGS * rounding(dtype) * value.abs() + lost
+
+
+def rmsnorm(
+    input: Tensor,
+    weight: Tensor | None,
+    residual: Tensor | None = None,
+    eps: float = 1e-6,
+    gemma: bool = False,
+    variance_size: int | None = None,
+    least: float = SUBNORMAL,
+) -> Tensor:
+    """Of rmsnorm, or of add_rmsnorm where a residual is given, in all numerics."""
+    h = input.double() if residual is None else input.double() + residual.double()
+    s, w = oracle.inverse_root(h, eps, variance_size), oracle.factor(weight, gemma)
+    return product(h * s * w, input.dtype, s, w, least=least)
+
+
+def l2norm(input: Tensor, eps: float = 1e-6, least: float = SUBNORMAL) -> Tensor:
+    """Of l2norm."""
+    h = input.double()
+    s = 1 / (h.square().sum(-1, keepdim=True) + eps).sqrt()
+    return product(h * s, input.dtype, s, least=least)
+
+
+def layernorm(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-6, least: float = SUBNORMAL
+) -> Tensor:
+    """Of layernorm: what the mean is off by, a share of the centred row, is added to every element of that row."""
+    return gated_norm(input, weight, bias, eps=eps, least=least)
+
+
+def gated_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+    activation: str = "silu",
+    least: float = SUBNORMAL,
+) -> Tensor:
+    """Of layernorm_fn and rmsnorm_fn."""
+    act = 1.0 if z is None else oracle.gate(z, activation)
+    gate_first = z is not None and not norm_before_gate
+    h = (x.double() * act if gate_first else x.double()).unflatten(-1, (-1, group_size or x.shape[-1]))
+    centred = h if is_rms_norm else h - h.mean(-1, keepdim=True)
+    s = oracle.inverse_root(centred, eps)
+    terms = (centred * s).abs()
+    if not is_rms_norm:
+        terms = terms + 1
+    if gate_first:  # the gated row is rounded before it is centred, so its size counts and not only its spread
+        terms = terms * (1 + 2 * s * h.square().mean(-1, keepdim=True).sqrt()) + h.abs() * s
+    factor = oracle.factor(weight)
+    y = terms.flatten(-2) * magnitude(factor) + magnitude(oracle.offset(bias))
+    return product(
+        y if gate_first else y * magnitude(act),
+        x.dtype,
+        s.expand_as(h).flatten(-2),
+        factor,
+        act,
+        least=least,
+    )
+
+
+def layernorm_linear(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    linear_weight: Tensor,
+    linear_bias: Tensor | None,
+    eps: float = 1e-6,
+    least: float = SUBNORMAL,
+) -> Tensor:
+    """Of layernorm_linear: a norm next to a tie may round to either side, and the product sums its terms one by one."""
+    normed, off = oracle.layernorm(x, weight, bias, eps), layernorm(x, weight, bias, eps, least)
+    above, below = (
+        oracle.rounded(oracle.rounded(v, x.dtype), linear_weight.dtype) for v in (normed + off, normed - off)
+    )
+    matrix = linear_weight.double().abs().t()
+    summed = normed.abs() @ matrix + magnitude(oracle.offset(linear_bias))
+    return (above - below) @ matrix + (x.shape[-1] + 1) * rounding(linear_weight.dtype) * summed
