@@ -63,14 +63,19 @@ class _RowNorm(_Norm):
         return torch.finfo(wide_dtype(x.dtype)).eps if self.variance_epsilon is None else self.variance_epsilon
 
     def _rows(self, name: str, x: Tensor) -> Tensor:
-        """x with the normalized dimensions as one."""
-        dims = len(self.normalized_shape)
-        if x.shape[-dims:] != self.normalized_shape and self.hidden_size:  # a norm without weight may leave it open: 0
+        """x, checked, as rows."""
+        last = x.shape[-len(self.normalized_shape) :]
+        if last != self.normalized_shape and self.hidden_size:  # a norm without weight may leave it open: 0
             raise ValueError(
                 f"{name} has shape {list(x.shape)}; it must end in {list(self.normalized_shape)}, "
                 f"what this {type(self).__name__} normalizes."
             )
-        return x.flatten(-dims)
+        return self._flat(x)
+
+    def _flat(self, t: Tensor) -> Tensor:
+        """t with the normalized dimensions as one."""
+        dims = len(self.normalized_shape)
+        return t if dims == 1 else t.flatten(-dims)
 
     def _restored(self, rows: Tensor, x: Tensor) -> Tensor:
         return rows if len(self.normalized_shape) == 1 else rows.reshape(x.shape)
@@ -94,7 +99,7 @@ class _ResidualNorm(_RowNorm):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """norm(x); with a residual (norm(h), h) for h = x + residual + post_residual_addition."""
         rows, eps, size = self._rows("x", x), self._eps(x), self.variance_size_override
-        weight = self.weight.flatten() if self.weight is not None and self.has_weight else None
+        weight = self._flat(self.weight) if self.weight is not None and self.has_weight else None
         if residual is None:
             if post_residual_addition is not None:
                 raise ValueError("post_residual_addition is given and residual is None; give both, or neither.")
@@ -108,7 +113,9 @@ class _ResidualNorm(_RowNorm):
         out, new_residual = functions.add_rmsnorm(
             rows, total, weight, eps, numerics=self.numerics, gemma=self.gemma, variance_size=size
         )
-        return self._restored(out, x), self._restored(new_residual.to(dtype), x)
+        if new_residual.dtype != dtype:
+            new_residual = new_residual.to(dtype)
+        return self._restored(out, x), self._restored(new_residual, x)
 
     def _added(self, x: Tensor, residual: Tensor, addition: Tensor) -> tuple[Tensor, Tensor]:
         """Two tensors that add up to (x + residual) + addition."""
@@ -212,7 +219,7 @@ class LayerNorm(_RowNorm):
         self.reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = (p if p is None else p.flatten() for p in (self.weight, self.bias))
+        weight, bias = (p if p is None else self._flat(p) for p in (self.weight, self.bias))
         return self._restored(functions.layernorm(self._rows("x", x), weight, bias, self._eps(x)), x)
 
     def extra_repr(self) -> str:
