@@ -1,0 +1,86 @@
+"""The comparison of every op with its oracle on one device: a row for each case and dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from norm_plugin import dispatch
+from norm_plugin.verify import bounds, oracle, ulps
+from norm_plugin.verify.cases import Case, Inputs, Outputs, cases
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+#: Classes where fp32 loses nothing to underflow or overflow, so that one bound holds for all of them.
+CLASSES = ("normal", "outliers", "row_scales", "large_mean", "zeros")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One case in one dtype, in ulps; `error` and `bound` belong to the element that comes nearest to its own bound."""
+
+    op: str
+    variant: str
+    numerics: str
+    dtype: str
+    backend: str
+    reason: str
+    inputs: str
+    error: float
+    mean: float
+    bound: float
+    passed: bool
+
+
+def judged(
+    actual: Sequence[Tensor], truths: Sequence[Outputs], off: Tensor | None, dtype: torch.dtype
+) -> tuple[float, float, float]:
+    """(error, mean error of the first output, bound) of a call in `dtype`.
+
+    Rounding an exact value costs half an ulp, and what fp32 may be off comes on top. Where a numerics rounds in the
+    middle there is more than one right value, and the nearest one counts.
+    """
+    error, bound, means = 0.0, 0.5, []
+    for place, result in enumerate(actual):
+        truth = truths[0][place]
+        arithmetic = bounds.product(truth, dtype) if off is None or place > 0 else off
+        limits = 0.5 + arithmetic / ulps.size(truth, result.dtype)
+        errors = ulps.nearest(result, *[outputs[place] for outputs in truths])
+        worst = int((errors / limits).argmax())
+        here, limit = float(errors.flatten()[worst]), float(limits.flatten()[worst])
+        if here / limit >= error / bound:
+            error, bound = here, limit
+        means.append(float(errors.mean()))
+    return error, means[0], bound
+
+
+def row(case: Case, dtype: str, device: torch.device) -> Row:
+    """One case in one dtype, over all classes: the one that comes nearest to its bound speaks for the case."""
+    results = []
+    for name in CLASSES:
+        inputs = Inputs.make(name, DTYPES[dtype])
+        dispatch.reset()
+        actual = case.call(inputs.to(device))
+        route = dispatch.routes()[-1]
+        truths = [case.oracle(inputs, nudge) for nudge in oracle.NUDGES]
+        off = None if case.bound is None else case.bound(inputs)
+        results.append((name, *judged([t.cpu() for t in actual], truths, off, DTYPES[dtype])))
+    name, error, _, bound = max(results, key=lambda result: result[1] / result[3])
+    mean = sum(result[2] for result in results) / len(results)
+    what = (case.op, case.variant, case.numerics, dtype)
+    return Row(*what, route.backend, route.reason, name, error, mean, bound, passed=error <= bound)
+
+
+def rows(device: torch.device) -> Iterator[Row]:
+    """Every case in every dtype."""
+    for case in cases():
+        for dtype in DTYPES:
+            yield row(case, dtype, device)
+
+
+def count() -> int:
+    """How many rows there are."""
+    return len(cases()) * len(DTYPES)
