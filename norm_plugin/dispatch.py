@@ -1,15 +1,14 @@
 """Which backend answers a call, and why not another.
 
-A call has a signature: the op, and for each tensor its dtype, device, rank, last size and last stride. The first call
-of a signature is checked and resolved to a route; later ones only look the route up and count. The number of rows is
-never part of a signature, so it cannot change what runs.
+A call has a signature: the op, its plain arguments, and for each tensor its dtype, device, strides and all sizes but
+the first. The first call of a signature is checked and resolved to a route; later ones only look it up and count.
 """
 
 from __future__ import annotations
 
-import importlib
 import logging
 import traceback
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norm_plugin import checks, settings
+from norm_plugin import checks, kernels, settings
 
 log = logging.getLogger("norm_plugin")
 
@@ -48,17 +47,17 @@ class Op:
     def check(self, args: tuple[Any, ...]) -> None:
         """Everything, for a call that has no route yet or never gets one (a fake one)."""
         checks.Call(self.arguments[self.x], dict(zip(self.arguments, args, strict=True))).check()
-        self.check_layout(args)
+        self.check_shapes(args)
+        for i in self.written:
+            if args[i] is not None:
+                checks.writable(self.arguments[i], args[i])
 
-    def check_layout(self, args: tuple[Any, ...]) -> None:
+    def check_shapes(self, args: tuple[Any, ...]) -> None:
         """What may change from call to call within one signature."""
         x = args[self.x]
         for i in self.alike:
             if args[i] is not None and args[i].shape != x.shape:
                 checks.same_shape(self.arguments[i], args[i], self.arguments[self.x], x)
-        for i in self.written:
-            if args[i] is not None and not args[i].is_contiguous():
-                checks.writable(self.arguments[i], args[i])
 
     def check_disjoint(self, args: tuple[Any, ...]) -> None:
         """No two of the arguments that are written may be one tensor; only real tensors can tell."""
@@ -81,15 +80,18 @@ class Route:
 
 
 _routes: dict[Signature, Route] = {}
+_forgotten: Counter[tuple[str, str]] = Counter()
 _logged: set[str] = set()
 
-settings.on_change(_routes.clear)
+
+#: More than a server has; whoever makes new signatures for ever (3-D inputs of changing length) starts over here.
+MOST_ROUTES = 4096
 
 
 def _fact(value: Any) -> Any:
     if isinstance(value, Tensor):
-        last = (value.shape[-1], value.stride(-1)) if value.dim() else ()
-        return (value.dtype, value.device, value.dim(), *last)
+        shape = value.shape
+        return (value.dtype, shape[1:] if len(shape) > 1 else shape, value.stride(), value.device)
     return value
 
 
@@ -99,9 +101,11 @@ def call(op: Op, *args: Any) -> Any:
     route = _routes.get(signature)
     if route is None:
         op.check(args)
+        if len(_routes) >= MOST_ROUTES:
+            _forget_routes()
         route = _routes[signature] = _resolve(op, signature, args)
     else:
-        op.check_layout(args)
+        op.check_shapes(args)
     if len(op.written) > 1:
         op.check_disjoint(args)
     route.calls += 1
@@ -113,25 +117,27 @@ def _resolve(op: Op, signature: Signature, args: tuple[Any, ...]) -> Route:
     device = args[op.x].device
     if wanted.backend == "native":
         return _native(op, signature, "the native backend was asked for", fallback=False)
-    kernel, reason = _find_kernel(op, device, args)
-    if kernel is None:
+    try:
+        run = _bind_kernel(op, device, args)
+    except kernels.Refusal as refusal:
         expected = wanted.backend == "triton" or device.type != "cpu"
-        return _native(op, signature, reason, fallback=expected)
-    route = Route(op, signature, "triton", "", False, kernel)
-    route.run = _guarded(route, kernel, "the Triton kernel failed")
+        return _native(op, signature, str(refusal), fallback=expected)
+    route = Route(op, signature, "triton", "", False, run)
+    route.run = _guarded(route, run, "the Triton kernel failed")
     return route
 
 
-def _find_kernel(op: Op, device: torch.device, args: tuple[Any, ...]) -> tuple[Callable[..., Any] | None, str]:
-    """The Triton kernel for a call, or None and the reason."""
-    kernels = importlib.import_module("norm_plugin.kernels")
-    reason = kernels.unavailable(device)
-    if reason:
-        return None, reason
-    kernel = kernels.find(op.family, op.name)
-    if kernel is None:
-        return None, f"{op.name} has no Triton kernel"
-    return (None, reason) if (reason := kernel.refuses(*args)) else (kernel.run, "")
+def _bind_kernel(op: Op, device: torch.device, args: tuple[Any, ...]) -> Callable[..., Any]:
+    """What runs a signature on Triton; raises Refusal with the reason where nothing can."""
+    if reason := kernels.unavailable(device):
+        raise kernels.Refusal(reason)
+    try:
+        bind = kernels.find(op.family, op.name)
+    except ImportError as error:  # a Triton that is installed but broken
+        raise kernels.Refusal(f"the Triton kernels cannot be imported: {error}") from error
+    if bind is None:
+        raise kernels.Refusal(f"{op.name} has no Triton kernel")
+    return bind(*args)
 
 
 def _native(op: Op, signature: Signature, reason: str, *, fallback: bool) -> Route:
@@ -179,15 +185,29 @@ def log_once(message: str) -> None:
 
 
 def routes() -> tuple[Route, ...]:
-    """Every signature seen since the settings last changed, with its backend, reason and number of calls."""
+    """Every signature in use, with its backend, reason and number of calls."""
     return tuple(_routes.values())
+
+
+def _forget_routes() -> None:
+    """Resolve everything anew, and keep the counts."""
+    for route in _routes.values():
+        _forgotten[route.op.name, route.backend] += route.calls
+    _routes.clear()
+
+
+settings.on_change(_forget_routes)
 
 
 def calls(op: str, backend: str | None = None) -> int:
     """How often `op` was called, on one backend or on all."""
-    return sum(r.calls for r in _routes.values() if r.op.name == op and backend in (None, r.backend))
+    seen = Counter(_forgotten)
+    for route in _routes.values():
+        seen[route.op.name, route.backend] += route.calls
+    return sum(n for (name, where), n in seen.items() if name == op and backend in (None, where))
 
 
 def reset() -> None:
     """Forget all routes and counts."""
     _routes.clear()
+    _forgotten.clear()

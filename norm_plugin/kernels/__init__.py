@@ -6,19 +6,17 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 
+#: Given the arguments of a first call, a kernel answers with what runs it and every later call of its signature.
+Kernel = Callable[..., Callable[..., Any]]
 
-@dataclass(frozen=True)
-class Kernel:
-    """A kernel with the arguments of its op: `refuses` gives the reason why it cannot do a call, or ''."""
 
-    run: Callable[..., Any]
-    refuses: Callable[..., str]
+class Refusal(Exception):
+    """A kernel cannot do a call; the message says why."""
 
 
 def interpreted() -> bool:
@@ -37,7 +35,7 @@ def unavailable(device: torch.device) -> str:
 
 @cache
 def find(family: str, op: str) -> Kernel | None:
-    """The kernel of an op, or None where there is none yet."""
+    """The kernel of an op, or None where there is none."""
     if importlib.util.find_spec(f"norm_plugin.kernels.{family}") is None:
         return None
     kernels: dict[str, Kernel] = importlib.import_module(f"norm_plugin.kernels.{family}").KERNELS

@@ -1,0 +1,97 @@
+"""What every kernel shares: where a row lies, the gate, the quantised store, and the dependent launch."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def row_start(row, n1, n2, s0, s1, s2, LEVELS: tl.constexpr, ALIGN: tl.constexpr):
+    """The offset of flat row number `row` in a tensor of 1 to 3 leading dimensions, in elements.
+
+    n1 and n2 are the sizes of the second and third leading dimension; ALIGN is what divides every stride.
+    """
+    if LEVELS == 1:
+        start = row.to(tl.int64) * tl.multiple_of(s0.to(tl.int64), ALIGN)
+    elif LEVELS == 2:
+        start = (row // n1).to(tl.int64) * tl.multiple_of(s0.to(tl.int64), ALIGN)
+        start += (row % n1).to(tl.int64) * tl.multiple_of(s1.to(tl.int64), ALIGN)
+    else:
+        start = (row // n2 // n1).to(tl.int64) * tl.multiple_of(s0.to(tl.int64), ALIGN)
+        start += (row // n2 % n1).to(tl.int64) * tl.multiple_of(s1.to(tl.int64), ALIGN)
+        start += (row % n2).to(tl.int64) * tl.multiple_of(s2.to(tl.int64), ALIGN)
+    return start
+
+
+@triton.jit
+def wait_for_producer(PDL: tl.constexpr):
+    """Before this, nothing but parameters may be read, and nothing written.
+
+    The next kernel may start at once: it waits here itself until this one has finished and its writes are visible.
+    """
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+
+
+@triton.jit
+def chunk_mask(cols, in_batch, PARTIAL: tl.constexpr, MANY: tl.constexpr, N: tl.constexpr):
+    """The mask of a chunk of `cols`: None where every lane is inside, since a masked load costs instructions."""
+    if PARTIAL and MANY:
+        mask = (cols < N) & in_batch
+    elif PARTIAL:
+        mask = cols < N
+    elif MANY:
+        mask = in_batch
+    else:
+        mask = None
+    return mask
+
+
+@triton.jit
+def read(places, mask):
+    """Values in fp32, 0 where the mask is off."""
+    x = tl.load(places) if mask is None else tl.load(places, mask=mask, other=0.0)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def preloaded(P, at, lane, in_batch, N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):
+    """All chunks of a weight or bias, read before the wait: parameters are not what a preceding kernel writes."""
+    chunks = ()
+    for c in tl.static_range(CHUNKS):
+        mask = chunk_mask(c * BLOCK + lane, in_batch, c * BLOCK + BLOCK > N, False, N)
+        chunks += (tl.load(P + at + c * BLOCK + lane, mask=mask, eviction_policy="evict_last"),)
+    return chunks
+
+
+@triton.jit
+def gate(z, SIGMOID: tl.constexpr):
+    """act(z) in fp32: sigmoid, or silu."""
+    s = tl.sigmoid(z)
+    return s if SIGMOID else z * s
+
+
+@triton.jit
+def cast(y, QMAX: tl.constexpr, dtype: tl.constexpr):
+    """y rounded to nearest even and saturated to an fp8 dtype or int8. NaN stays NaN, where the dtype has one."""
+    if dtype == tl.int8:
+        y = tl.minimum(tl.maximum(y, -128.0), 127.0)
+        y = (y + 12582912.0) - 12582912.0  # 1.5 * 2^23: fp32 has no fraction bits there, so the sum rounds
+    else:
+        y = tl.clamp(y, -QMAX, QMAX, propagate_nan=tl.PropagateNan.ALL)
+    return y.to(dtype)
+
+
+@triton.jit
+def larger(a, b):
+    """max(a, b), NaN if either is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def largest_of(y, axis: tl.constexpr):
+    """The largest magnitude along an axis that stays, NaN if there is one."""
+    return tl.reduce(tl.abs(y), axis, larger, keep_dims=True)

@@ -1,0 +1,153 @@
+"""The gated norm kernel: LayerNorm or RMSNorm of each group of a row, gated before or after; also plain LayerNorm."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from norm_plugin.kernels.common import cast, chunk_mask, gate, preloaded, read, row_start, wait_for_producer
+
+
+@triton.jit
+def load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST: tl.constexpr, SIGMOID: tl.constexpr):
+    """One chunk of x in fp32, gated already where the gate comes first."""
+    h = read(X + x_at + cols, mask)
+    if GATE_FIRST:
+        h = h * gate(read(Z + z_at + cols, mask), SIGMOID)
+    return h
+
+
+@triton.jit
+def add_pairs(a0, a1, b0, b1):
+    """The sum of two pairs."""
+    return a0 + b0, a1 + b1
+
+
+@triton.jit
+def finish(xhat, w, b, Z, z_at, cols, mask, dtype: tl.constexpr,
+           HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr,
+           HF: tl.constexpr):  # fmt: skip
+    """xhat * w + b, gated where the gate comes last, before the last rounding."""
+    y = xhat.to(dtype).to(tl.float32) if HF else xhat
+    if HAS_WEIGHT:
+        y = y * w.to(tl.float32)
+    if HAS_BIAS:
+        y = y + b.to(tl.float32)
+    if HF:
+        y = y.to(dtype).to(tl.float32)
+    if GATE_LAST:
+        y = y * gate(read(Z + z_at + cols, mask), SIGMOID)
+    return y
+
+
+@triton.jit(do_not_specialize=["M", "G", "n1", "n2", "x0", "x1", "x2", "z0", "z1", "z2", "y0", "y1", "y2"])
+def gated_kernel(
+    X, Z, W, B, Y, S, MEAN, RSTD, M, n1, n2, x0, x1, x2, z0, z1, z2, y0, y1, y2, eps,
+    N: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr,
+    PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr, PDL: tl.constexpr,
+    RMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, GATE_FIRST: tl.constexpr,
+    GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr, HF: tl.constexpr, STATIC: tl.constexpr, QMAX: tl.constexpr,
+):  # fmt: skip
+    """Y = norm of ROWS groups of width N, of M groups in all, G of them a row; S is a static scale of a quantised Y."""
+    index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    in_batch = index < M
+    index = tl.minimum(index, M - 1)
+    row = index // G
+    group = index % G
+    w_at = group * N
+    x_at = row_start(row, n1, n2, x0, x1, x2, LEVELS, ALIGN) + w_at
+    y_at = row_start(row, n1, n2, y0, y1, y2, LEVELS, ALIGN) + w_at
+    z_at = row_start(row, n1, n2, z0, z1, z2, LEVELS, ALIGN) + w_at if GATE_FIRST or GATE_LAST else x_at
+    lane = tl.arange(0, BLOCK)[None, :]
+    dtype: tl.constexpr = X.dtype.element_ty
+    count = tl.full([ROWS, 1], N, tl.float32)
+    weights = ()
+    biases = ()
+    if PRELOAD and HAS_WEIGHT:
+        weights = preloaded(W, w_at, lane, in_batch, N, BLOCK, CHUNKS)
+    if PRELOAD and HAS_BIAS:
+        biases = preloaded(B, w_at, lane, in_batch, N, BLOCK, CHUNKS)
+    wait_for_producer(PDL)
+
+    sums = tl.zeros([ROWS, BLOCK], tl.float32)
+    squares = tl.zeros([ROWS, BLOCK], tl.float32)
+    held = ()
+    centred = ()
+    mean = tl.zeros([ROWS, 1], tl.float32)
+    if RESIDENT:
+        for c in tl.static_range(CHUNKS):
+            cols = c * BLOCK + lane
+            mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
+            h = load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST, SIGMOID)
+            held += (h,)
+            if RMS:
+                squares += h * h
+            else:
+                sums += h
+        if not RMS:
+            mean = tl.div_rn(tl.sum(sums, axis=1, keep_dims=True), count)
+            sums = tl.zeros([ROWS, BLOCK], tl.float32)
+            for c in tl.static_range(CHUNKS):
+                off = held[c] - mean
+                if c * BLOCK + BLOCK > N:
+                    off = tl.where(c * BLOCK + lane < N, off, 0.0)
+                centred += (off,)
+                sums += off
+                squares += off * off
+    else:
+        if not RMS:
+            for c in tl.range(0, CHUNKS):
+                cols = c * BLOCK + lane
+                sums += load_gated(X, Z, x_at, z_at, cols, (cols < N) & in_batch, GATE_FIRST, SIGMOID)
+            mean = tl.div_rn(tl.sum(sums, axis=1, keep_dims=True), count)
+            sums = tl.zeros([ROWS, BLOCK], tl.float32)
+        for c in tl.range(0, CHUNKS):
+            cols = c * BLOCK + lane
+            h = load_gated(X, Z, x_at, z_at, cols, (cols < N) & in_batch, GATE_FIRST, SIGMOID)
+            off = tl.where(cols < N, h - mean, 0.0)
+            sums += off
+            squares += off * off
+    left = tl.zeros([ROWS, 1], tl.float32)
+    if RMS:
+        variance = tl.div_rn(tl.sum(squares, axis=1, keep_dims=True), count)
+    else:  # what the rounding of the mean left in the centred row is taken off as well, in the same reduction
+        left, variance = tl.reduce((sums, squares), 1, add_pairs, keep_dims=True)
+        left = tl.div_rn(left, count)
+        variance = tl.div_rn(variance, count) - left * left
+    rstd = tl.rsqrt(variance + eps)
+    if RSTD is not None:
+        place = group * (M // G) + row
+        tl.store(RSTD + place, rstd, mask=in_batch)
+        if not RMS:
+            tl.store(MEAN + place, mean + left, mask=in_batch)
+
+    inverse = rstd
+    if STATIC:
+        inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), tl.zeros([ROWS, 1], tl.float32) + tl.load(S))
+    if RESIDENT:
+        for c in tl.static_range(CHUNKS):
+            cols = c * BLOCK + lane
+            mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
+            in_row = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, False, N)
+            xhat = held[c] * rstd if RMS else (centred[c] - left) * rstd
+            w, b = None, None
+            if HAS_WEIGHT:
+                w = weights[c] if PRELOAD else read(W + w_at + cols, in_row)
+            if HAS_BIAS:
+                b = biases[c] if PRELOAD else read(B + w_at + cols, in_row)
+            y = finish(xhat, w, b, Z, z_at, cols, mask, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
+            if STATIC:
+                y = cast(y * inverse, QMAX, Y.dtype.element_ty)
+            tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=mask)
+    else:
+        for c in tl.range(0, CHUNKS):
+            cols = c * BLOCK + lane
+            mask = (cols < N) & in_batch
+            h = load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST, SIGMOID)
+            xhat = h * rstd if RMS else (h - mean - left) * rstd
+            w = read(W + w_at + cols, cols < N) if HAS_WEIGHT else None
+            b = read(B + w_at + cols, cols < N) if HAS_BIAS else None
+            y = finish(xhat, w, b, Z, z_at, cols, mask, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
+            if STATIC:
+                y = cast(y * inverse, QMAX, Y.dtype.element_ty)
+            tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=mask)

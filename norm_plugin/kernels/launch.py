@@ -1,0 +1,174 @@
+"""Launching a kernel with little host time, and falling back to Triton's own launch where that is not possible.
+
+Triton's JIT binds, specialises and looks up its arguments anew at every launch. All of that follows from the
+signature, so it is done once: later calls hand the compiled kernel plain pointers. Whatever the compiled kernel was not
+specialised for (a pointer off its 16-byte alignment, a stride beyond 32 bits, another device) goes through the JIT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton import knobs
+
+from norm_plugin import settings
+from norm_plugin.kernels import Refusal
+from norm_plugin.kernels.configs import Config
+
+VECTOR_BYTES = 16
+DIRECT_LIMIT = 2**31
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of several tensors lie: sizes of the inner leading dimensions, and strides for each tensor."""
+
+    levels: int
+    sizes: tuple[int | None, int | None]
+    strides: tuple[tuple[int | None, int | None, int | None], ...]
+    align: int
+
+
+def layout(tensors: Sequence[Tensor | None]) -> Layout | None:
+    """The common layout of tensors of one shape, with as few levels as their strides allow; None beyond three.
+
+    The first dimension is never looked at but for its stride: a batch of one lies like any other.
+    """
+    present = [t for t in tensors if t is not None]
+    shape = list(present[0].shape[:-1]) or [1]
+    strides = [list(t.stride()[:-1]) or [0] for t in present]
+    dim = 1
+    while dim < len(shape):
+        if shape[dim] == 1 or all(s[dim - 1] == s[dim] * shape[dim] for s in strides):
+            for s in strides:
+                del s[dim - 1 if shape[dim] != 1 else dim]
+            shape[dim - 1] *= shape[dim]
+            del shape[dim]
+        else:
+            dim += 1
+    if len(shape) > 3:
+        return None
+    levels = len(shape)
+    sizes = (shape[1] if levels > 1 else None, shape[2] if levels > 2 else None)
+    found = iter(strides)
+    padded = tuple(tuple([*next(found), None, None][:3]) if t is not None else (None, None, None) for t in tensors)
+    every = [stride for s in strides for stride in s]
+    align = next(n for n in (16, 8, 1) if all(stride % n == 0 for stride in every))
+    return Layout(levels, sizes, padded, align)  # type: ignore[arg-type]
+
+
+def has_pdl(device: torch.device) -> bool:
+    """Whether a kernel on `device` may start before its predecessor has finished (Hopper and later)."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def use_pdl(asked: bool | None, device: torch.device) -> bool:
+    """Whether to launch dependently: the call's own word first, then the flag's; never where the GPU cannot."""
+    wanted = settings.get().pdl if asked is None else asked
+    return wanted is not False and has_pdl(device)
+
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def gpu_of(device: torch.device) -> str:
+    """The name under which configs.json has a table for a GPU."""
+    if device.type != "cuda":
+        return "default"
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def refuse_strange(*tensors: Tensor | None) -> None:
+    """Raise Refusal for what no kernel here can read."""
+    for t in tensors:
+        if t is None:
+            continue
+        if t.dtype not in DTYPES:
+            raise Refusal(f"the kernels compute in fp32 and take fp16, bf16 and fp32, not {t.dtype}")
+        if t.shape[-1] > 1 and t.stride(-1) != 1:
+            raise Refusal(f"the last stride is {t.stride(-1)}, and the kernels read rows of stride 1")
+
+
+def layout_or_refuse(*tensors: Tensor | None) -> Layout:
+    """The common layout, or a Refusal."""
+    found = layout(tensors)
+    if found is None:
+        raise Refusal("the rows do not lie on a grid of at most three strides")
+    return found
+
+
+class Launch:
+    """One kernel for one signature: everything but pointers, the number of rows and eps is fixed."""
+
+    def __init__(
+        self, kernel: Any, config: Config, layout: Layout, device: torch.device, pdl: bool, constants: dict[str, Any]
+    ) -> None:
+        self.kernel, self.config, self.device = kernel, config, device
+        self.options: dict[str, Any] = {"num_warps": config.warps, "enable_fp_fusion": True}
+        if pdl:
+            self.options["launch_pdl"] = True
+        self.integers = (*layout.sizes, *(s for strides in layout.strides for s in strides))
+        self.constants = {
+            "BLOCK": config.block,
+            "CHUNKS": config.chunks,
+            "RESIDENT": config.resident,
+            "PRELOAD": config.preload,
+            "ROWS": config.rows,
+            "LEVELS": layout.levels,
+            "ALIGN": layout.align,
+            "PDL": pdl,
+            **constants,
+        }
+        self.rows = config.rows
+        self.direct: Any = None
+        self.may_be_direct = all(s is None or abs(s) < DIRECT_LIMIT for s in self.integers)
+
+    def __call__(self, m: int, eps: float, *pointers: Tensor | None) -> None:
+        if m == 0:
+            return
+        direct = self.direct
+        if direct is not None and torch.cuda.current_device() == self.device.index:
+            addresses = [None if p is None else p.data_ptr() for p in pointers]
+            if not any(a is not None and a % VECTOR_BYTES for a in addresses):
+                direct(m, eps, addresses)
+                return
+        self.through_jit(m, eps, pointers)
+
+    def through_jit(self, m: int, eps: float, pointers: Sequence[Tensor | None]) -> None:
+        """Triton's own launch, which specialises for whatever it is given."""
+        grid = (triton.cdiv(m, self.rows),)
+        if self.device.type != "cuda":
+            self.kernel[grid](*pointers, m, *self.integers, eps, **self.constants, **self.options)
+            return
+        with torch.cuda.device(self.device):
+            compiled = self.kernel[grid](*pointers, m, *self.integers, eps, **self.constants, **self.options)
+        aligned = all(p is None or p.data_ptr() % VECTOR_BYTES == 0 for p in pointers)
+        if self.direct is None and self.may_be_direct and aligned:
+            self.direct = direct_launch(compiled, self, self.device)
+
+
+def direct_launch(compiled: Any, launch: Launch, device: torch.device) -> Any:
+    """A function that launches `compiled` by its handles; None where this Triton has none that are known."""
+    run, function = getattr(compiled, "run", None), getattr(compiled, "function", None)
+    metadata = getattr(compiled, "packed_metadata", None)
+    if run is None or function is None or metadata is None:
+        return None
+    fixed, rows, index = launch.integers, launch.rows, device.index
+    constants = tuple(launch.constants[name] for name in launch.kernel.arg_names if name in launch.constants)
+    stream_of = torch._C._cuda_getCurrentRawStream
+    runtime = knobs.runtime
+
+    def direct(m: int, eps: float, addresses: list[int | None]) -> None:
+        grid = -(-m // rows)
+        run(
+            grid, 1, 1, stream_of(index), function, metadata, None,
+            runtime.launch_enter_hook, runtime.launch_exit_hook, *addresses, m, *fixed, eps, *constants,
+        )  # fmt: skip
+
+    return direct

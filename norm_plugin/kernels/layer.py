@@ -1,0 +1,41 @@
+"""LayerNorm in Triton: the gated kernel with one group and no gate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from norm_plugin.kernels import Kernel
+from norm_plugin.kernels.gated import plain
+
+
+def bind_layernorm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Callable[..., Tensor]:
+    launch = plain(input, weight, bias, torch.empty_like(input))
+    width = input.shape[-1]
+
+    def run(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        out = torch.empty_like(input)
+        launch(out.numel() // width, eps, input, None, weight, bias, out, None, None, None)
+        return out
+
+    return run
+
+
+def bind_layernorm_linear(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, linear_weight: Tensor, linear_bias: Tensor | None, eps: float
+) -> Callable[..., Tensor]:
+    norm = bind_layernorm(x, weight, bias, eps)
+
+    def run(
+        x: Tensor, weight: Tensor | None, bias: Tensor | None, linear_weight: Tensor, linear_bias: Tensor | None,
+        eps: float,
+    ) -> Tensor:  # fmt: skip
+        return F.linear(norm(x, weight, bias, eps).to(linear_weight.dtype), linear_weight, linear_bias)
+
+    return run
+
+
+KERNELS: dict[str, Kernel] = {"layernorm": bind_layernorm, "layernorm_linear": bind_layernorm_linear}

@@ -1,0 +1,132 @@
+"""The RMSNorm ops on the Triton kernel: which calls it refuses, and how it is launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from norm_plugin.kernels import Kernel, Refusal
+from norm_plugin.kernels.configs import config
+from norm_plugin.kernels.launch import Launch, gpu_of, layout_or_refuse, refuse_strange, use_pdl
+from norm_plugin.kernels.rms_kernel import rms_kernel
+from norm_plugin.numerics import NUMERICS, Numerics
+
+
+def bind(
+    input: Tensor, residual: Tensor | None, weight: Tensor | None, out: Tensor, total: Tensor | None,
+    numerics: Numerics, gemma: bool = False, variance_size: int | None = None, enable_pdl: bool | None = None,
+    *, l2: bool = False, quant: int = 0, group: int = 1, qmax: float = 1.0, min_scale: float = 1.0,
+) -> Launch:  # fmt: skip
+    """The launch for a signature, from tensors that have it."""
+    if variance_size is not None:
+        raise Refusal(f"the variance is of the first {variance_size} columns only")
+    refuse_strange(input, residual, weight)
+    width = input.shape[-1]
+    rows = layout_or_refuse(input, residual, total, out)
+    added = residual is not None
+    return Launch(
+        rms_kernel,
+        config("rms", width, input.element_size(), gpu_of(input.device)),
+        rows,
+        input.device,
+        use_pdl(enable_pdl, input.device),
+        {
+            "N": width,
+            "HAS_RESIDUAL": added,
+            "HAS_WEIGHT": weight is not None,
+            "GEMMA": gemma,
+            "HF": numerics.round_before_weight,
+            "VARIANCE_OF_ROUNDED": added and numerics.variance_of_rounded_sum,
+            "OUTPUT_OF_ROUNDED": added and numerics.output_of_rounded_sum,
+            "WEIGHT_FIRST": numerics.weight_before_scale,
+            "L2": l2,
+            "QUANT": quant,
+            "GROUP": group,
+            "QMAX": qmax,
+            "MIN_SCALE": min_scale,
+        },
+    )
+
+
+def bind_rmsnorm(
+    input: Tensor, weight: Tensor | None, eps: float, numerics: str, gemma: bool, variance_size: int | None,
+    enable_pdl: bool | None,
+) -> Callable[..., Tensor]:  # fmt: skip
+    out = torch.empty_like(input)
+    launch = bind(input, None, weight, out, None, NUMERICS[numerics], gemma, variance_size, enable_pdl)
+    width = input.shape[-1]
+
+    def run(input: Tensor, weight: Tensor | None, eps: float, *_: Any) -> Tensor:
+        out = torch.empty_like(input)
+        launch(out.numel() // width, eps, input, None, weight, out, None, None, None)
+        return out
+
+    return run
+
+
+def bind_rmsnorm_out(
+    input: Tensor, weight: Tensor | None, out: Tensor, eps: float, numerics: str, gemma: bool,
+    variance_size: int | None, enable_pdl: bool | None,
+) -> Callable[..., None]:  # fmt: skip
+    launch = bind(input, None, weight, out, None, NUMERICS[numerics], gemma, variance_size, enable_pdl)
+    width = input.shape[-1]
+
+    def run(input: Tensor, weight: Tensor | None, out: Tensor, eps: float, *_: Any) -> None:
+        launch(input.numel() // width, eps, input, None, weight, out, None, None, None)
+
+    return run
+
+
+def bind_add_rmsnorm(
+    input: Tensor, residual: Tensor, weight: Tensor | None, eps: float, numerics: str, gemma: bool,
+    variance_size: int | None, enable_pdl: bool | None,
+) -> Callable[..., tuple[Tensor, Tensor]]:  # fmt: skip
+    out, total = torch.empty_like(input), torch.empty_like(residual)
+    launch = bind(input, residual, weight, out, total, NUMERICS[numerics], gemma, variance_size, enable_pdl)
+    width = input.shape[-1]
+
+    def run(input: Tensor, residual: Tensor, weight: Tensor | None, eps: float, *_: Any) -> tuple[Tensor, Tensor]:
+        out, total = torch.empty_like(input), torch.empty_like(residual)
+        launch(input.numel() // width, eps, input, residual, weight, out, total, None, None)
+        return out, total
+
+    return run
+
+
+def bind_fused_add_rmsnorm(
+    input: Tensor, residual: Tensor, weight: Tensor | None, eps: float, numerics: str, gemma: bool,
+    variance_size: int | None, enable_pdl: bool | None,
+) -> Callable[..., None]:  # fmt: skip
+    launch = bind(input, residual, weight, input, residual, NUMERICS[numerics], gemma, variance_size, enable_pdl)
+    width = input.shape[-1]
+
+    def run(input: Tensor, residual: Tensor, weight: Tensor | None, eps: float, *_: Any) -> None:
+        launch(input.numel() // width, eps, input, residual, weight, input, residual, None, None)
+
+    return run
+
+
+def bind_l2norm(input: Tensor, eps: float, output_dtype: torch.dtype | None) -> Callable[..., Tensor]:
+    out = torch.empty_like(input, dtype=output_dtype)
+    refuse_strange(out)
+    launch = bind(input, None, None, out, None, NUMERICS["fp32"], l2=True)
+    width = input.shape[-1]
+
+    def run(input: Tensor, eps: float, output_dtype: torch.dtype | None) -> Tensor:
+        out = torch.empty_like(input, dtype=output_dtype)
+        launch(input.numel() // width, eps, input, None, None, out, None, None, None)
+        return out
+
+    return run
+
+
+KERNELS: dict[str, Kernel] = {
+    "rmsnorm": bind_rmsnorm,
+    "rmsnorm_out": bind_rmsnorm_out,
+    "add_rmsnorm": bind_add_rmsnorm,
+    "fused_add_rmsnorm": bind_fused_add_rmsnorm,
+    "l2norm": bind_l2norm,
+}

@@ -1,0 +1,188 @@
+"""The RMSNorm kernel: plain, fused add, Gemma, l2 norm, and any of them with a quantised output."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from norm_plugin.kernels.common import (
+    cast,
+    chunk_mask,
+    larger,
+    largest_of,
+    preloaded,
+    read,
+    row_start,
+    wait_for_producer,
+)
+
+#: What QUANT means.
+NO_QUANT, STATIC, PER_TOKEN, PER_BLOCK = 0, 1, 2, 3
+
+
+@triton.jit
+def load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL: tl.constexpr):
+    """(x + r before rounding, the same rounded to r's dtype) for one chunk; x twice where there is no residual."""
+    x = read(X + x_at + cols, mask)
+    if HAS_RESIDUAL:
+        total = x + read(R + r_at + cols, mask)
+        return total, total.to(R.dtype.element_ty).to(tl.float32)
+    return x, x
+
+
+@triton.jit
+def weight_chunk(W, weights, c: tl.constexpr, lane, in_batch, N: tl.constexpr, BLOCK: tl.constexpr,
+                 PRELOAD: tl.constexpr, HAS_WEIGHT: tl.constexpr):  # fmt: skip
+    """The weight of chunk c: read before the wait, or now; None where there is no weight."""
+    if not HAS_WEIGHT:
+        w = None
+    elif PRELOAD:
+        w = weights[c]
+    else:
+        w = read(W + c * BLOCK + lane, chunk_mask(c * BLOCK + lane, in_batch, c * BLOCK + BLOCK > N, False, N))
+    return w
+
+
+@triton.jit
+def scale(h, s, w, dtype: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.constexpr, HF: tl.constexpr,
+          WEIGHT_FIRST: tl.constexpr):  # fmt: skip
+    """h * s * w before its last rounding."""
+    if not HAS_WEIGHT:
+        y = h * s
+    else:
+        w = w.to(tl.float32)
+        if GEMMA:
+            w = w + 1.0
+        if WEIGHT_FIRST:
+            y = h * w * s
+        elif HF:
+            y = (h * s).to(dtype).to(tl.float32) * w
+        else:
+            y = h * s * w
+    return y
+
+
+@triton.jit
+def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column: tl.constexpr,
+          N: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, QUANT: tl.constexpr, GROUP: tl.constexpr,
+          QMAX: tl.constexpr, MIN_SCALE: tl.constexpr):  # fmt: skip
+    """Round one chunk and write it; with PER_BLOCK its scales too."""
+    out: tl.constexpr = Y.dtype.element_ty
+    if QUANT == 0:
+        y = y.to(out)
+    elif QUANT == 1:
+        y = cast(y * inverse, QMAX, out)
+    elif QUANT == 2:
+        y = cast(y * inverse if out == tl.int8 else tl.div_rn(y, token_scale), QMAX, out)
+    else:
+        blocks = tl.reshape(y, [ROWS, BLOCK // GROUP, GROUP])
+        largest = largest_of(blocks, 2)
+        scales = larger(tl.div_rn(largest, tl.full([ROWS, BLOCK // GROUP, 1], QMAX, tl.float32)), MIN_SCALE)
+        if out == tl.int8:
+            blocks = cast(blocks * tl.div_rn(scales * 0.0 + 1.0, scales), QMAX, out)
+        else:
+            blocks = cast(tl.div_rn(blocks, tl.broadcast_to(scales, [ROWS, BLOCK // GROUP, GROUP])), QMAX, out)
+        y = tl.reshape(blocks, [ROWS, BLOCK])
+        block = column // GROUP + tl.arange(0, BLOCK // GROUP)[None, :]
+        in_row = (block < N // GROUP) & (rows[:, None] >= 0)
+        place = S + rows[:, None].to(tl.int64) * (N // GROUP) + block
+        tl.store(place, tl.reshape(scales, [ROWS, BLOCK // GROUP]), mask=in_row)
+    tl.store(Y + y_at + cols, y, mask=mask)
+
+
+@triton.jit(do_not_specialize=["M", "n1", "n2", "x0", "x1", "x2", "r0", "r1", "r2", "t0", "t1", "t2", "y0", "y1", "y2"])
+def rms_kernel(
+    X, R, W, Y, T, S, UB, M, n1, n2, x0, x1, x2, r0, r1, r2, t0, t1, t2, y0, y1, y2, eps,
+    N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, PRELOAD: tl.constexpr,
+    ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr, PDL: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.constexpr, HF: tl.constexpr,
+    VARIANCE_OF_ROUNDED: tl.constexpr, OUTPUT_OF_ROUNDED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
+    L2: tl.constexpr, QUANT: tl.constexpr, GROUP: tl.constexpr, QMAX: tl.constexpr, MIN_SCALE: tl.constexpr,
+):  # fmt: skip
+    """Y = norm(X [+ R]) of ROWS rows, T = X + R; S holds or takes the scales of a quantised Y, UB bounds them."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    in_batch = rows[:, None] < M
+    if ROWS > 1:
+        rows = tl.where(rows < M, rows, -1)
+    safe = tl.maximum(rows, 0)[:, None]
+    x_at = row_start(safe, n1, n2, x0, x1, x2, LEVELS, ALIGN)
+    y_at = row_start(safe, n1, n2, y0, y1, y2, LEVELS, ALIGN)
+    r_at = row_start(safe, n1, n2, r0, r1, r2, LEVELS, ALIGN) if HAS_RESIDUAL else x_at
+    t_at = row_start(safe, n1, n2, t0, t1, t2, LEVELS, ALIGN) if HAS_RESIDUAL else x_at
+    lane = tl.arange(0, BLOCK)[None, :]
+    dtype: tl.constexpr = X.dtype.element_ty
+
+    weights = ()
+    if PRELOAD and HAS_WEIGHT:
+        weights = preloaded(W, 0, lane, in_batch, N, BLOCK, CHUNKS)
+    wait_for_producer(PDL)
+
+    squares = tl.zeros([ROWS, BLOCK], tl.float32)
+    held = ()
+    if RESIDENT:
+        for c in tl.static_range(CHUNKS):
+            cols = c * BLOCK + lane
+            mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
+            total, rounded = load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL)
+            if HAS_RESIDUAL:
+                tl.store(T + t_at + cols, rounded.to(T.dtype.element_ty), mask=mask)
+            held += ((rounded if OUTPUT_OF_ROUNDED else total),)
+            v = rounded if VARIANCE_OF_ROUNDED else total
+            squares += v * v
+    else:
+        for c in tl.range(0, CHUNKS):
+            cols = c * BLOCK + lane
+            total, rounded = load_sum(X, R, x_at, r_at, cols, (cols < N) & in_batch, HAS_RESIDUAL)
+            v = rounded if VARIANCE_OF_ROUNDED else total
+            squares += v * v
+    sum_of_squares = tl.sum(squares, axis=1, keep_dims=True)
+    s = tl.rsqrt((sum_of_squares if L2 else tl.div_rn(sum_of_squares, tl.full([ROWS, 1], N, tl.float32))) + eps)
+
+    inverse = s
+    token_scale = s
+    if QUANT == 1:
+        inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), tl.full([ROWS, 1], 0.0, tl.float32) + tl.load(S))
+    if QUANT == 2:
+        largest = tl.zeros([ROWS, BLOCK], tl.float32)
+        if RESIDENT:
+            for c in tl.static_range(CHUNKS):
+                w = weight_chunk(W, weights, c, lane, in_batch, N, BLOCK, PRELOAD, HAS_WEIGHT)
+                y = scale(held[c], s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
+                largest = larger(largest, tl.abs(y.to(dtype).to(tl.float32) if HF else y))
+        else:
+            for c in tl.range(0, CHUNKS):
+                cols = c * BLOCK + lane
+                total, rounded = load_sum(X, R, x_at, r_at, cols, (cols < N) & in_batch, HAS_RESIDUAL)
+                w = read(W + cols, cols < N) if HAS_WEIGHT else None
+                y = scale(rounded if OUTPUT_OF_ROUNDED else total, s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
+                largest = larger(largest, tl.abs(y.to(dtype).to(tl.float32) if HF else y))
+        top = largest_of(largest, 1)
+        if UB is not None:
+            top = tl.minimum(top, tl.load(UB).to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
+        token_scale = larger(tl.div_rn(top, tl.full([ROWS, 1], QMAX, tl.float32)), MIN_SCALE)
+        inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), token_scale)
+        tl.store(S + safe, token_scale, mask=in_batch)
+
+    if RESIDENT:
+        for c in tl.static_range(CHUNKS):
+            cols = c * BLOCK + lane
+            mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
+            w = weight_chunk(W, weights, c, lane, in_batch, N, BLOCK, PRELOAD, HAS_WEIGHT)
+            y = scale(held[c], s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
+            if HF and QUANT > 0:
+                y = y.to(dtype).to(tl.float32)
+            store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, c * BLOCK,
+                  N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE)  # fmt: skip
+    else:
+        for c in tl.range(0, CHUNKS):
+            cols = c * BLOCK + lane
+            mask = (cols < N) & in_batch
+            total, rounded = load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL)
+            w = read(W + cols, cols < N) if HAS_WEIGHT else None
+            if HAS_RESIDUAL:
+                tl.store(T + t_at + cols, rounded.to(T.dtype.element_ty), mask=mask)
+            y = scale(rounded if OUTPUT_OF_ROUNDED else total, s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
+            if HF and QUANT > 0:
+                y = y.to(dtype).to(tl.float32)
+            store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, c * BLOCK,
+                  N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE)  # fmt: skip
