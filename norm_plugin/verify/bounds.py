@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from norm_plugin.numerics import FP32, GATED_NUMERICS
 from norm_plugin.verify import oracle
 
 #: How many roundings a value has behind it at most: see the nudges of the oracle.
@@ -77,29 +78,35 @@ def gated_norm(
     norm_before_gate: bool = True,
     is_rms_norm: bool = False,
     activation: str = "silu",
+    numerics: str = FP32.name,
     least: float = SUBNORMAL,
 ) -> Tensor:
     """Of layernorm_fn and rmsnorm_fn."""
+    how = (eps, group_size, norm_before_gate, is_rms_norm, activation)
+    xhat, _, rstd = oracle.normalized_groups(x, z, *how)
     act = 1.0 if z is None else oracle.gate(z, activation)
     gate_first = z is not None and not norm_before_gate
-    h = (x.double() * act if gate_first else x.double()).unflatten(-1, (-1, group_size or x.shape[-1]))
-    centred = h if is_rms_norm else h - h.mean(-1, keepdim=True)
-    s = oracle.inverse_root(centred, eps)
-    terms = (centred * s).abs()
-    if not is_rms_norm:
-        terms = terms + 1
+    h, s = (x.double() * act if gate_first else x.double()), rstd.repeat_interleave(group_size or x.shape[-1], -1)
+    terms = xhat.abs() if is_rms_norm else xhat.abs() + 1
     if gate_first:  # the gated row is rounded before it is centred, so its size counts and not only its spread
-        terms = terms * (1 + 2 * s * h.square().mean(-1, keepdim=True).sqrt()) + h.abs() * s
-    factor = oracle.factor(weight)
-    y = terms.flatten(-2) * magnitude(factor) + magnitude(oracle.offset(bias))
-    return product(
-        y if gate_first else y * magnitude(act),
-        x.dtype,
-        s.expand_as(h).flatten(-2),
-        factor,
-        act,
-        least=least,
-    )
+        size = h.unflatten(-1, (-1, group_size or x.shape[-1])).square().mean(-1).sqrt() * rstd
+        terms = terms * (1 + 2 * size.repeat_interleave(group_size or x.shape[-1], -1)) + h.abs() * s
+    factor, offset = oracle.factor(weight), oracle.offset(bias)
+    y = terms * magnitude(factor) + magnitude(offset)
+    after = 1.0 if gate_first else magnitude(act)
+    bound = product(y * after, x.dtype, s, factor, act, least=least)
+    if GATED_NUMERICS[numerics].round_before_weight:
+        off = product(terms, x.dtype, s, act, least=least)
+        below, above = (v * factor + offset for v in ends(xhat, off, x.dtype))
+        off = product(y, x.dtype, least=least)
+        low, high = torch.minimum(below, above) - off, torch.maximum(below, above) + off
+        bound = bound + (oracle.rounded(high, x.dtype) - oracle.rounded(low, x.dtype)) * after
+    return bound
+
+
+def ends(value: Tensor, off: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The least and the largest b(value) where the value may be off: they differ only next to a tie."""
+    return oracle.rounded(value - off, dtype), oracle.rounded(value + off, dtype)
 
 
 def layernorm_linear(
@@ -113,9 +120,7 @@ def layernorm_linear(
 ) -> Tensor:
     """Of layernorm_linear: a norm next to a tie may round to either side, and the product sums its terms one by one."""
     normed, off = oracle.layernorm(x, weight, bias, eps), layernorm(x, weight, bias, eps, least)
-    above, below = (
-        oracle.rounded(oracle.rounded(v, x.dtype), linear_weight.dtype) for v in (normed + off, normed - off)
-    )
+    below, above = (v.to(linear_weight.dtype).double() for v in ends(normed, off, x.dtype))
     matrix = linear_weight.double().abs().t()
     summed = normed.abs() @ matrix + magnitude(oracle.offset(linear_bias))
     return (above - below) @ matrix + (x.shape[-1] + 1) * rounding(linear_weight.dtype) * summed
