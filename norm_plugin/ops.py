@@ -38,7 +38,7 @@ def _register(
         family,
         native,
         arguments,
-        defaults=tuple(a.default_value if a.has_default_value() else None for a in parsed),
+        defaults=tuple(map(_default, parsed)),
         x=arguments.index(x),
         alike=tuple(i for i, argument in enumerate(arguments) if argument in ALIKE),
         written=tuple(i for i, a in enumerate(parsed) if a.alias_info is not None and a.alias_info.is_write),
@@ -56,6 +56,16 @@ def _register(
     torch.library.register_fake(f"norm_plugin::{name}", run_fake, lib=LIBRARY)
     OPS[name] = op
     return op
+
+
+def _default(argument: Any) -> Any:
+    """The default of an argument, or None. A schema holds a dtype as its number, which only an ATen call can read."""
+    if not argument.has_default_value():
+        return None
+    value = argument.default_value
+    if str(argument.real_type) == "ScalarType" and value is not None:
+        return torch.ops.aten.empty.memory_format([0], dtype=value).dtype
+    return value
 
 
 def _without_last(function: Callable[..., Any]) -> Callable[..., Any]:
