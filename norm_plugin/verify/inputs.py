@@ -106,9 +106,9 @@ def make(
     name: str, shape: Shape, dtype: torch.dtype = torch.float32, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Tensor:
     """A contiguous tensor of an input class. What overflows the dtype saturates, inf and NaN stay what they are."""
-    x = CLASSES[name](shape, seed)
-    finite_largest = torch.finfo(dtype).max
-    return torch.where(x.isinf(), x, x.clamp(-finite_largest, finite_largest)).to(dtype).to(device)
+    x = CLASSES[name](shape, seed).double()
+    largest_finite = torch.finfo(dtype).max
+    return torch.where(x.isinf(), x, x.clamp(-largest_finite, largest_finite)).to(dtype).to(device)
 
 
 def weights(

@@ -40,6 +40,12 @@ def inverse_root(h: Tensor, eps: float, columns: int | None = None) -> Tensor:
     return 1 / (h[..., :columns].square().mean(-1, keepdim=True) + eps).sqrt()
 
 
+def centred(h: Tensor) -> Tensor:
+    """h - mean, twice: the rounding of a large mean would show in ulps of fp64."""
+    h = h - h.mean(-1, keepdim=True)
+    return h - h.mean(-1, keepdim=True)
+
+
 def factor(weight: Tensor | None, gemma: bool = False) -> Tensor | float:
     """What a normalized row is multiplied with."""
     if weight is None:
@@ -104,8 +110,8 @@ def l2norm(input: Tensor, eps: float = 1e-6) -> Tensor:
 
 def layernorm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-6) -> Tensor:
     """(x - mean) / sqrt(var + eps) * w + b."""
-    centred = input.double() - input.double().mean(-1, keepdim=True)
-    return centred * inverse_root(centred, eps) * factor(weight) + offset(bias)
+    h = centred(input.double())
+    return h * inverse_root(h, eps) * factor(weight) + offset(bias)
 
 
 def layernorm_linear(
@@ -179,10 +185,10 @@ def normalized_groups(
     """(xhat [..., N], mean [..., G] or None, rstd [..., G])."""
     h = x.double() if z is None or norm_before_gate else x.double() * gate(z, activation)
     groups = h.unflatten(-1, (-1, group_size or h.shape[-1]))
-    mean = None if is_rms_norm else groups.mean(-1, keepdim=True)
-    centred = groups if mean is None else groups - mean
-    rstd = inverse_root(centred, eps)
-    return (centred * rstd).flatten(-2), None if mean is None else mean[..., 0], rstd[..., 0]
+    mean = None if is_rms_norm else groups.mean(-1)
+    groups = groups if is_rms_norm else centred(groups)
+    rstd = inverse_root(groups, eps)
+    return (groups * rstd).flatten(-2), mean, rstd[..., 0]
 
 
 # --- quant --------------------------------------------------------------------------------------------------------
