@@ -15,9 +15,9 @@ def standardized(h: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor, Tensor
     mean = h.mean(-1, keepdim=True)
     centred = h - mean
     left = centred.mean(-1, keepdim=True)
-    centred = centred - left
-    rstd = torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps)
-    return centred * rstd, mean + left, rstd
+    variance = (centred.pow(2).mean(-1, keepdim=True) - left * left).clamp(min=0)
+    rstd = torch.rsqrt(variance + eps)
+    return torch.addcmul(-left * rstd, centred, rstd), mean + left, rstd
 
 
 def affine(xhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
