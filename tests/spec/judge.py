@@ -1,0 +1,141 @@
+"""Whether the outputs of a call are right: within half an ulp and a derived bound of the fp64 oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from norm_plugin.dispatch import Op
+from norm_plugin.native.rms import wide_dtype
+from norm_plugin.verify import bounds, oracle, ulps
+
+Arguments = dict[str, Any]
+
+
+class Truth(NamedTuple):
+    """The right values of one output, more than one where a numerics rounds in the middle, and their bound."""
+
+    oracles: list[Tensor]
+    bound: Tensor
+
+
+def check(op: Op, a: Arguments, outputs: tuple[Tensor, ...]) -> None:
+    """Assert that `outputs`, in the order of samples.outputs, are right for the arguments before the call."""
+    truths = list(TRUTHS[op.family](op.name, a, outputs))
+    assert len(outputs) == len(truths)
+    for place, (output, truth) in enumerate(zip(outputs, truths, strict=True)):
+        assert output.dtype == dtype_of(op, a, place)
+        excess = ulps.excess(output, truth.bound, *truth.oracles)
+        worst = ulps.measure(output, *truth.oracles)
+        assert excess == 0, f"output {place} is {excess} ulps beyond its bound; {worst}"
+
+
+def dtype_of(op: Op, a: Arguments, place: int) -> torch.dtype:
+    """The dtype that an output must have."""
+    x = a[op.arguments[op.x]].dtype
+    residual = [a["residual"].dtype] if a.get("residual") is not None else []
+    by_op = {
+        "rms": [a.get("output_dtype") or x, *residual],
+        "layer": [a["linear_weight"].dtype if "linear_weight" in a else x],
+        "gated": [x],
+        "quant": [a["out"].dtype, *residual] if "out" in a else [a.get("quant_dtype"), wide_dtype(x), *residual],
+    }
+    return by_op[op.family][place]
+
+
+def rms(name: str, a: Arguments, outputs: tuple[Tensor, ...]) -> Iterator[Truth]:
+    if name == "l2norm":
+        yield Truth([oracle.l2norm(a["input"], a["eps"])], bounds.l2norm(a["input"], a["eps"]))
+        return
+    how = (a["eps"], a["numerics"], a["gemma"], a["variance_size"])
+    residual = a.get("residual")
+    bound = bounds.rmsnorm(a["input"], a["weight"], residual, a["eps"], a["gemma"], a["variance_size"])
+    if residual is None:
+        yield Truth([oracle.rmsnorm(a["input"], a["weight"], *how, nudge) for nudge in oracle.NUDGES], bound)
+    else:
+        yield Truth([oracle.add_rmsnorm(a["input"], residual, a["weight"], *how, n)[0] for n in oracle.NUDGES], bound)
+        yield added(a)
+
+
+def added(a: Arguments) -> Truth:
+    """x + residual: one sum in fp32, which costs one rounding."""
+    total = a["input"].double() + a["residual"].double()
+    return Truth([total], bounds.rounding(a["input"].dtype) * total.abs())
+
+
+def layer(name: str, a: Arguments, outputs: tuple[Tensor, ...]) -> Iterator[Truth]:
+    of = getattr(oracle, name), getattr(bounds, name)
+    yield Truth([of[0](*a.values())], of[1](*a.values()))
+
+
+def gated(name: str, a: Arguments, outputs: tuple[Tensor, ...]) -> Iterator[Truth]:
+    yield Truth([oracle.gated_norm(*a.values())], bounds.gated_norm(*a.values()))
+
+
+def quant(name: str, a: Arguments, outputs: tuple[Tensor, ...]) -> Iterator[Truth]:
+    """Each output given the ones before it: a row is quantised by the scale that was written for it, and that scale
+    is judged by itself."""
+    x, residual = a["input"], a.get("residual")
+    if name == "layernorm_quant":
+        norms = [oracle.layernorm(x, a["weight"], a["bias"], a["eps"])]
+        bound = bounds.layernorm(x, a["weight"], a["bias"], a["eps"])
+    else:
+        how = (a["weight"], residual, a["eps"], a["numerics"], a["gemma"])
+        norms = [oracle.to_quantise(x, *how, nudge) for nudge in oracle.NUDGES]
+        bound = bounds.rmsnorm(x, a["weight"], residual, a["eps"], a["gemma"])
+    if "out" in a:
+        yield quantised(norms, bound, a["scale"].double(), a["out"].dtype)
+    else:
+        group, dtype = a.get("group_size") or x.shape[-1], a["quant_dtype"]
+        norms = [norm.unflatten(-1, (-1, group)) for norm in norms]
+        bound = bound.unflatten(-1, (-1, group))
+        scale = outputs[1].double().unsqueeze(-1)
+        truth = quantised(norms, bound, scale, dtype)
+        yield Truth([o.flatten(-2) for o in truth.oracles], truth.bound.flatten(-2))
+        scales = [oracle.dynamic_scale(norm, dtype, a.get("scale_ub"))[..., 0] for norm in norms]
+        yield Truth(scales, bounds.product(scales[0], x.dtype))
+    if residual is not None:
+        yield added(a)
+
+
+def quantised(norms: list[Tensor], bound: Tensor, scale: Tensor, dtype: torch.dtype) -> Truth:
+    """norm / scale: what the norm is off by over the scale, and the roundings of the quotient."""
+    quotients = [oracle.quantised(norm, scale, dtype) for norm in norms]
+    return Truth(quotients, bound / scale + bounds.product(quotients[0], torch.float32))
+
+
+TRUTHS = {"rms": rms, "layer": layer, "gated": gated, "quant": quant}
+
+
+# --- against what is replaced -------------------------------------------------------------------------------------
+
+#: Standard errors that a mean over rows may be off by chance; one comparison in 700 would exceed it.
+CHANCE = 3.0
+
+
+def row_errors(actual: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """(mean, max) error of each row, in ulps of the row's largest value: no small element outweighs its row."""
+    apart = (actual.double() - truth).abs() / ulps.size(truth.abs().amax(-1, keepdim=True), actual.dtype)
+    return apart.mean(-1).flatten(), apart.amax(-1).flatten()
+
+
+def no_worse(ours: Tensor, theirs: Tensor, truth: Tensor) -> None:
+    """Assert that our error is not above theirs, on the same input against the same oracle.
+
+    Rows are independent samples, so the difference of the errors, averaged over the rows, is normal around its true
+    value, and its spread is known from the rows themselves. It may be positive by chance. Where the output is narrower
+    than fp32, both are the rounded truth except where fp32 arithmetic carries a value over a tie, and there the errors
+    differ by no more than that arithmetic.
+    """
+    carried = 0.0
+    if ours.dtype in (torch.float16, torch.bfloat16):
+        carried = bounds.ROUNDINGS * bounds.rounding(ours.dtype) * 2.0 ** (ulps.FORMATS[ours.dtype][0] + 1)
+    for what, mine, other in zip(("mean", "max"), row_errors(ours, truth), row_errors(theirs, truth), strict=True):
+        difference = mine - other
+        by_chance = CHANCE * difference.std() / difference.numel() ** 0.5
+        assert difference.mean() <= by_chance + carried, (
+            f"{what} error {mine.mean():.4f} ulps, theirs {other.mean():.4f}; by chance {by_chance:.4f}"
+        )

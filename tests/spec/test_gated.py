@@ -1,0 +1,185 @@
+"""The gated norms against the oracle, their statistics, and the formulas that they replace.
+
+The grid: dtype of x and z and of weight and bias x gate before or after the norm x LayerNorm or RMSNorm x groups x
+activation x bias and z given or not x numerics x every class of input. Tolerances: half an ulp of the output plus
+norm_plugin.verify.bounds, which derives them from the formula.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import norm_plugin
+from norm_plugin.native import _layer_norm_fwd_native, layernorm_fn_native, rmsnorm_fn_native
+from norm_plugin.numerics import ACTIVATIONS, GATED_NUMERICS
+from norm_plugin.ops import OPS
+from norm_plugin.verify import bounds, inputs, oracle, ulps
+from tests.spec import judge, samples
+
+OP = OPS["gated_norm"]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32]
+GIVEN = [{}, {"bias": None}, {"weight": None, "bias": None}, {"z": None}]
+EPS = 1e-6
+ROWS = 256
+
+
+@pytest.mark.parametrize("given", GIVEN, ids=str)
+@pytest.mark.parametrize("numerics", GATED_NUMERICS)
+@pytest.mark.parametrize("is_rms_norm", [True, False], ids=["rms", "layer"])
+@pytest.mark.parametrize("before", [True, False], ids=["norm_first", "gate_first"])
+@pytest.mark.parametrize("weight_dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gated_norm(
+    dtype: torch.dtype,
+    weight_dtype: torch.dtype,
+    before: bool,
+    is_rms_norm: bool,
+    numerics: str,
+    given: samples.Arguments,
+) -> None:
+    """Group size and activation go round with the class of input, so that each meets the others."""
+    ways = product((None, 32, 96), ACTIVATIONS)
+    for name, (group_size, activation) in zip(inputs.CLASSES, [*ways, (32, "silu")], strict=True):
+        a = samples.arguments(
+            OP,
+            (6, 192),
+            dtype,
+            weight_dtype=weight_dtype,
+            input_class=name,
+            norm_before_gate=before,
+            is_rms_norm=is_rms_norm,
+            numerics=numerics,
+            group_size=group_size,
+            activation=activation,
+            **given,
+        )
+        judge.check(OP, a, samples.outputs(OP, a))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gates_far_out(dtype: torch.dtype, activation: str) -> None:
+    """Gates of +-200 and +-65504: exp overflows in fp32, the gate does not."""
+    z = torch.tensor([200.0, -200.0, 65504.0, -65504.0]).repeat(16).to(dtype).expand(6, 64).contiguous()
+    for before in (True, False):
+        a = samples.arguments(OP, (6, 64), dtype, z=z, norm_before_gate=before, activation=activation)
+        judge.check(OP, a, samples.outputs(OP, a))
+
+
+def test_swish_is_silu() -> None:
+    a = samples.arguments(OP, (6, 64))
+    silu, swish = (samples.outputs(OP, a | {"activation": name})[0] for name in ("silu", "swish"))
+    assert torch.equal(silu, swish)
+
+
+def test_z_may_have_its_own_dtype() -> None:
+    for dtype, z_dtype in product(DTYPES, DTYPES):
+        a = samples.arguments(OP, (6, 64), dtype, z=inputs.make("normal", (6, 64), z_dtype, 3))
+        judge.check(OP, a, samples.outputs(OP, a))
+
+
+def test_the_names_of_the_field_are_one_op() -> None:
+    a = samples.arguments(OP, (6, 64), group_size=16)
+    positional = [a[name] for name in ("x", "weight", "bias", "z", "eps", "group_size", "norm_before_gate")]
+    for is_rms_norm, functions in (
+        (False, (norm_plugin.layernorm_fn, layernorm_fn_native)),
+        (True, (norm_plugin.rmsnorm_fn, rmsnorm_fn_native)),
+    ):
+        expected = samples.outputs(OP, a | {"is_rms_norm": is_rms_norm})[0]
+        for function in functions:
+            assert torch.equal(function(*positional), expected)
+
+
+# --- statistics ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group_size", [None, 16, 64])
+@pytest.mark.parametrize("before", [True, False], ids=["norm_first", "gate_first"])
+@pytest.mark.parametrize("is_rms_norm", [True, False], ids=["rms", "layer"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_forward_with_statistics(dtype: torch.dtype, is_rms_norm: bool, before: bool, group_size: int | None) -> None:
+    """fp32 of length ngroups * M, group-major, as the Triton kernels of mamba_ssm and FLA lay them out.
+
+    A mean is off by the roundings of its sum, a share of the mean magnitude; rstd by a share of itself, for which the
+    gated row, rounded before it is centred, counts with its size.
+    """
+    x, z = inputs.make("row_scales", (5, 64), dtype, 1), inputs.make("normal", (5, 64), dtype, 2)
+    weight, bias = inputs.weights(64, dtype), inputs.biases(64, dtype)
+    how = (group_size, before, is_rms_norm, "silu")
+    out, mean, rstd = _layer_norm_fwd_native(
+        x, weight, bias, EPS, z, group_size=group_size, norm_before_gate=before, is_rms_norm=is_rms_norm
+    )
+    assert torch.equal(out, layernorm_fn_native(x, weight, bias, z, EPS, *how))
+
+    true_mean, true_rstd = oracle.gated_statistics(x, z, EPS, *how)
+    h = (x.double() if before else x.double() * oracle.gate(z, "silu")).unflatten(-1, (-1, group_size or 64))
+    share = bounds.ROUNDINGS * bounds.rounding(dtype)
+    group_major = h.transpose(0, 1).reshape(-1, h.shape[-1])
+    size = group_major.square().mean(-1).sqrt()
+    assert rstd.dtype == torch.float32
+    assert ulps.excess(rstd, share * true_rstd * (1 + 2 * size * true_rstd), true_rstd) == 0
+    if is_rms_norm:
+        assert mean is None
+        assert true_mean is None
+    else:
+        assert mean is not None
+        assert true_mean is not None
+        assert mean.dtype == torch.float32
+        assert ulps.excess(mean, share * group_major.abs().mean(-1), true_mean) == 0
+
+
+def test_forward_writes_its_out() -> None:
+    a = samples.arguments(OP, (5, 64))
+    out = torch.empty_like(a["x"])
+    returned, _, _ = _layer_norm_fwd_native(a["x"], a["weight"], a["bias"], EPS, a["z"], out)
+    assert returned is out
+    assert torch.equal(out, layernorm_fn_native(a["x"], a["weight"], a["bias"], a["z"]))
+
+
+# --- against what is replaced -------------------------------------------------------------------------------------
+
+
+def reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor, group_size: int, before: bool, rms: bool
+) -> Tensor:
+    """The reference of mamba_ssm (rms_norm_ref, and torch's layer_norm in its place), upcast as it is called there."""
+    x, z, weight = x.float(), z.float(), weight.float()
+    bias = None if bias is None else bias.float()
+    if not before:
+        x = x * F.silu(z)
+    groups = x.unflatten(-1, (-1, group_size))
+    if rms:
+        normed = groups * (1 / torch.sqrt(groups.square().mean(-1, keepdim=True) + EPS))
+    else:
+        normed = F.layer_norm(groups, (group_size,), None, None, EPS)
+    out = normed.flatten(-2) * weight
+    out = out if bias is None else out + bias
+    return out * F.silu(z) if before else out
+
+
+@pytest.mark.parametrize("is_rms_norm", [True, False], ids=["rms", "layer"])
+@pytest.mark.parametrize("before", [True, False], ids=["norm_first", "gate_first"])
+@pytest.mark.parametrize("name", ["normal", "outliers", "row_scales", "large_mean"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_worse_than_the_reference_of_mamba(dtype: torch.dtype, name: str, before: bool, is_rms_norm: bool) -> None:
+    x, z = inputs.make(name, (ROWS, 512), dtype, 1), inputs.make("normal", (ROWS, 512), dtype, 2)
+    weight, bias = inputs.weights(512, dtype), None if is_rms_norm else inputs.biases(512, dtype)
+    theirs = reference(x, weight, bias, z, 128, before, is_rms_norm).to(dtype)
+    a = (x, weight, bias, z, EPS, 128, before, is_rms_norm)
+    judge.no_worse(norm_plugin.layernorm_fn(*a), theirs, oracle.gated_norm(*a))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of_zeros_without_eps_are_nan_as_in_torch(dtype: torch.dtype) -> None:
+    x, z = inputs.make("zeros", (6, 96), dtype), inputs.make("normal", (6, 96), dtype, 2)
+    theirs = F.rms_norm(x, (96,), None, 0.0).isnan()
+    assert theirs.any()
+    assert not theirs.all()
+    for is_rms_norm, before in product((True, False), (True, False)):
+        ours = norm_plugin.layernorm_fn(x, None, None, z, 0.0, None, before, is_rms_norm)
+        assert torch.equal(ours.isnan(), theirs)
