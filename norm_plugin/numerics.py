@@ -55,3 +55,9 @@ GATED_NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, HF)}
 
 #: silu and swish are two names of one function: z * sigmoid(z).
 ACTIVATIONS: tuple[str, ...] = ("silu", "swish", "sigmoid")
+
+
+def table() -> str:
+    """The named roundings as a Markdown table."""
+    rows = [f"| `{n.name}` | `{n.formula}` | {n.used_by} |" for n in NUMERICS.values()]
+    return "\n".join(["| numerics | output | who computes so |", "|---|---|---|", *rows])
