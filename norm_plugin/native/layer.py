@@ -6,16 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from norm_plugin.native.rms import sum_rows, wide
+from norm_plugin.native.rms import by_row, sum_rows, wide
 
 
 def standardized(h: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(xhat, mean, rstd). The variance is of the centred row, and what the rounding of the mean left in that row is
     taken off as well, so a large mean costs no digits."""
-    mean = h.mean(-1, keepdim=True)
+    mean = by_row(torch.mean, h)
     centred = h - mean
-    left = centred.mean(-1, keepdim=True)
-    variance = (centred.pow(2).mean(-1, keepdim=True) - left * left).clamp(min=0)
+    left = by_row(torch.mean, centred)
+    variance = (by_row(torch.mean, centred.pow(2)) - left * left).clamp(min=0)
     rstd = torch.rsqrt(variance + eps)
     return torch.addcmul(-left * rstd, centred, rstd), mean + left, rstd
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from norm_plugin.numerics import FP32, NUMERICS, Numerics
+
+#: The least number of elements that PyTorch's CPU spreads over threads.
+SUMMED_IN_PARTS = 32768
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -18,9 +23,17 @@ def wide(x: Tensor) -> Tensor:
     return x.to(wide_dtype(x.dtype))
 
 
+def by_row(reduce: Callable[..., Tensor], h: Tensor) -> Tensor:
+    """reduce(h) of each row, [..., 1], the same whatever the batch. PyTorch's CPU sums a long row that is alone in
+    parts, one a thread; beside itself it is summed as in any batch."""
+    if h.shape[-1] < SUMMED_IN_PARTS or h.numel() != h.shape[-1]:
+        return reduce(h, -1, keepdim=True)
+    return reduce(h.expand(2, *h.shape), -1, keepdim=True)[0]
+
+
 def inverse_rms(h: Tensor, eps: float, variance_size: int | None = None) -> Tensor:
     """rsqrt(mean(h^2) + eps) of each row, or of its first `variance_size` columns."""
-    return torch.rsqrt(h[..., :variance_size].pow(2).mean(-1, keepdim=True) + eps)
+    return torch.rsqrt(by_row(torch.mean, h[..., :variance_size].pow(2)) + eps)
 
 
 def scaled(h: Tensor, s: Tensor, weight: Tensor | None, numerics: Numerics, gemma: bool, dtype: torch.dtype) -> Tensor:
@@ -91,7 +104,7 @@ def fused_add_rmsnorm(
 def l2norm(input: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> Tensor:
     """input / sqrt(sum(input^2) + eps), row by row."""
     h = wide(input)
-    return (h * torch.rsqrt(h.pow(2).sum(-1, keepdim=True) + eps)).to(output_dtype or input.dtype)
+    return (h * torch.rsqrt(by_row(torch.sum, h.pow(2)) + eps)).to(output_dtype or input.dtype)
 
 
 def sum_rows(g: Tensor) -> Tensor:
