@@ -26,14 +26,25 @@ def row_start(row, n1, n2, s0, s1, s2, LEVELS: tl.constexpr, ALIGN: tl.constexpr
 
 
 @triton.jit
-def wait_for_producer(PDL: tl.constexpr):
-    """Before this, nothing but parameters may be read, and nothing written.
-
-    The next kernel may start at once: it waits here itself until this one has finished and its writes are visible.
-    """
+def wait_for_producer(PDL: tl.constexpr, LATE: tl.constexpr):
+    """Before this, nothing but parameters may be read, and nothing written."""
     if PDL:
         gdc_wait()
+        if not LATE:
+            gdc_launch_dependents()
+
+
+@triton.jit
+def release_consumer(PDL: tl.constexpr, LATE: tl.constexpr):
+    """Let the next kernel start: it waits itself until this one has finished and its writes are visible."""
+    if PDL and LATE:
         gdc_launch_dependents()
+
+
+@triton.jit
+def mean_of(total, N: tl.constexpr):
+    """total / N; a product where that is exact."""
+    return total * (1.0 / N) if N & (N - 1) == 0 else tl.div_rn(total, tl.zeros_like(total) + N)
 
 
 @triton.jit

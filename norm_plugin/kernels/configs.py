@@ -2,11 +2,14 @@
 
 A row is held by `warps` warps in chunks of BLOCK columns, one 16-byte load a thread and chunk; a program takes `rows`
 rows. The order of a row's sum follows from these alone, so a row's result cannot depend on the batch around it.
+`late` says when the next kernel may start beside this one: after the row is read, or at once. It changes no bit.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -15,7 +18,7 @@ from importlib import resources
 RESIDENT_BYTES = 131072
 
 #: The most elements a thread may hold for its weight to be read before the wait, beside the row itself.
-PRELOAD_ELEMENTS = 16
+PRELOAD_ELEMENTS = 32
 
 
 @dataclass(frozen=True)
@@ -28,31 +31,45 @@ class Config:
     chunks: int
     resident: bool
     preload: bool
+    late: bool
 
 
 @cache
 def tables() -> dict[str, dict[str, list[list[int]]]]:
-    """GPU -> family -> [[largest N in bytes, warps, rows], ...], ascending; "default" where a GPU has no table."""
+    """GPU -> family -> [[largest row in bytes, warps, rows, late], ...], ascending; "default" for any other GPU."""
     found: dict[str, dict[str, list[list[int]]]] = json.loads(
         resources.files("norm_plugin.kernels").joinpath("configs.json").read_text()
     )
     return found
 
 
-@cache
 def config(family: str, width: int, itemsize: int, gpu: str) -> Config:
     """The configuration for rows of `width` elements of `itemsize` bytes."""
-    table = tables().get(gpu, tables()["default"])[family]
+    table = [_forced] if _forced else tables().get(gpu, tables()["default"])[family]
     row_bytes = width * itemsize
-    warps, rows = next(((w, r) for limit, w, r in table if row_bytes <= limit), table[-1][1:])
-    return make(width, itemsize, warps, rows)
+    warps, rows, late = next((entry for limit, *entry in table if row_bytes <= limit), table[-1][1:])
+    return make(width, itemsize, warps, rows, bool(late))
 
 
-def make(width: int, itemsize: int, warps: int, rows: int) -> Config:
-    """The configuration that `warps` and `rows` stand for: the rest follows from the width."""
+_forced: list[int] | None = None
+
+
+@contextmanager
+def forced(warps: int, rows: int, late: int) -> Iterator[None]:
+    """One configuration for everything that is bound meanwhile: for whoever measures them."""
+    global _forced
+    _forced = [0, warps, rows, late]
+    try:
+        yield
+    finally:
+        _forced = None
+
+
+def make(width: int, itemsize: int, warps: int, rows: int, late: bool) -> Config:
+    """The configuration that a table's entry stands for: the rest follows from the width."""
     power = 1 << (width - 1).bit_length()
     block = power if rows > 1 else min(power, warps * 32 * 16 // itemsize)
     chunks = -(-width // block)
     held = block * chunks * rows // (warps * 32)
     resident = width * itemsize <= RESIDENT_BYTES
-    return Config(warps, rows, block, chunks, resident, resident and held <= PRELOAD_ELEMENTS)
+    return Config(warps, rows, block, chunks, resident, resident and held <= PRELOAD_ELEMENTS, late)

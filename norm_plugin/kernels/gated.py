@@ -24,7 +24,7 @@ def bind(
     width = x.shape[-1] if group_size is None else group_size
     return Launch(
         gated_kernel,
-        config("gated", width, x.element_size(), gpu_of(x.device)),
+        config("gated" if is_rms_norm else "layer", width, x.element_size(), gpu_of(x.device)),
         layout_or_refuse(x, z, out),
         x.device,
         use_pdl(None, x.device),

@@ -5,7 +5,17 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from norm_plugin.kernels.common import cast, chunk_mask, gate, preloaded, read, row_start, wait_for_producer
+from norm_plugin.kernels.common import (
+    cast,
+    chunk_mask,
+    gate,
+    mean_of,
+    preloaded,
+    read,
+    release_consumer,
+    row_start,
+    wait_for_producer,
+)
 
 
 @triton.jit
@@ -40,15 +50,15 @@ def finish(xhat, w, b, Z, z_at, cols, mask, dtype: tl.constexpr,
     return y
 
 
-@triton.jit(do_not_specialize=["M", "G", "n1", "n2", "x0", "x1", "x2", "z0", "z1", "z2", "y0", "y1", "y2"])
+@triton.jit(do_not_specialize=["M", "n1", "n2", "x0", "x1", "x2", "z0", "z1", "z2", "y0", "y1", "y2"])
 def gated_kernel(
     X, Z, W, B, Y, S, MEAN, RSTD, M, n1, n2, x0, x1, x2, z0, z1, z2, y0, y1, y2, eps,
     N: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr,
-    PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr, PDL: tl.constexpr,
+    PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr,
     RMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, GATE_FIRST: tl.constexpr,
     GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr, HF: tl.constexpr, STATIC: tl.constexpr, QMAX: tl.constexpr,
 ):  # fmt: skip
-    """Y = norm of ROWS groups of width N, of M groups in all, G of them a row; S is a static scale of a quantised Y."""
+    """Y = norm of ROWS groups of width N; M groups in all, G of them a row; S is the scale of a quantised Y."""
     index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     in_batch = index < M
     index = tl.minimum(index, M - 1)
@@ -60,14 +70,13 @@ def gated_kernel(
     z_at = row_start(row, n1, n2, z0, z1, z2, LEVELS, ALIGN) + w_at if GATE_FIRST or GATE_LAST else x_at
     lane = tl.arange(0, BLOCK)[None, :]
     dtype: tl.constexpr = X.dtype.element_ty
-    count = tl.full([ROWS, 1], N, tl.float32)
     weights = ()
     biases = ()
     if PRELOAD and HAS_WEIGHT:
         weights = preloaded(W, w_at, lane, in_batch, N, BLOCK, CHUNKS)
     if PRELOAD and HAS_BIAS:
         biases = preloaded(B, w_at, lane, in_batch, N, BLOCK, CHUNKS)
-    wait_for_producer(PDL)
+    wait_for_producer(PDL, LATE)
 
     sums = tl.zeros([ROWS, BLOCK], tl.float32)
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -84,8 +93,9 @@ def gated_kernel(
                 squares += h * h
             else:
                 sums += h
+        release_consumer(PDL, LATE)
         if not RMS:
-            mean = tl.div_rn(tl.sum(sums, axis=1, keep_dims=True), count)
+            mean = mean_of(tl.sum(sums, axis=1, keep_dims=True), N)
             sums = tl.zeros([ROWS, BLOCK], tl.float32)
             for c in tl.static_range(CHUNKS):
                 off = held[c] - mean
@@ -99,7 +109,7 @@ def gated_kernel(
             for c in tl.range(0, CHUNKS):
                 cols = c * BLOCK + lane
                 sums += load_gated(X, Z, x_at, z_at, cols, (cols < N) & in_batch, GATE_FIRST, SIGMOID)
-            mean = tl.div_rn(tl.sum(sums, axis=1, keep_dims=True), count)
+            mean = mean_of(tl.sum(sums, axis=1, keep_dims=True), N)
             sums = tl.zeros([ROWS, BLOCK], tl.float32)
         for c in tl.range(0, CHUNKS):
             cols = c * BLOCK + lane
@@ -109,11 +119,11 @@ def gated_kernel(
             squares += off * off
     left = tl.zeros([ROWS, 1], tl.float32)
     if RMS:
-        variance = tl.div_rn(tl.sum(squares, axis=1, keep_dims=True), count)
+        variance = mean_of(tl.sum(squares, axis=1, keep_dims=True), N)
     else:  # what the rounding of the mean left in the centred row is taken off as well, in the same reduction
         left, variance = tl.reduce((sums, squares), 1, add_pairs, keep_dims=True)
-        left = tl.div_rn(left, count)
-        variance = tl.div_rn(variance, count) - left * left
+        left = mean_of(left, N)
+        variance = mean_of(variance, N) - left * left
     rstd = tl.rsqrt(variance + eps)
     if RSTD is not None:
         place = group * (M // G) + row

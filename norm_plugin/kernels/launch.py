@@ -119,6 +119,7 @@ class Launch:
             "CHUNKS": config.chunks,
             "RESIDENT": config.resident,
             "PRELOAD": config.preload,
+            "LATE": config.late,
             "ROWS": config.rows,
             "LEVELS": layout.levels,
             "ALIGN": layout.align,

@@ -29,7 +29,7 @@ def bind(
     added = residual is not None
     return Launch(
         rms_kernel,
-        config("rms", width, input.element_size(), gpu_of(input.device)),
+        config("rms" if residual is None else "add", width, input.element_size(), gpu_of(input.device)),
         rows,
         input.device,
         use_pdl(enable_pdl, input.device),

@@ -10,8 +10,10 @@ from norm_plugin.kernels.common import (
     chunk_mask,
     larger,
     largest_of,
+    mean_of,
     preloaded,
     read,
+    release_consumer,
     row_start,
     wait_for_producer,
 )
@@ -94,7 +96,7 @@ def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column: tl.cons
 def rms_kernel(
     X, R, W, Y, T, S, UB, M, n1, n2, x0, x1, x2, r0, r1, r2, t0, t1, t2, y0, y1, y2, eps,
     N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, PRELOAD: tl.constexpr,
-    ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr, PDL: tl.constexpr,
+    ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.constexpr, HF: tl.constexpr,
     VARIANCE_OF_ROUNDED: tl.constexpr, OUTPUT_OF_ROUNDED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
     L2: tl.constexpr, QUANT: tl.constexpr, GROUP: tl.constexpr, QMAX: tl.constexpr, MIN_SCALE: tl.constexpr,
@@ -115,7 +117,7 @@ def rms_kernel(
     weights = ()
     if PRELOAD and HAS_WEIGHT:
         weights = preloaded(W, 0, lane, in_batch, N, BLOCK, CHUNKS)
-    wait_for_producer(PDL)
+    wait_for_producer(PDL, LATE)
 
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
     held = ()
@@ -135,8 +137,9 @@ def rms_kernel(
             total, rounded = load_sum(X, R, x_at, r_at, cols, (cols < N) & in_batch, HAS_RESIDUAL)
             v = rounded if VARIANCE_OF_ROUNDED else total
             squares += v * v
+    release_consumer(PDL, LATE)
     sum_of_squares = tl.sum(squares, axis=1, keep_dims=True)
-    s = tl.rsqrt((sum_of_squares if L2 else tl.div_rn(sum_of_squares, tl.full([ROWS, 1], N, tl.float32))) + eps)
+    s = tl.rsqrt((sum_of_squares if L2 else mean_of(sum_of_squares, N)) + eps)
 
     inverse = s
     token_scale = s

@@ -1,0 +1,1 @@
+"""Measuring the ops on a GPU, beside whatever else is installed there."""

@@ -1,0 +1,120 @@
+"""Make the table of launch configurations for the GPU at hand: every candidate is timed, the best of each width kept.
+
+A configuration may not depend on the number of rows, so one is chosen for all of them: that with the least geometric
+mean of its times over the best time found, at decode sizes and large ones.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+
+from norm_plugin import dispatch
+from norm_plugin.bench.calls import CALLS, DTYPE
+from norm_plugin.bench.timing import graph_time
+from norm_plugin.kernels import configs
+
+WIDTHS = (
+    64, 128, 256, 512, 1024, 1280, 1536, 2048, 2880, 4096, 5120, 7168, 8192, 12288, 16384, 18432, 32768, 65536, 131072,
+)  # fmt: skip
+DECODE_ROWS = (1, 16, 64, 256)
+LARGE_BYTES = (4 << 20, 64 << 20)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One entry of a table, for one width."""
+
+    family: str
+    width: int
+    warps: int
+    rows: int
+    late: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A candidate and its microseconds by number of rows."""
+
+    candidate: Candidate
+    times: dict[int, float]
+
+
+def candidates(family: str, width: int) -> Iterator[Candidate]:
+    """Every configuration that leaves each thread a sensible share of a row."""
+    for warps in (1, 2, 4, 8, 16, 32):
+        for rows in (1, 2, 4, 8, 16, 32):
+            share = width * rows / (warps * 32)
+            fits = 2 <= share <= 32 if rows > 1 else 4 <= share <= 64 or (warps == 32 and share > 64)
+            if fits and (rows == 1 or width <= 2048):
+                yield from (Candidate(family, width, warps, rows, late) for late in (0, 1))
+
+
+def row_counts(width: int) -> list[int]:
+    """Decode sizes (more rows where they are short: a token has many heads), and two large ones."""
+    heads = max(1, 2048 // width)
+    return [rows * heads for rows in DECODE_ROWS] + [max(1, size // (width * 2)) for size in LARGE_BYTES]
+
+
+def compile_all(chunk: list[Candidate]) -> None:
+    """Fill Triton's cache; run in processes of their own, since compiling takes most of the time."""
+    for c in chunk:
+        with configs.forced(c.warps, c.rows, c.late):
+            dispatch.reset()
+            CALLS[c.family][0](2, c.width)()
+    torch.cuda.synchronize()
+
+
+def measure(c: Candidate) -> Measured:
+    """The times of one candidate."""
+    times = {}
+    make, passes = CALLS[c.family]
+    with configs.forced(c.warps, c.rows, c.late):
+        dispatch.reset()
+        for rows in row_counts(c.width):
+            large = rows * c.width * DTYPE.itemsize * passes >= 32 << 20
+            calls = [make(rows, c.width) for _ in range(3 if large else 8)]
+            times[rows] = graph_time(calls, replays=12, launches=6 if large else 64).median
+    return Measured(c, times)
+
+
+def cost(m: Measured, best: dict[int, float]) -> float:
+    """The geometric mean of the times over the best ones; the largest size counts as much as all decode sizes."""
+    ratios = [math.log(time / best[rows]) for rows, time in m.times.items()]
+    return sum(ratios) / len(ratios) + max(0.0, ratios[-1] - 0.01)
+
+
+def choose(measured: Iterable[Measured]) -> Measured:
+    """The best of the candidates of one family and width."""
+    found = list(measured)
+    best = {rows: min(m.times[rows] for m in found) for rows in found[0].times}
+    return min(found, key=lambda m: cost(m, best))
+
+
+def tune(families: Iterable[str] = tuple(CALLS), widths: Iterable[int] = WIDTHS, workers: int = 12) -> list[Measured]:
+    """All measurements, for `table` to choose from and for whoever wants to look."""
+    every = [c for family in families for width in widths for c in candidates(family, width)]
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        pool.map(compile_all, [every[i :: workers * 4] for i in range(workers * 4)], chunksize=1)
+    return [measure(c) for c in every]
+
+
+def table(measured: Iterable[Measured]) -> dict[str, list[list[int]]]:
+    """Family -> entries for configs.json. A width between two measured ones takes the wider one's entry."""
+    grouped: dict[tuple[str, int], list[Measured]] = {}
+    for m in measured:
+        grouped.setdefault((m.candidate.family, m.candidate.width), []).append(m)
+    entries: dict[str, list[list[int]]] = {}
+    for (family, width), group in sorted(grouped.items()):
+        c = choose(group).candidate
+        entries.setdefault(family, []).append([width * DTYPE.itemsize, c.warps, c.rows, c.late])
+    return entries
+
+
+def as_json(measured: Iterable[Measured]) -> list[dict[str, object]]:
+    """The measurements as plain data."""
+    return [asdict(m.candidate) | {"times": m.times} for m in measured]
