@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from norm_plugin import checks, kernels, settings
+from norm_plugin.native.compiled import compiled
 
 log = logging.getLogger("norm_plugin")
 
@@ -152,7 +153,7 @@ def _native(op: Op, signature: Signature, reason: str, *, fallback: bool) -> Rou
     route = Route(op, signature, "native", reason, fallback, op.native)
     if wanted.compile:
         route.backend = "native, compiled"
-        route.run = _guarded(route, torch.compile(op.native), "torch.compile failed")
+        route.run = _guarded(route, compiled(op.native), "torch.compile failed")
     return route
 
 

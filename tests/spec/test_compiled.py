@@ -1,0 +1,47 @@
+"""NORM_PLUGIN_COMPILE=1: what a route says is compiled is compiled, however many routes there are."""
+
+import functools
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+import norm_plugin
+from norm_plugin import dispatch, settings
+from norm_plugin.native import rms
+from norm_plugin.numerics import NUMERICS
+
+WIDTHS = (8, 16, 24)
+
+
+@pytest.fixture
+def counter(monkeypatch):
+    """A backend that counts what it is given: these tests are about what torch.compile is asked, not about Inductor."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    with settings.override(backend="native", compile=True, strict=True):
+        yield counter
+
+
+def test_every_route_is_compiled_for_itself(counter):
+    for numerics in NUMERICS:
+        for width in WIDTHS:
+            x = torch.randn(4, width)
+            assert torch.equal(norm_plugin.rmsnorm(x, None, numerics=numerics), rms.rmsnorm(x, None, numerics=numerics))
+    assert counter.frame_count == len(NUMERICS) * len(WIDTHS)
+    assert {route.backend for route in dispatch.routes()} == {"native, compiled"}
+
+
+def test_the_number_of_rows_compiles_again_only_once(counter):
+    for rows in (2, 3, 5, 7, 11, 64):
+        norm_plugin.rmsnorm(torch.randn(rows, 32), None)
+    assert counter.frame_count == 2
+
+
+def test_the_mode_of_torch_is_still_checked(counter):
+    x = torch.randn(4, 8)
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert torch.equal(norm_plugin.rmsnorm(x, None), rms.rmsnorm(x, None))
+    assert counter.frame_count == 2
