@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from norm_plugin.native.layer import affine, standardized, standardized_backward
-from norm_plugin.native.rms import inverse_rms, sum_rows, wide, wide_dtype
+from norm_plugin.native.rms import inverse_rms, stored, sum_rows, wide, wide_dtype
 from norm_plugin.numerics import FP32, GATED_NUMERICS
 
 
@@ -66,7 +66,7 @@ def gated_norm_with_stats(
         y = affine(y, weight, bias)
     if act is not None and norm_before_gate:
         y = y * act
-    return y.to(x.dtype), None if mean is None else mean.squeeze(-1), rstd.squeeze(-1)
+    return stored(y, x), None if mean is None else mean.squeeze(-1), rstd.squeeze(-1)
 
 
 def gated_norm(

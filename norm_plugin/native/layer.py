@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from norm_plugin.native.rms import by_row, sum_rows, wide
+from norm_plugin.native.rms import by_row, stored, sum_rows, wide
 
 
 def standardized(h: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,7 +31,7 @@ def affine(xhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 def layernorm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-6) -> Tensor:
     """The LayerNorm of every row, with one rounding."""
     xhat, _, _ = standardized(wide(input), eps)
-    return affine(xhat, weight, bias).to(input.dtype)
+    return stored(affine(xhat, weight, bias), input)
 
 
 def simple_layernorm_native(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-6) -> Tensor:
@@ -49,7 +49,10 @@ def layernorm_linear(
 ) -> Tensor:
     """linear(layernorm(x)), the norm rounded to x's dtype and the product taken in the linear weight's."""
     normed = layernorm(x, weight, bias, eps).to(linear_weight.dtype)
-    return F.linear(normed, linear_weight, linear_bias)
+    product = F.linear(
+        normed.reshape(-1, x.shape[-1]), linear_weight, linear_bias
+    )  # with two dimensions it rounds once
+    return product.view(*x.shape[:-1], linear_weight.shape[0])
 
 
 def divided_by_max(x: Tensor) -> Tensor:

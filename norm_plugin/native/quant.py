@@ -12,7 +12,7 @@ from torch import Tensor
 
 from norm_plugin.native.gated import by_group
 from norm_plugin.native.layer import affine, standardized
-from norm_plugin.native.rms import added, inverse_rms, scaled, wide
+from norm_plugin.native.rms import added, inverse_rms, scaled, stored, wide
 from norm_plugin.numerics import FP32, NUMERICS
 
 #: The largest value of each output dtype, and the least scale that a dynamic quantisation writes (as vLLM does).
@@ -32,7 +32,8 @@ def cast(y: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def dynamic(y: Tensor, dtype: torch.dtype, bound: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(y quantised by its own largest magnitude along the last dimension, that scale [..., 1])."""
+    """(y quantised by its own largest magnitude along the last dimension, that scale [..., 1]), both contiguous."""
+    y = y.contiguous()
     largest = y.abs().amax(-1, keepdim=True)
     if bound is not None:
         largest = torch.minimum(largest, bound.to(largest.dtype))
@@ -95,7 +96,8 @@ def rmsnorm_dynamic_quant(
     gemma: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(out, scales [..., 1]), one scale a row; scale_ub bounds the magnitude that a scale is made from."""
-    return dynamic(normalized(input, residual, weight, eps, numerics, gemma), quant_dtype, scale_ub)
+    out, scale = dynamic(normalized(input, residual, weight, eps, numerics, gemma), quant_dtype, scale_ub)
+    return stored(out, input, quant_dtype), scale
 
 
 def rmsnorm_block_quant(
@@ -111,7 +113,7 @@ def rmsnorm_block_quant(
     """(out, scales [..., N / group_size]), one scale for each block of `group_size` columns of a row."""
     y = normalized(input, residual, weight, eps, numerics, gemma)
     out, scales = dynamic(by_group(y, group_size), quant_dtype)
-    return out.flatten(-2), scales.squeeze(-1)
+    return stored(out.flatten(-2), input, quant_dtype), scales.squeeze(-1)
 
 
 def layernorm_quant(

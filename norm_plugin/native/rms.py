@@ -23,6 +23,12 @@ def wide(x: Tensor) -> Tensor:
     return x.to(wide_dtype(x.dtype))
 
 
+def stored(y: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """y as an output: in a dtype (that of `like`), with the strides that torch.empty_like(like) has."""
+    out = torch.empty_like(like, dtype=dtype)
+    return y if y.dtype == out.dtype and y.stride() == out.stride() else out.copy_(y)
+
+
 def by_row(reduce: Callable[..., Tensor], h: Tensor) -> Tensor:
     """reduce(h) of each row, [..., 1], the same whatever the batch. PyTorch's CPU sums a long row that is alone in
     parts, one a thread; beside itself it is summed as in any batch."""
@@ -69,7 +75,7 @@ def rmsnorm(
     """The RMSNorm of every row; with `gemma` the weight is 1 + weight, added in fp32."""
     h = wide(input)
     s = inverse_rms(h, eps, variance_size)
-    return scaled(h, s, weight, NUMERICS[numerics], gemma, input.dtype).to(input.dtype)
+    return stored(scaled(h, s, weight, NUMERICS[numerics], gemma, input.dtype), input)
 
 
 def add_rmsnorm(
@@ -83,7 +89,8 @@ def add_rmsnorm(
 ) -> tuple[Tensor, Tensor]:
     """(norm(input + residual), input + residual): the fused add as a function, nothing is changed in place."""
     h, s, new_residual = added(input, residual, eps, NUMERICS[numerics], variance_size)
-    return scaled(h, s, weight, NUMERICS[numerics], gemma, input.dtype).to(input.dtype), new_residual
+    out = scaled(h, s, weight, NUMERICS[numerics], gemma, input.dtype)
+    return stored(out, input), stored(new_residual, residual)
 
 
 def fused_add_rmsnorm(
@@ -104,7 +111,7 @@ def fused_add_rmsnorm(
 def l2norm(input: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> Tensor:
     """input / sqrt(sum(input^2) + eps), row by row."""
     h = wide(input)
-    return (h * torch.rsqrt(by_row(torch.sum, h.pow(2)) + eps)).to(output_dtype or input.dtype)
+    return stored(h * torch.rsqrt(by_row(torch.sum, h.pow(2)) + eps), input, output_dtype)
 
 
 def sum_rows(g: Tensor) -> Tensor:
