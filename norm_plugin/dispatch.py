@@ -10,7 +10,7 @@ import logging
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -40,6 +40,7 @@ class Op:
     x: int
     alike: tuple[int, ...]
     written: tuple[int, ...]
+    plans: list[Any] = field(default_factory=list)
 
     def complete(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """All arguments: torch's dispatcher leaves out trailing ones that equal their defaults."""
@@ -59,6 +60,18 @@ class Op:
         for i in self.alike:
             if args[i] is not None and args[i].shape != x.shape:
                 checks.same_shape(self.arguments[i], args[i], self.arguments[self.x], x)
+
+    def agree(self, tensors: tuple[Tensor | None, ...]) -> bool:
+        """check_shapes and check_disjoint for tensors whose sizes are known to agree but for the first."""
+        rows = tensors[self.x].numel()  # type: ignore[union-attr]
+        for i in self.alike:
+            t = tensors[i]
+            if t is not None and t.numel() != rows:
+                return False
+        if len(self.written) > 1:
+            first, second = tensors[self.written[0]], tensors[self.written[1]]
+            return first is None or second is None or first.data_ptr() != second.data_ptr() or rows == 0
+        return True
 
     def check_disjoint(self, args: tuple[Any, ...]) -> None:
         """No two of the arguments that are written may be one tensor; only real tensors can tell."""
@@ -82,8 +95,8 @@ class Route:
 
 _routes: dict[Signature, Route] = {}
 _forgotten: Counter[tuple[str, str]] = Counter()
+_broken: dict[tuple[str, torch.dtype, int], str] = {}
 _logged: set[str] = set()
-
 
 #: More than a server has; whoever makes new signatures for ever (3-D inputs of changing length) starts over here.
 MOST_ROUTES = 4096
@@ -98,6 +111,13 @@ def _fact(value: Any) -> Any:
 
 def call(op: Op, *args: Any) -> Any:
     """Run `op` on real tensors by the route of its signature."""
+    route = find_route(op, args)
+    route.calls += 1
+    return route.run(*args)
+
+
+def find_route(op: Op, args: tuple[Any, ...]) -> Route:
+    """The route of a call's signature, once the call is known to be right."""
     signature = (op.name, *map(_fact, args))
     route = _routes.get(signature)
     if route is None:
@@ -109,19 +129,20 @@ def call(op: Op, *args: Any) -> Any:
         op.check_shapes(args)
     if len(op.written) > 1:
         op.check_disjoint(args)
-    route.calls += 1
-    return route.run(*args)
+    return route
 
 
 def _resolve(op: Op, signature: Signature, args: tuple[Any, ...]) -> Route:
     wanted = settings.get()
-    device = args[op.x].device
+    x = args[op.x]
     if wanted.backend == "native":
         return _native(op, signature, "the native backend was asked for", fallback=False)
+    if reason := _broken.get((op.name, x.dtype, x.shape[-1])):
+        return _native(op, signature, reason, fallback=True)
     try:
-        run = _bind_kernel(op, device, args)
+        run = _bind_kernel(op, x.device, args)
     except kernels.Refusal as refusal:
-        expected = wanted.backend == "triton" or device.type != "cpu"
+        expected = wanted.backend == "triton" or x.device.type != "cpu"
         return _native(op, signature, str(refusal), fallback=expected)
     route = Route(op, signature, "triton", "", False, run)
     route.run = _guarded(route, run, "the Triton kernel failed")
@@ -158,7 +179,7 @@ def _native(op: Op, signature: Signature, reason: str, *, fallback: bool) -> Rou
 
 
 def _guarded(route: Route, run: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """`run` for the first call: if it cannot be compiled or launched, this signature stays on the native op."""
+    """`run` for the first call: where it cannot be compiled or launched, this op, dtype and width stay native."""
 
     def first(*args: Any) -> Any:
         try:
@@ -170,6 +191,8 @@ def _guarded(route: Route, run: Callable[..., Any], what: str) -> Callable[..., 
             if settings.get().strict:
                 raise BackendError(f"{route.op.name}: {reason}. NORM_PLUGIN_STRICT=1 forbids falling back.") from error
             log_once(f"{route.op.name} stays on the eager native path: {reason}")
+            x = args[route.op.x]
+            _broken[route.op.name, x.dtype, x.shape[-1]] = reason
             route.backend, route.reason, route.fallback, route.run = "native", reason, True, route.op.native
             return route.op.native(*args)
         route.run = run
@@ -194,7 +217,10 @@ def _forget_routes() -> None:
     """Resolve everything anew, and keep the counts."""
     for route in _routes.values():
         _forgotten[route.op.name, route.backend] += route.calls
+    for op in {route.op for route in _routes.values()}:
+        op.plans.clear()
     _routes.clear()
+    _broken.clear()
 
 
 settings.on_change(_forget_routes)
@@ -210,5 +236,5 @@ def calls(op: str, backend: str | None = None) -> int:
 
 def reset() -> None:
     """Forget all routes and counts."""
-    _routes.clear()
+    _forget_routes()
     _forgotten.clear()

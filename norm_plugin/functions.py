@@ -13,15 +13,19 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from norm_plugin import dispatch, ops
-from norm_plugin.dispatch import Op
+from norm_plugin import dispatch, ops, shortcut
+from norm_plugin.dispatch import Op, Route
 from norm_plugin.numerics import FP32
 
 _PLAIN = (Tensor, Parameter)
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def _only_values(*tensors: Tensor | None) -> bool:
@@ -36,10 +40,27 @@ def _only_values(*tensors: Tensor | None) -> bool:
     return all(t is None or type(t) in _PLAIN for t in tensors) and not _needs_grad(*tensors)
 
 
-def _call(op: Op, tensors: tuple[Tensor | None, ...], *args: Any) -> Any:
-    if _only_values(*tensors):
-        return dispatch.call(op, *args)
-    return getattr(torch.ops.norm_plugin, op.name)(*args)
+def _known(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -> Route | None:
+    """The route of a call like one before, of which only values are wanted; None for all others."""
+    if torch.compiler.is_dynamo_compiling() or forward_ad._current_level >= 0:
+        return None
+    return shortcut.find(op, tensors, rest)
+
+
+def _call(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -> Any:
+    """`op` on its tensors and its other arguments, by the shortest way that is right."""
+    route = _known(op, tensors, rest)
+    if route is not None:
+        route.calls += 1
+        return route.run(*tensors, *rest)
+    if not _only_values(*tensors):
+        return getattr(torch.ops.norm_plugin, op.name)(*tensors, *rest)
+    route = dispatch.find_route(op, (*tensors, *rest))
+    route.calls += 1
+    result = route.run(*tensors, *rest)
+    if route.backend == "triton":
+        shortcut.remember(op, tensors, rest, route)
+    return result
 
 
 def _rmsnorm(
@@ -54,11 +75,12 @@ def _rmsnorm(
 ) -> Tensor:
     how = (eps, numerics, gemma, variance_size, enable_pdl)
     if out is None:
-        result: Tensor = _call(ops.RMSNORM, (input, weight), input, weight, *how)
+        result: Tensor = _call(ops.RMSNORM, (input, weight), how)
         return result
+    tensors = (input, weight, out)
     if _needs_grad(input, weight):
         return out.copy_(_rmsnorm(input, weight, eps, None, enable_pdl, numerics, gemma, variance_size))
-    _call(ops.RMSNORM_OUT, (input, weight, out), input, weight, out, *how)
+    _call(ops.RMSNORM_OUT, tensors, how)
     return out
 
 
@@ -77,7 +99,7 @@ def _fused_add_rmsnorm(
         input.copy_(out)
         residual.copy_(new_residual)
         return
-    _call(ops.FUSED_ADD_RMSNORM, tensors, *tensors, *how)
+    _call(ops.FUSED_ADD_RMSNORM, tensors, how)
 
 
 def rmsnorm(
@@ -146,20 +168,20 @@ def add_rmsnorm(
 ) -> tuple[Tensor, Tensor]:
     """(rmsnorm(input + residual), input + residual); nothing is changed in place."""
     tensors = (input, residual, weight)
-    result: tuple[Tensor, Tensor] = _call(ops.ADD_RMSNORM, tensors, *tensors, eps, numerics, gemma, variance_size, None)
+    result: tuple[Tensor, Tensor] = _call(ops.ADD_RMSNORM, tensors, (eps, numerics, gemma, variance_size, None))
     return result
 
 
 def l2norm(x: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> Tensor:
     """x / sqrt(sum(x^2) + eps), row by row."""
-    result: Tensor = _call(ops.L2NORM, (x,), x, eps, output_dtype)
+    result: Tensor = _call(ops.L2NORM, (x,), (eps, output_dtype))
     return result
 
 
 def layernorm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-6) -> Tensor:
     """(input - mean) / std * weight + bias, row by row."""
     tensors = (input, weight, bias)
-    result: Tensor = _call(ops.LAYERNORM, tensors, *tensors, eps)
+    result: Tensor = _call(ops.LAYERNORM, tensors, (eps,))
     return result
 
 
@@ -173,7 +195,7 @@ def layernorm_linear(
 ) -> Tensor:
     """layernorm(x) @ linear_weight.T + linear_bias."""
     tensors = (x, weight, bias, linear_weight, linear_bias)
-    result: Tensor = _call(ops.LAYERNORM_LINEAR, tensors, *tensors, eps)
+    result: Tensor = _call(ops.LAYERNORM_LINEAR, tensors, (eps,))
     return result
 
 
@@ -193,7 +215,7 @@ def layernorm_fn(
     """The norm of each group of each row, gated by act(z): after the norm, or before it."""
     tensors = (x, weight, bias, z)
     result: Tensor = _call(
-        ops.GATED_NORM, tensors, *tensors, eps, group_size, norm_before_gate, is_rms_norm, activation, numerics
+        ops.GATED_NORM, tensors, (eps, group_size, norm_before_gate, is_rms_norm, activation, numerics)
     )
     return result
 
@@ -231,7 +253,7 @@ def rmsnorm_quant(
 ) -> None:
     """out = rmsnorm(input) / scale, rounded and saturated to out's dtype (fp8 or int8)."""
     tensors = (out, input, weight, _scale(scale, input))
-    _call(ops.RMSNORM_QUANT, tensors, *tensors, eps, numerics, gemma, enable_pdl)
+    _call(ops.RMSNORM_QUANT, tensors, (eps, numerics, gemma, enable_pdl))
 
 
 def fused_add_rmsnorm_quant(
@@ -248,7 +270,7 @@ def fused_add_rmsnorm_quant(
 ) -> None:
     """residual += input, in place; out = rmsnorm(residual) / scale. input keeps its values."""
     tensors = (out, input, residual, weight, _scale(scale, input))
-    _call(ops.FUSED_ADD_RMSNORM_QUANT, tensors, *tensors, eps, numerics, gemma, enable_pdl)
+    _call(ops.FUSED_ADD_RMSNORM_QUANT, tensors, (eps, numerics, gemma, enable_pdl))
 
 
 def rmsnorm_dynamic_quant(
@@ -264,9 +286,7 @@ def rmsnorm_dynamic_quant(
 ) -> tuple[Tensor, Tensor]:
     """(rmsnorm(input) / scales, scales [..., 1]), one scale a row. A residual is added first and updated in place."""
     tensors = (input, weight, residual, scale_ub)
-    result: tuple[Tensor, Tensor] = _call(
-        ops.RMSNORM_DYNAMIC_QUANT, tensors, input, weight, residual, eps, quant_dtype, scale_ub, numerics, gemma, None
-    )
+    result: tuple[Tensor, Tensor] = _call(ops.RMSNORM_DYNAMIC_QUANT, tensors, (eps, quant_dtype, numerics, gemma, None))
     return result
 
 
@@ -284,7 +304,7 @@ def rmsnorm_block_quant(
     """(rmsnorm(input) / scales, scales [..., N / group_size]). A residual is added first and updated in place."""
     tensors = (input, weight, residual)
     result: tuple[Tensor, Tensor] = _call(
-        ops.RMSNORM_BLOCK_QUANT, tensors, *tensors, eps, group_size, quant_dtype, numerics, gemma, None
+        ops.RMSNORM_BLOCK_QUANT, tensors, (eps, group_size, quant_dtype, numerics, gemma, None)
     )
     return result
 
@@ -299,4 +319,4 @@ def layernorm_quant(
 ) -> None:
     """out = layernorm(input) / scale, rounded and saturated to out's dtype (fp8 or int8)."""
     tensors = (out, input, weight, bias, _scale(scale, input))
-    _call(ops.LAYERNORM_QUANT, tensors, *tensors, eps)
+    _call(ops.LAYERNORM_QUANT, tensors, (eps,))

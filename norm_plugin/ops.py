@@ -233,8 +233,8 @@ FUSED_ADD_RMSNORM_QUANT = _register(
     _nothing,
 )
 RMSNORM_DYNAMIC_QUANT = _register(
-    "rmsnorm_dynamic_quant(Tensor input, Tensor? weight, Tensor(a!)? residual=None, float eps=1e-6, "
-    f"ScalarType quant_dtype=float8_e4m3fn, Tensor? scale_ub=None, {_QUANT}) -> (Tensor, Tensor)",
+    "rmsnorm_dynamic_quant(Tensor input, Tensor? weight, Tensor(a!)? residual=None, Tensor? scale_ub=None, "
+    f"float eps=1e-6, ScalarType quant_dtype=float8_e4m3fn, {_QUANT}) -> (Tensor, Tensor)",
     "quant",
     quant.rmsnorm_dynamic_quant,
     lambda a: _quantised(a, 1),

@@ -49,7 +49,7 @@ def candidates(family: str, width: int) -> Iterator[Candidate]:
     for warps in (1, 2, 4, 8, 16, 32):
         for rows in (1, 2, 4, 8, 16, 32):
             share = width * rows / (warps * 32)
-            fits = 2 <= share <= 32 if rows > 1 else 4 <= share <= 64 or (warps == 32 and share > 64)
+            fits = 2 <= share <= 32 if rows > 1 else 4 <= share <= 64 or (warps >= 8 and width >= 32768)
             if fits and (rows == 1 or width <= 2048):
                 yield from (Candidate(family, width, warps, rows, late) for late in (0, 1))
 

@@ -61,11 +61,28 @@ def chunk_mask(cols, in_batch, PARTIAL: tl.constexpr, MANY: tl.constexpr, N: tl.
     return mask
 
 
+#: How long a value that is read should stay in the cache: no wish, until it is read again, or no longer.
+ANY, KEEP, DROP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+
 @triton.jit
-def read(places, mask):
+def read(places, mask, STAY: tl.constexpr = 0):
     """Values in fp32, 0 where the mask is off."""
-    x = tl.load(places) if mask is None else tl.load(places, mask=mask, other=0.0)
+    if mask is None:
+        x = tl.load(places)
+    elif STAY == KEEP:
+        x = tl.load(places, mask=mask, other=0.0, eviction_policy="evict_last")
+    elif STAY == DROP:
+        x = tl.load(places, mask=mask, other=0.0, eviction_policy="evict_first")
+    else:
+        x = tl.load(places, mask=mask, other=0.0)
     return x.to(tl.float32)
+
+
+@triton.jit
+def read_raw(places, mask):
+    """Values as they are, which takes half the registers of fp32; 0 where the mask is off."""
+    return tl.load(places) if mask is None else tl.load(places, mask=mask, other=0.0)
 
 
 @triton.jit

@@ -17,6 +17,9 @@ from importlib import resources
 #: Wider rows than this, in bytes, do not fit the registers of one program: they are read again for the output.
 RESIDENT_BYTES = 131072
 
+#: How many chunks of a row that does not fit are read at once.
+UNROLL = 4
+
 #: The most elements a thread may hold for its weight to be read before the wait, beside the row itself.
 PRELOAD_ELEMENTS = 32
 

@@ -6,12 +6,15 @@ import triton
 import triton.language as tl
 
 from norm_plugin.kernels.common import (
+    DROP,
+    KEEP,
     cast,
     chunk_mask,
     gate,
     mean_of,
     preloaded,
     read,
+    read_raw,
     release_consumer,
     row_start,
     wait_for_producer,
@@ -19,11 +22,12 @@ from norm_plugin.kernels.common import (
 
 
 @triton.jit
-def load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST: tl.constexpr, SIGMOID: tl.constexpr):
+def load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST: tl.constexpr, SIGMOID: tl.constexpr,
+               STAY: tl.constexpr = 0):  # fmt: skip
     """One chunk of x in fp32, gated already where the gate comes first."""
-    h = read(X + x_at + cols, mask)
+    h = read(X + x_at + cols, mask, STAY)
     if GATE_FIRST:
-        h = h * gate(read(Z + z_at + cols, mask), SIGMOID)
+        h = h * gate(read(Z + z_at + cols, mask, STAY), SIGMOID)
     return h
 
 
@@ -34,9 +38,8 @@ def add_pairs(a0, a1, b0, b1):
 
 
 @triton.jit
-def finish(xhat, w, b, Z, z_at, cols, mask, dtype: tl.constexpr,
-           HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr,
-           HF: tl.constexpr):  # fmt: skip
+def finish(xhat, w, b, z, dtype: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+           GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr, HF: tl.constexpr):  # fmt: skip
     """xhat * w + b, gated where the gate comes last, before the last rounding."""
     y = xhat.to(dtype).to(tl.float32) if HF else xhat
     if HAS_WEIGHT:
@@ -46,15 +49,16 @@ def finish(xhat, w, b, Z, z_at, cols, mask, dtype: tl.constexpr,
     if HF:
         y = y.to(dtype).to(tl.float32)
     if GATE_LAST:
-        y = y * gate(read(Z + z_at + cols, mask), SIGMOID)
+        y = y * gate(z.to(tl.float32), SIGMOID)
     return y
 
 
 @triton.jit(do_not_specialize=["M", "n1", "n2", "x0", "x1", "x2", "z0", "z1", "z2", "y0", "y1", "y2"])
 def gated_kernel(
     X, Z, W, B, Y, S, MEAN, RSTD, M, n1, n2, x0, x1, x2, z0, z1, z2, y0, y1, y2, eps,
-    N: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr,
-    PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr,
+    N: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, UNROLL: tl.constexpr,
+    RESIDENT: tl.constexpr, PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
+    PDL: tl.constexpr, LATE: tl.constexpr,
     RMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, GATE_FIRST: tl.constexpr,
     GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr, HF: tl.constexpr, STATIC: tl.constexpr, QMAX: tl.constexpr,
 ):  # fmt: skip
@@ -81,46 +85,50 @@ def gated_kernel(
     sums = tl.zeros([ROWS, BLOCK], tl.float32)
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
     held = ()
-    centred = ()
+    gates = ()
     mean = tl.zeros([ROWS, 1], tl.float32)
     if RESIDENT:
         for c in tl.static_range(CHUNKS):
             cols = c * BLOCK + lane
             mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
-            h = load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST, SIGMOID)
-            held += (h,)
+            if GATE_FIRST:
+                held += (load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST, SIGMOID),)
+            else:
+                held += (read_raw(X + x_at + cols, mask),)
+            if GATE_LAST:  # read with x, not after the reduction: one memory latency instead of two
+                gates += (read_raw(Z + z_at + cols, mask),)
+        release_consumer(PDL, LATE)
+        for c in tl.static_range(CHUNKS):
+            h = held[c].to(tl.float32)
             if RMS:
                 squares += h * h
             else:
                 sums += h
-        release_consumer(PDL, LATE)
         if not RMS:
             mean = mean_of(tl.sum(sums, axis=1, keep_dims=True), N)
             sums = tl.zeros([ROWS, BLOCK], tl.float32)
             for c in tl.static_range(CHUNKS):
-                off = held[c] - mean
+                off = held[c].to(tl.float32) - mean
                 if c * BLOCK + BLOCK > N:
                     off = tl.where(c * BLOCK + lane < N, off, 0.0)
-                centred += (off,)
                 sums += off
                 squares += off * off
     else:
         if not RMS:
-            for c in tl.range(0, CHUNKS):
-                cols = c * BLOCK + lane
-                sums += load_gated(X, Z, x_at, z_at, cols, (cols < N) & in_batch, GATE_FIRST, SIGMOID)
-            mean = mean_of(tl.sum(sums, axis=1, keep_dims=True), N)
-            sums = tl.zeros([ROWS, BLOCK], tl.float32)
-        for c in tl.range(0, CHUNKS):
-            cols = c * BLOCK + lane
-            h = load_gated(X, Z, x_at, z_at, cols, (cols < N) & in_batch, GATE_FIRST, SIGMOID)
-            off = tl.where(cols < N, h - mean, 0.0)
-            sums += off
-            squares += off * off
+            # Any value near the row's serves as a first mean; the first chunk's is within sqrt(CHUNKS) deviations.
+            mean = tl.sum(load_gated(X, Z, x_at, z_at, lane, in_batch, GATE_FIRST, SIGMOID), axis=1, keep_dims=True)
+            mean = mean * (1.0 / BLOCK)
+        for start in tl.range(0, CHUNKS, UNROLL):
+            for u in tl.static_range(UNROLL):
+                cols = (start + u) * BLOCK + lane
+                h = load_gated(X, Z, x_at, z_at, cols, (cols < N) & in_batch, GATE_FIRST, SIGMOID, KEEP)
+                off = tl.where(cols < N, h - mean, 0.0)
+                sums += off
+                squares += off * off
     left = tl.zeros([ROWS, 1], tl.float32)
     if RMS:
         variance = mean_of(tl.sum(squares, axis=1, keep_dims=True), N)
-    else:  # what the rounding of the mean left in the centred row is taken off as well, in the same reduction
+    else:  # what the first mean left in the centred row is taken off as well, in the same reduction
         left, variance = tl.reduce((sums, squares), 1, add_pairs, keep_dims=True)
         left = mean_of(left, N)
         variance = mean_of(variance, N) - left * left
@@ -139,25 +147,29 @@ def gated_kernel(
             cols = c * BLOCK + lane
             mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
             in_row = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, False, N)
-            xhat = held[c] * rstd if RMS else (centred[c] - left) * rstd
+            h = held[c].to(tl.float32)
+            xhat = h * rstd if RMS else (h - mean - left) * rstd
             w, b = None, None
             if HAS_WEIGHT:
                 w = weights[c] if PRELOAD else read(W + w_at + cols, in_row)
             if HAS_BIAS:
                 b = biases[c] if PRELOAD else read(B + w_at + cols, in_row)
-            y = finish(xhat, w, b, Z, z_at, cols, mask, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
+            z = gates[c] if GATE_LAST else None
+            y = finish(xhat, w, b, z, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
             if STATIC:
                 y = cast(y * inverse, QMAX, Y.dtype.element_ty)
             tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=mask)
     else:
-        for c in tl.range(0, CHUNKS):
-            cols = c * BLOCK + lane
-            mask = (cols < N) & in_batch
-            h = load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST, SIGMOID)
-            xhat = h * rstd if RMS else (h - mean - left) * rstd
-            w = read(W + w_at + cols, cols < N) if HAS_WEIGHT else None
-            b = read(B + w_at + cols, cols < N) if HAS_BIAS else None
-            y = finish(xhat, w, b, Z, z_at, cols, mask, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
-            if STATIC:
-                y = cast(y * inverse, QMAX, Y.dtype.element_ty)
-            tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=mask)
+        for start in tl.range(0, CHUNKS, UNROLL):
+            for u in tl.static_range(UNROLL):
+                cols = (start + u) * BLOCK + lane
+                mask = (cols < N) & in_batch
+                h = load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST, SIGMOID, DROP)
+                xhat = h * rstd if RMS else (h - mean - left) * rstd
+                w = read(W + w_at + cols, cols < N, KEEP) if HAS_WEIGHT else None
+                b = read(B + w_at + cols, cols < N, KEEP) if HAS_BIAS else None
+                z = read(Z + z_at + cols, mask, DROP) if GATE_LAST else None
+                y = finish(xhat, w, b, z, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
+                if STATIC:
+                    y = cast(y * inverse, QMAX, Y.dtype.element_ty)
+                tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=mask)

@@ -1,13 +1,16 @@
 """Launching a kernel with little host time, and falling back to Triton's own launch where that is not possible.
 
 Triton's JIT binds, specialises and looks up its arguments anew at every launch. All of that follows from the
-signature, so it is done once: later calls hand the compiled kernel plain pointers. Whatever the compiled kernel was not
-specialised for (a pointer off its 16-byte alignment, a stride beyond 32 bits, another device) goes through the JIT.
+signature, so it is done once: later calls hand the driver plain pointers (see `driver`). Whatever the compiled kernel
+was not specialised for (a pointer off its 16-byte alignment, a stride beyond 32 bits, another device) goes through
+the JIT.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +20,19 @@ from torch import Tensor
 from triton import knobs
 
 from norm_plugin import settings
-from norm_plugin.kernels import Refusal
-from norm_plugin.kernels.configs import Config
+from norm_plugin.kernels import Refusal, driver
+from norm_plugin.kernels.configs import UNROLL, Config
 
 VECTOR_BYTES = 16
 DIRECT_LIMIT = 2**31
+MOST_ROWS = 2**31 - 1
+
+log = logging.getLogger("norm_plugin")
+
+_current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
+_raw_stream: Callable[[int], int] = getattr(
+    torch._C, "_cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +120,7 @@ class Launch:
     def __init__(
         self, kernel: Any, config: Config, layout: Layout, device: torch.device, pdl: bool, constants: dict[str, Any]
     ) -> None:
-        self.kernel, self.config, self.device = kernel, config, device
+        self.kernel, self.config, self.device, self.pdl = kernel, config, device, pdl
         self.options: dict[str, Any] = {"num_warps": config.warps, "enable_fp_fusion": True}
         if pdl:
             self.options["launch_pdl"] = True
@@ -117,6 +128,7 @@ class Launch:
         self.constants = {
             "BLOCK": config.block,
             "CHUNKS": config.chunks,
+            "UNROLL": UNROLL,
             "RESIDENT": config.resident,
             "PRELOAD": config.preload,
             "LATE": config.late,
@@ -127,49 +139,46 @@ class Launch:
             **constants,
         }
         self.rows = config.rows
-        self.direct: Any = None
-        self.may_be_direct = all(s is None or abs(s) < DIRECT_LIMIT for s in self.integers)
+        self.direct: driver.Launcher | None = None
+        self.direct_reason = ""
+        self.index = device.index
+        if device.type != "cuda" or torch.version.hip is not None:
+            self.direct_reason = "only the CUDA driver is called directly"
+        elif any(s is not None and not -DIRECT_LIMIT <= s < DIRECT_LIMIT for s in self.integers):
+            self.direct_reason = "a stride takes more than 32 bits"
 
     def __call__(self, m: int, eps: float, *pointers: Tensor | None) -> None:
         if m == 0:
             return
         direct = self.direct
-        if direct is not None and torch.cuda.current_device() == self.device.index:
-            addresses = [None if p is None else p.data_ptr() for p in pointers]
-            if not any(a is not None and a % VECTOR_BYTES for a in addresses):
-                direct(m, eps, addresses)
+        if direct is not None and _current_device() == self.index and knobs.runtime.launch_enter_hook is None:
+            addresses = [p.data_ptr() for p in pointers if p is not None]
+            for address in addresses:
+                if address % VECTOR_BYTES:
+                    break
+            else:
+                direct(_raw_stream(self.index), m, eps, addresses)
                 return
         self.through_jit(m, eps, pointers)
 
     def through_jit(self, m: int, eps: float, pointers: Sequence[Tensor | None]) -> None:
         """Triton's own launch, which specialises for whatever it is given."""
+        if m >= MOST_ROWS:
+            raise ValueError(f"the input has {m} rows, and a kernel counts fewer than {MOST_ROWS}; split it.")
         grid = (triton.cdiv(m, self.rows),)
-        if self.device.type != "cuda":
-            self.kernel[grid](*pointers, m, *self.integers, eps, **self.constants, **self.options)
-            return
-        with torch.cuda.device(self.device):
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             compiled = self.kernel[grid](*pointers, m, *self.integers, eps, **self.constants, **self.options)
         aligned = all(p is None or p.data_ptr() % VECTOR_BYTES == 0 for p in pointers)
-        if self.direct is None and self.may_be_direct and aligned:
-            self.direct = direct_launch(compiled, self, self.device)
+        if self.direct is None and not self.direct_reason and aligned:
+            self.prepare_direct(compiled, pointers)
 
-
-def direct_launch(compiled: Any, launch: Launch, device: torch.device) -> Any:
-    """A function that launches `compiled` by its handles; None where this Triton has none that are known."""
-    run, function = getattr(compiled, "run", None), getattr(compiled, "function", None)
-    metadata = getattr(compiled, "packed_metadata", None)
-    if run is None or function is None or metadata is None:
-        return None
-    fixed, rows, index = launch.integers, launch.rows, device.index
-    constants = tuple(launch.constants[name] for name in launch.kernel.arg_names if name in launch.constants)
-    stream_of = torch._C._cuda_getCurrentRawStream
-    runtime = knobs.runtime
-
-    def direct(m: int, eps: float, addresses: list[int | None]) -> None:
-        grid = -(-m // rows)
-        run(
-            grid, 1, 1, stream_of(index), function, metadata, None,
-            runtime.launch_enter_hook, runtime.launch_exit_hook, *addresses, m, *fixed, eps, *constants,
-        )  # fmt: skip
-
-    return direct
+    def prepare_direct(self, compiled: Any, pointers: Sequence[Tensor | None]) -> None:
+        """Launch through the driver from now on, or say why not."""
+        given = sum(p is not None for p in pointers)
+        integers = tuple(i for i in self.integers if i is not None)
+        threads = self.config.warps * 32
+        try:
+            self.direct = driver.launcher(compiled, given, integers, self.rows, threads, self.pdl)
+        except driver.Unsupported as reason:
+            self.direct_reason = str(reason)
+            log.warning("kernels are launched by Triton itself, which takes longer: %s", reason)

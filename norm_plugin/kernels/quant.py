@@ -57,8 +57,8 @@ def bind_fused_add_rmsnorm_quant(
 
 
 def bind_rmsnorm_dynamic_quant(
-    input: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float, quant_dtype: torch.dtype,
-    scale_ub: Tensor | None, numerics: str, gemma: bool, enable_pdl: bool | None,
+    input: Tensor, weight: Tensor | None, residual: Tensor | None, scale_ub: Tensor | None, eps: float,
+    quant_dtype: torch.dtype, numerics: str, gemma: bool, enable_pdl: bool | None,
 ) -> Callable[..., tuple[Tensor, Tensor]]:  # fmt: skip
     out = torch.empty_like(input, dtype=quant_dtype)
     launch = bind(
@@ -68,8 +68,8 @@ def bind_rmsnorm_dynamic_quant(
     width = input.shape[-1]
 
     def run(
-        input: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float, quant_dtype: torch.dtype,
-        scale_ub: Tensor | None, *_: Any,
+        input: Tensor, weight: Tensor | None, residual: Tensor | None, scale_ub: Tensor | None, eps: float,
+        quant_dtype: torch.dtype, *_: Any,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         out = torch.empty_like(input, dtype=quant_dtype)
         scales = input.new_empty((*input.shape[:-1], 1), dtype=torch.float32)

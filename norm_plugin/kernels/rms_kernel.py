@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 
 from norm_plugin.kernels.common import (
+    DROP,
+    KEEP,
     cast,
     chunk_mask,
     larger,
@@ -13,6 +15,7 @@ from norm_plugin.kernels.common import (
     mean_of,
     preloaded,
     read,
+    read_raw,
     release_consumer,
     row_start,
     wait_for_producer,
@@ -23,11 +26,11 @@ NO_QUANT, STATIC, PER_TOKEN, PER_BLOCK = 0, 1, 2, 3
 
 
 @triton.jit
-def load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL: tl.constexpr):
+def load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL: tl.constexpr, STAY: tl.constexpr = 0):
     """(x + r before rounding, the same rounded to r's dtype) for one chunk; x twice where there is no residual."""
-    x = read(X + x_at + cols, mask)
+    x = read(X + x_at + cols, mask, STAY)
     if HAS_RESIDUAL:
-        total = x + read(R + r_at + cols, mask)
+        total = x + read(R + r_at + cols, mask, STAY)
         return total, total.to(R.dtype.element_ty).to(tl.float32)
     return x, x
 
@@ -65,7 +68,7 @@ def scale(h, s, w, dtype: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.cons
 
 
 @triton.jit
-def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column: tl.constexpr,
+def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column,
           N: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, QUANT: tl.constexpr, GROUP: tl.constexpr,
           QMAX: tl.constexpr, MIN_SCALE: tl.constexpr):  # fmt: skip
     """Round one chunk and write it; with PER_BLOCK its scales too."""
@@ -95,8 +98,9 @@ def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column: tl.cons
 @triton.jit(do_not_specialize=["M", "n1", "n2", "x0", "x1", "x2", "r0", "r1", "r2", "t0", "t1", "t2", "y0", "y1", "y2"])
 def rms_kernel(
     X, R, W, Y, T, S, UB, M, n1, n2, x0, x1, x2, r0, r1, r2, t0, t1, t2, y0, y1, y2, eps,
-    N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, RESIDENT: tl.constexpr, PRELOAD: tl.constexpr,
-    ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr,
+    N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, UNROLL: tl.constexpr,
+    RESIDENT: tl.constexpr, PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
+    PDL: tl.constexpr, LATE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.constexpr, HF: tl.constexpr,
     VARIANCE_OF_ROUNDED: tl.constexpr, OUTPUT_OF_ROUNDED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
     L2: tl.constexpr, QUANT: tl.constexpr, GROUP: tl.constexpr, QMAX: tl.constexpr, MIN_SCALE: tl.constexpr,
@@ -125,18 +129,24 @@ def rms_kernel(
         for c in tl.static_range(CHUNKS):
             cols = c * BLOCK + lane
             mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
-            total, rounded = load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL)
             if HAS_RESIDUAL:
+                total, rounded = load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL)
                 tl.store(T + t_at + cols, rounded.to(T.dtype.element_ty), mask=mask)
-            held += ((rounded if OUTPUT_OF_ROUNDED else total),)
-            v = rounded if VARIANCE_OF_ROUNDED else total
+                held += ((rounded if OUTPUT_OF_ROUNDED else total),)
+                v = rounded if VARIANCE_OF_ROUNDED else total
+            else:
+                raw = read_raw(X + x_at + cols, mask)
+                held += (raw,)
+                v = raw.to(tl.float32)
             squares += v * v
     else:
-        for c in tl.range(0, CHUNKS):
-            cols = c * BLOCK + lane
-            total, rounded = load_sum(X, R, x_at, r_at, cols, (cols < N) & in_batch, HAS_RESIDUAL)
-            v = rounded if VARIANCE_OF_ROUNDED else total
-            squares += v * v
+        for start in tl.range(0, CHUNKS, UNROLL):
+            for u in tl.static_range(UNROLL):
+                cols = (start + u) * BLOCK + lane
+                mask = (cols < N) & in_batch
+                total, rounded = load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL, KEEP)
+                v = rounded if VARIANCE_OF_ROUNDED else total
+                squares += v * v
     release_consumer(PDL, LATE)
     sum_of_squares = tl.sum(squares, axis=1, keep_dims=True)
     s = tl.rsqrt((sum_of_squares if L2 else mean_of(sum_of_squares, N)) + eps)
@@ -150,7 +160,7 @@ def rms_kernel(
         if RESIDENT:
             for c in tl.static_range(CHUNKS):
                 w = weight_chunk(W, weights, c, lane, in_batch, N, BLOCK, PRELOAD, HAS_WEIGHT)
-                y = scale(held[c], s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
+                y = scale(held[c].to(tl.float32), s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
                 largest = larger(largest, tl.abs(y.to(dtype).to(tl.float32) if HF else y))
         else:
             for c in tl.range(0, CHUNKS):
@@ -171,21 +181,22 @@ def rms_kernel(
             cols = c * BLOCK + lane
             mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
             w = weight_chunk(W, weights, c, lane, in_batch, N, BLOCK, PRELOAD, HAS_WEIGHT)
-            y = scale(held[c], s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
+            y = scale(held[c].to(tl.float32), s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
             if HF and QUANT > 0:
                 y = y.to(dtype).to(tl.float32)
             store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, c * BLOCK,
                   N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE)  # fmt: skip
     else:
-        for c in tl.range(0, CHUNKS):
-            cols = c * BLOCK + lane
-            mask = (cols < N) & in_batch
-            total, rounded = load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL)
-            w = read(W + cols, cols < N) if HAS_WEIGHT else None
-            if HAS_RESIDUAL:
-                tl.store(T + t_at + cols, rounded.to(T.dtype.element_ty), mask=mask)
-            y = scale(rounded if OUTPUT_OF_ROUNDED else total, s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
-            if HF and QUANT > 0:
-                y = y.to(dtype).to(tl.float32)
-            store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, c * BLOCK,
-                  N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE)  # fmt: skip
+        for start in tl.range(0, CHUNKS, UNROLL):
+            for u in tl.static_range(UNROLL):
+                cols = (start + u) * BLOCK + lane
+                mask = (cols < N) & in_batch
+                total, rounded = load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL, DROP)
+                w = read(W + cols, cols < N, KEEP) if HAS_WEIGHT else None
+                if HAS_RESIDUAL:
+                    tl.store(T + t_at + cols, rounded.to(T.dtype.element_ty), mask=mask)
+                y = scale(rounded if OUTPUT_OF_ROUNDED else total, s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
+                if HF and QUANT > 0:
+                    y = y.to(dtype).to(tl.float32)
+                store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, (start + u) * BLOCK,
+                      N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE)  # fmt: skip

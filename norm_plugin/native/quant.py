@@ -89,9 +89,9 @@ def rmsnorm_dynamic_quant(
     input: Tensor,
     weight: Tensor | None,
     residual: Tensor | None = None,
+    scale_ub: Tensor | None = None,
     eps: float = 1e-6,
     quant_dtype: torch.dtype = torch.float8_e4m3fn,
-    scale_ub: Tensor | None = None,
     numerics: str = FP32.name,
     gemma: bool = False,
 ) -> tuple[Tensor, Tensor]:

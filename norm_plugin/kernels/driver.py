@@ -1,0 +1,120 @@
+"""Launching a compiled kernel through the CUDA driver, with its arguments packed once.
+
+Triton's launcher parses some forty arguments a launch. Here they lie packed in memory, as the driver wants them; a
+launch writes the pointers, the number of rows and eps, and calls cuLaunchKernelEx. What the driver says of the kernel's
+parameters (cuFuncGetParamInfo) must agree with what is packed, or this road is not taken.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+PDL_ATTRIBUTE = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+
+class Attribute(ctypes.Structure):
+    """CUlaunchAttribute: an id, and a union of 64 bytes of which PDL uses the first four."""
+
+    _fields_ = (("id", ctypes.c_uint), ("pad", ctypes.c_uint), ("value", ctypes.c_int), ("rest", ctypes.c_char * 60))
+
+
+class LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = (
+        ("grid_x", ctypes.c_uint),
+        ("grid_y", ctypes.c_uint),
+        ("grid_z", ctypes.c_uint),
+        ("block_x", ctypes.c_uint),
+        ("block_y", ctypes.c_uint),
+        ("block_z", ctypes.c_uint),
+        ("shared", ctypes.c_uint),
+        ("stream", ctypes.c_void_p),
+        ("attributes", ctypes.POINTER(Attribute)),
+        ("attribute_count", ctypes.c_uint),
+    )
+
+
+class Unsupported(Exception):
+    """This kernel cannot be launched this way; the message says why."""
+
+
+@cache
+def driver() -> Any:
+    """The CUDA driver. The GIL is kept through its calls, so that no thread can repack arguments under way."""
+    try:
+        library = ctypes.PyDLL("libcuda.so.1")
+        library.cuFuncGetParamInfo, library.cuLaunchKernelEx  # noqa: B018 - a driver before 12.4 lacks the first
+    except (OSError, AttributeError) as error:
+        raise Unsupported(f"the CUDA driver lacks an entry point: {error}") from error
+    return library
+
+
+def parameter_sizes(function: int) -> list[int]:
+    """What the driver says of the kernel's parameters, in bytes."""
+    sizes: list[int] = []
+    offset, size = ctypes.c_size_t(), ctypes.c_size_t()
+    while True:
+        where = (ctypes.c_void_p(function), ctypes.c_size_t(len(sizes)), ctypes.byref(offset), ctypes.byref(size))
+        if driver().cuFuncGetParamInfo(*where) != 0:
+            return sizes
+        sizes.append(size.value)
+
+
+Launcher = Callable[[int, int, float, list[int]], None]
+
+
+def launcher(compiled: Any, pointers: int, integers: tuple[int, ...], rows: int, threads: int, pdl: bool) -> Launcher:
+    """launch(stream, m, eps, addresses) for a kernel of `pointers` pointers, m, `integers` and eps, in this order.
+
+    Triton appends two scratch pointers, which these kernels do not use.
+    """
+    function, metadata = getattr(compiled, "function", None), getattr(compiled, "metadata", None)
+    if not isinstance(function, int) or metadata is None:
+        raise Unsupported("this Triton's compiled kernels have no function handle or no metadata")
+    expected = [8] * pointers + [4] * (1 + len(integers) + 1) + [8, 8]
+    found = parameter_sizes(function)
+    if found != expected:
+        raise Unsupported(f"the kernel's parameters take {found} bytes, not {expected}")
+    if getattr(metadata, "global_scratch_size", 0) or getattr(metadata, "profile_scratch_size", 0):
+        raise Unsupported("the kernel wants scratch memory")
+
+    order = [*range(pointers), pointers, *range(pointers + 2, pointers + 2 + len(integers)), pointers + 1]
+    order += [pointers + 2 + len(integers)] * 2  # both scratch pointers: one zero
+    eps_at = 8 * (pointers + 1)
+    fill = struct.Struct(f"={pointers}Qq").pack_into
+    fill_eps = struct.Struct("=f").pack_into
+    call = driver().cuLaunchKernelEx
+
+    def pack() -> tuple[Any, LaunchConfig, tuple[Any, ...]]:
+        values = ctypes.create_string_buffer(8 * len(expected))
+        for i, integer in enumerate(integers):
+            struct.pack_into("=q", values, eps_at + 8 * (1 + i), integer)
+        base = ctypes.addressof(values)
+        places = (ctypes.c_void_p * len(expected))(*[base + 8 * i for i in order])
+        attribute = Attribute(PDL_ATTRIBUTE, 0, 1, b"")
+        config = LaunchConfig(1, 1, 1, threads, 1, 1, metadata.shared, None, ctypes.pointer(attribute), int(pdl))
+        return values, config, (ctypes.byref(config), ctypes.c_void_p(function), places, None)
+
+    free = [pack()]  # a thread takes one for itself: it could be interrupted between packing and launching
+
+    def launch(stream: int, m: int, eps: float, addresses: list[int]) -> None:
+        try:
+            packed = free.pop()
+        except IndexError:
+            packed = pack()
+        values, config, arguments = packed
+        fill(values, 0, *addresses, m)
+        fill_eps(values, eps_at, eps)
+        config.grid_x = -(-m // rows)
+        config.stream = stream
+        status = call(*arguments)
+        free.append(packed)
+        if status != 0:
+            raise RuntimeError(f"cuLaunchKernelEx failed with CUDA error {status}")
+
+    return launch
