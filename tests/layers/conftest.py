@@ -1,14 +1,5 @@
-"""What holds for all tests of the layers."""
+"""Every test here asks the native path, as those of the specification do: bits are compared, so sums are PyTorch's."""
 
-from collections.abc import Iterator
+from tests.spec.conftest import native_backend
 
-import pytest
-
-from norm_plugin import settings
-
-
-@pytest.fixture(autouse=True)
-def _native() -> Iterator[None]:
-    """Bits are compared here, so the sums must be those of PyTorch."""
-    with settings.override(backend="native", strict=False, compile=False):
-        yield
+__all__ = ["native_backend"]
