@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from norm_plugin import checks, ops
 from norm_plugin.functions import layernorm_fn, rmsnorm_fn
 from norm_plugin.layers import LayerNormGated, RMSNormGated
-from norm_plugin.native import _layer_norm_fwd_native as _layer_norm_fwd
-from norm_plugin.native import rmsnorm_fn_native
+from norm_plugin.native import _layer_norm_fwd_native, rmsnorm_fn_native
 from norm_plugin.native.gated import grouped
 from norm_plugin.native.layer import affine
+from norm_plugin.numerics import FP32
 
 __all__ = ["LayerNorm", "RMSNorm", "_layer_norm_fwd", "layernorm_fn", "rms_norm_ref", "rmsnorm_fn"]
 
@@ -35,6 +36,28 @@ class RMSNorm(RMSNormGated):
         activation: str = "swish",
     ) -> None:
         super().__init__(hidden_size, eps, group_size, norm_before_gate, device, dtype, activation)
+
+
+def _layer_norm_fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    z: Tensor | None = None,
+    out: Tensor | None = None,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+    activation: str = "swish",
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """(out, mean, rstd) of a 2-D x, always in PyTorch; statistics are group-major, and mean is None for RMSNorm."""
+    if x.dim() != 2:
+        raise ValueError(f"x has shape {list(x.shape)}; it must be 2-D. Flatten its leading dimensions.")
+    if out is not None:
+        checks.same_shape("out", out, "x", x)
+    how = (group_size, norm_before_gate, is_rms_norm, activation)
+    ops.GATED_NORM.check((x, weight, bias, z, eps, *how, FP32.name))
+    return _layer_norm_fwd_native(x, weight, bias, eps, z, out, *how)
 
 
 def rms_norm_ref(

@@ -9,6 +9,8 @@ of 64 or in one, with the gate on either side or without one.
 from __future__ import annotations
 
 import inspect
+import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -25,7 +27,7 @@ SIGNATURES = {
     "rmsnorm_fn": f"x, weight, bias, {GATED.format(eps='1e-06')}, activation=silu",
     "rms_norm_ref": f"x, weight, bias, {GATED.format(eps='1e-06')}, upcast=True",
     "_layer_norm_fwd": "x, weight, bias, eps, z=None, out=None, group_size=None, norm_before_gate=True, "
-    "is_rms_norm=False, activation=silu",
+    "is_rms_norm=False, activation=swish",
     "RMSNorm": "hidden_size, eps=1e-05, group_size=None, norm_before_gate=True, device=None, dtype=None, "
     "activation=swish",
     "LayerNorm": "hidden_size, eps=1e-05, group_size=None, norm_before_gate=True, device=None, dtype=None, "
@@ -56,9 +58,11 @@ def formula(
     return y * F.silu(z) if z is not None and norm_before_gate else y
 
 
-def with_gradients(function: object, tensors: list[Tensor | None], cotangent: Tensor, *how: object) -> list[Tensor]:
+def with_gradients(
+    function: Callable[..., Tensor], tensors: list[Tensor | None], cotangent: Tensor, *how: object
+) -> list[Tensor]:
     leaves = [t if t is None else t.detach().clone().requires_grad_() for t in tensors]
-    out = function(*leaves, *how)  # type: ignore[operator]
+    out = function(*leaves, *how)
     given = [t for t in leaves if t is not None]
     return [out.detach(), *torch.autograd.grad(out, given, cotangent.to(out.dtype))]
 
@@ -159,8 +163,23 @@ def test_classes_are_the_functions(kind: str, dtype: torch.dtype) -> None:
     assert all(p.grad is not None for p in layer.parameters())
 
 
-def test_an_unknown_activation_is_an_error() -> None:
-    """Elsewhere it would silently leave the gate out."""
-    x, weight = draw(2, 8, seed=0), torch.ones(8)
-    with pytest.raises(ValueError, match="activation is 'gelu'"):
-        mamba_ssm.rmsnorm_fn(x, weight, None, x, activation="gelu")
+X = torch.ones(2, 8)
+W = torch.ones(8)
+
+
+@pytest.mark.parametrize(
+    ("act", "says"),
+    [
+        (lambda: mamba_ssm.rmsnorm_fn(X, W, None, X, activation="gelu"), "activation is 'gelu'"),
+        (lambda: mamba_ssm._layer_norm_fwd(X, W, None, EPS, activation="gelu"), "activation is 'gelu'"),
+        (lambda: mamba_ssm._layer_norm_fwd(X[None], W, None, EPS), "x has shape [1, 2, 8]; it must be 2-D"),
+        (lambda: mamba_ssm._layer_norm_fwd(X, W, None, EPS, X[:1]), "z has shape [1, 8]"),
+        (lambda: mamba_ssm._layer_norm_fwd(X, W, None, EPS, None, X[:1]), "out has shape [1, 8]"),
+        (lambda: mamba_ssm._layer_norm_fwd(X, W, None, EPS, group_size=3), "group_size is 3"),
+        (lambda: mamba_ssm._layer_norm_fwd(X, W[:4], None, EPS), "weight has shape [4]"),
+    ],
+)
+def test_refusals(act: Callable[[], object], says: str) -> None:
+    """An unknown activation among them, which elsewhere leaves the gate out silently."""
+    with pytest.raises(ValueError, match=re.escape(says)):
+        act()
