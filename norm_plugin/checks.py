@@ -156,3 +156,10 @@ def disjoint(name: str, a: Tensor, other_name: str, b: Tensor) -> None:
     """Both are written, so they may not be one tensor."""
     if a.numel() and a.data_ptr() == b.data_ptr():
         raise ValueError(f"{name} and {other_name} are the same memory, and both are written; clone one of them.")
+
+
+def no_leaf(name: str, t: Tensor) -> None:
+    """t is written where gradients are recorded: torch refuses that for a leaf, but only once it comes to it."""
+    base = t._base if t._is_view() else t
+    if base is not None and base.is_leaf and base.requires_grad:
+        raise RuntimeError(f"{name} is a leaf that requires a gradient, and it is written in place; pass a copy of it.")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from norm_plugin import dispatch, ops, shortcut
+from norm_plugin import checks, dispatch, ops, shortcut
 from norm_plugin.dispatch import Op, Route
 from norm_plugin.numerics import FP32
 
@@ -79,7 +79,9 @@ def _rmsnorm(
         return result
     tensors = (input, weight, out)
     if _needs_grad(input, weight):
-        return out.copy_(_rmsnorm(input, weight, eps, None, enable_pdl, numerics, gemma, variance_size))
+        ops.RMSNORM_OUT.check((*tensors, *how))
+        kept = input.clone()  # what the gradient needs must not change, and out may be the input
+        return out.copy_(_rmsnorm(kept, weight, eps, None, enable_pdl, numerics, gemma, variance_size))
     _call(ops.RMSNORM_OUT, tensors, how)
     return out
 
@@ -95,7 +97,12 @@ def _fused_add_rmsnorm(
 ) -> None:
     tensors, how = (input, residual, weight), (eps, numerics, gemma, None, enable_pdl)
     if _needs_grad(*tensors):  # a mutating op has no autograd formula: the functional twin has
-        out, new_residual = torch.ops.norm_plugin.add_rmsnorm(*tensors, *how)
+        ops.FUSED_ADD_RMSNORM.check((*tensors, *how))
+        if not torch.compiler.is_compiling():  # only real tensors can tell
+            ops.FUSED_ADD_RMSNORM.check_disjoint(tensors)
+            checks.no_leaf("input", input)
+            checks.no_leaf("residual", residual)
+        out, new_residual = torch.ops.norm_plugin.add_rmsnorm(input.clone(), residual.clone(), weight, *how)
         input.copy_(out)
         residual.copy_(new_residual)
         return

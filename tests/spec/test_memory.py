@@ -33,7 +33,7 @@ CALLS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], int]] = {
     # name: (native, public, how many numbers a row is reduced to)
     "rmsnorm": (lambda x, w: rms.rmsnorm(x, w, EPS), lambda x, w: norm_plugin.rmsnorm(x, w, EPS), 1),
     "l2norm": (lambda x, w: rms.l2norm(x, EPS), lambda x, w: norm_plugin.l2norm(x, EPS), 1),
-    "layernorm": (lambda x, w: layer.layernorm(x, w, w, EPS), lambda x, w: norm_plugin.layernorm(x, w, w, EPS), 4),
+    "layernorm": (lambda x, w: layer.layernorm(x, w, w, EPS), lambda x, w: norm_plugin.layernorm(x, w, w, EPS), 3),
     "gated": (
         lambda x, w: gated.gated_norm(x, w, None, is_rms_norm=True),
         lambda x, w: norm_plugin.rmsnorm_fn(x, w, None),

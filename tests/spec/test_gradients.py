@@ -1,0 +1,279 @@
+"""Gradients: gradcheck in fp64 of every differentiable op, with and without each optional argument; gradients that come
+in with any strides; the writing functions under autograd; and narrow dtypes against fp64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import gradcheck
+
+import norm_plugin
+from norm_plugin.numerics import ACTIVATIONS, GATED_NUMERICS, NUMERICS
+from norm_plugin.ops import OPS
+from norm_plugin.verify import bounds, inputs, oracle, ulps
+from tests.spec import judge, samples
+
+ROWS, WIDTH = 3, 8
+EPS = 1e-3  # gradcheck takes differences of 1e-6: rows whose scale eps decides stay smooth at that distance
+
+DIFFERENTIABLE = ("rmsnorm", "add_rmsnorm", "l2norm", "layernorm", "layernorm_linear", "gated_norm")
+
+GATED = [
+    {"norm_before_gate": before, "is_rms_norm": rms, "group_size": group, "activation": activation}
+    for before, rms, group, activation in product((True, False), (True, False), (None, 4), ACTIVATIONS)
+]
+RMS = [*({"numerics": name} for name in NUMERICS), {"gemma": True}, {"variance_size": 5}, {"weight": None}]
+LAYER = [{}, {"weight": None}, {"bias": None}, {"weight": None, "bias": None}]
+CASES: dict[str, list[samples.Arguments]] = {
+    "rmsnorm": [*RMS, {"gemma": True, "variance_size": 5}, {"weight": None, "variance_size": 5}],
+    "add_rmsnorm": [*RMS, {"gemma": True, "variance_size": 5}],
+    "l2norm": [{}, {"output_dtype": torch.float64}],
+    "layernorm": LAYER,
+    "layernorm_linear": [*LAYER, {"linear_bias": None}],
+    "gated_norm": [
+        *GATED,
+        *({"numerics": name} for name in GATED_NUMERICS),
+        *(how | given for how in GATED[::6] for given in (*LAYER[1:], {"z": None})),
+    ],
+}
+EVERY = [(name, variant) for name, variants in CASES.items() for variant in variants]
+IDS = [samples.label(name, variant) for name, variant in EVERY]
+
+
+def leaves(a: samples.Arguments) -> dict[str, Tensor]:
+    """The tensors that a call is differentiated by, made to require a gradient."""
+    return {
+        name: a[name].detach().clone().requires_grad_()
+        for name in a
+        if isinstance(a[name], Tensor) and a[name].is_floating_point()
+    }
+
+
+def function_of(name: str, a: samples.Arguments) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    """The op as a function of its tensors."""
+    op, names = getattr(torch.ops.norm_plugin, name), list(leaves(a))
+    return lambda *tensors: op(*(a | dict(zip(names, tensors, strict=True))).values())
+
+
+def gradients(name: str, a: samples.Arguments, *grads: Tensor) -> dict[str, Tensor]:
+    """The gradient of each tensor of a call, for gradients of its outputs."""
+    tensors = leaves(a)
+    out = function_of(name, a)(*tensors.values())
+    found = torch.autograd.grad(out, list(tensors.values()), list(grads) if isinstance(out, tuple) else grads[0])
+    return dict(zip(tensors, found, strict=True))
+
+
+def test_the_cases_are_all_differentiable_ops() -> None:
+    assert set(CASES) == set(DIFFERENTIABLE)
+    with_formula = [n for n in OPS if torch._C._dispatch_has_kernel_for_dispatch_key(f"norm_plugin::{n}", "Autograd")]
+    assert set(with_formula) == set(DIFFERENTIABLE)
+
+
+@pytest.mark.parametrize(("name", "variant"), EVERY, ids=IDS)
+def test_gradcheck(name: str, variant: samples.Arguments) -> None:
+    a = samples.arguments(OPS[name], (ROWS, WIDTH), torch.float64, eps=EPS, **variant)
+    assert gradcheck(function_of(name, a), tuple(leaves(a).values()))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_gradcheck_of_three_dimensions(name: str) -> None:
+    a = samples.arguments(OPS[name], (2, 2, WIDTH), torch.float64, eps=EPS)
+    assert gradcheck(function_of(name, a), tuple(leaves(a).values()))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_only_the_gradients_that_are_wanted_are_made(name: str) -> None:
+    a = samples.arguments(OPS[name], (ROWS, WIDTH), torch.float32)
+    names = list(leaves(a))
+    for wanted in names:
+        tensors = [a[other].detach().requires_grad_(other == wanted) for other in names]
+        out = function_of(name, a)(*tensors)
+        total = sum(o.sum() for o in out) if isinstance(out, tuple) else out.sum()
+        total.backward()
+        assert [t.grad is not None for t in tensors] == [other == wanted for other in names]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_through_one_output_alone(name: str) -> None:
+    """The other output of add_rmsnorm gets no gradient at all then, which counts as zero."""
+    a = samples.arguments(OPS[name], (ROWS, WIDTH), torch.float64, eps=EPS)
+    tensors = leaves(a)
+    outs = function_of(name, a)(*tensors.values())
+    outs = outs if isinstance(outs, tuple) else (outs,)
+    for place, out in enumerate(outs):
+        grad = torch.ones_like(out)
+        alone = torch.autograd.grad(out, list(tensors.values()), grad, retain_graph=True, allow_unused=True)
+        zeros = [grad if other == place else torch.zeros_like(outs[other]) for other in range(len(outs))]
+        both = torch.autograd.grad(outs, list(tensors.values()), zeros, retain_graph=True, allow_unused=True)
+        for one, other in zip(alone, both, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+# --- incoming gradients of any strides ----------------------------------------------------------------------------
+
+
+def expanded(grad: Tensor) -> Tensor:
+    """What sum().backward() sends: one value, strides 0."""
+    return grad.flatten()[0].expand(grad.shape)
+
+
+def columns_first(grad: Tensor) -> Tensor:
+    """What comes back through a transpose."""
+    return grad.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def every_second(grad: Tensor) -> Tensor:
+    """A last stride of 2."""
+    return torch.stack([grad, grad], -1).flatten(-2)[..., ::2]
+
+
+@pytest.mark.parametrize("strided", [expanded, columns_first, every_second, inputs.padded])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("shape", [(5, 48), (3, 5, 48), (2, 3, 5, 48)], ids=str)
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_incoming_gradients_of_any_strides(
+    name: str, shape: tuple[int, ...], dtype: torch.dtype, strided: Callable[[Tensor], Tensor]
+) -> None:
+    """The same values give the same gradients up to the order of a sum: the bound is that of the sum over the rows
+    or columns, 16 roundings of fp32 of the terms, and one rounding of the dtype where the two fall on different sides
+    of a tie. The largest gradient stands for the terms."""
+    a = samples.arguments(OPS[name], shape, dtype)
+    outs = function_of(name, a)(*leaves(a).values())
+    outs = outs if isinstance(outs, tuple) else (outs,)
+    grads = [strided(inputs.make("normal", out.shape, dtype, 7 + place)) for place, out in enumerate(outs)]
+    assert not any(grad.is_contiguous() for grad in grads)
+    ours, plain = gradients(name, a, *grads), gradients(name, a, *(grad.contiguous() for grad in grads))
+    for tensor in ours:
+        unit = bounds.ROUNDINGS * bounds.rounding(dtype) + (torch.finfo(dtype).eps if dtype != torch.float32 else 0)
+        assert (ours[tensor] - plain[tensor]).abs().max() <= unit * plain[tensor].abs().max(), tensor
+
+
+# --- the functions that write -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gemma", [False, True], ids=["plain", "gemma"])
+def test_the_fused_add_in_place_under_autograd(gemma: bool) -> None:
+    function = norm_plugin.gemma_fused_add_rmsnorm if gemma else norm_plugin.fused_add_rmsnorm
+    a = samples.arguments(OPS["add_rmsnorm"], (5, 48), torch.float64, gemma=gemma)
+    tensors = leaves(a)
+    input, residual = tensors["input"] * 1, tensors["residual"] * 1
+    function(input, residual, tensors["weight"], a["eps"])
+    grads = [inputs.make("normal", (5, 48), torch.float64, seed) for seed in (7, 8)]
+    found = torch.autograd.grad((input, residual), list(tensors.values()), grads)
+    for one, other in zip(found, gradients("add_rmsnorm", a, *grads).values(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("gemma", [False, True], ids=["plain", "gemma"])
+@pytest.mark.parametrize("aliased", [False, True], ids=["out", "out_is_input"])
+def test_out_under_autograd(gemma: bool, aliased: bool) -> None:
+    function = norm_plugin.gemma_rmsnorm if gemma else norm_plugin.rmsnorm
+    a = samples.arguments(OPS["rmsnorm"], (5, 48), torch.float64, gemma=gemma)
+    tensors = leaves(a)
+    x = tensors["input"] * 1
+    out = x if aliased else torch.zeros_like(x)
+    assert function(x, tensors["weight"], a["eps"], out=out) is out
+    grad = inputs.make("normal", (5, 48), torch.float64, 7)
+    found = torch.autograd.grad(out, list(tensors.values()), grad)
+    for one, other in zip(found, gradients("rmsnorm", a, grad).values(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_values_under_autograd_are_those_without() -> None:
+    for name in DIFFERENTIABLE:
+        a = samples.arguments(OPS[name], (5, 48), torch.bfloat16)
+        outs = function_of(name, a)(*leaves(a).values())
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        assert all(torch.equal(*pair) for pair in zip(outs, samples.outputs(OPS[name], a), strict=True))
+
+
+# --- narrow dtypes ------------------------------------------------------------------------------------------------
+
+TRUTHS: dict[str, Callable[..., Tensor | tuple[Tensor, Tensor]]] = {
+    "rmsnorm": lambda a: oracle.rmsnorm(a["input"], a["weight"], a["eps"], "fp32", a["gemma"], a["variance_size"]),
+    "add_rmsnorm": lambda a: oracle.add_rmsnorm(
+        a["input"], a["residual"], a["weight"], a["eps"], "fp32", a["gemma"], a["variance_size"]
+    ),
+    "l2norm": lambda a: oracle.l2norm(a["input"], a["eps"]),
+    "layernorm": lambda a: oracle.layernorm(a["input"], a["weight"], a["bias"], a["eps"]),
+    "gated_norm": lambda a: oracle.gated_norm(*a.values()),
+}
+
+NARROW = [
+    ("rmsnorm", {}),
+    ("rmsnorm", {"gemma": True}),
+    ("rmsnorm", {"variance_size": 24}),
+    ("add_rmsnorm", {}),
+    ("l2norm", {}),
+    ("layernorm", {}),
+    *(("gated_norm", how) for how in GATED[::4]),
+]
+
+
+def true_gradients(name: str, a: samples.Arguments, *grads: Tensor) -> dict[str, Tensor]:
+    """Autograd through the oracle, in fp64, on the same values."""
+    tensors = {key: value.detach().double().requires_grad_() for key, value in leaves(a).items()}
+    out = TRUTHS[name](a | tensors)
+    wide = [grad.double() for grad in grads]
+    found = torch.autograd.grad(out, list(tensors.values()), wide if isinstance(out, tuple) else wide[0])
+    return dict(zip(tensors, found, strict=True))
+
+
+def fp32_gradients(name: str, a: samples.Arguments, *grads: Tensor) -> dict[str, Tensor]:
+    """Autograd through the plain formula in fp32, each gradient rounded to the dtype of its tensor."""
+    tensors = {key: value.detach().float().requires_grad_() for key, value in leaves(a).items()}
+    t = a | tensors
+    x = t.get("input", t.get("x"))
+    if name == "layernorm":
+        outs = [F.layer_norm(x, x.shape[-1:], t["weight"], t["bias"], t["eps"])]
+    elif name == "l2norm":
+        outs = [x * torch.rsqrt(x.pow(2).sum(-1, keepdim=True) + t["eps"])]
+    elif name == "gated_norm":
+        outs = [gated(t)]
+    else:
+        h = x + t["residual"] if "residual" in t else x
+        y = h * torch.rsqrt(h[..., : t["variance_size"]].pow(2).mean(-1, keepdim=True) + t["eps"])
+        outs = [y * (1 + t["weight"] if t["gemma"] else t["weight"]), h]
+    found = torch.autograd.grad(outs[: len(grads)], list(tensors.values()), [grad.float() for grad in grads])
+    return {key: grad.to(a[key].dtype) for key, grad in zip(tensors, found, strict=True)}
+
+
+def gated(t: samples.Arguments) -> Tensor:
+    """The gated norm as mamba_ssm's reference writes it."""
+    act = torch.sigmoid(t["z"]) if t["activation"] == "sigmoid" else F.silu(t["z"])
+    h = t["x"] if t["norm_before_gate"] else t["x"] * act
+    groups = h.unflatten(-1, (-1, t["group_size"] or h.shape[-1]))
+    if not t["is_rms_norm"]:
+        groups = groups - groups.mean(-1, keepdim=True)
+    normed = (groups * torch.rsqrt(groups.pow(2).mean(-1, keepdim=True) + t["eps"])).flatten(-2)
+    y = normed * t["weight"] + t["bias"]
+    return y * act if t["norm_before_gate"] else y
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(("name", "variant"), NARROW, ids=[samples.label(*case) for case in NARROW])
+def test_no_worse_than_autograd_of_the_formula(name: str, variant: samples.Arguments, dtype: torch.dtype) -> None:
+    """Of x and what goes with it, row by row, as for the outputs. Weights and biases: one rounding, and a sum over the
+    rows in fp32 that is off by at most one rounding a row and the arithmetic of a row, of the sum of the terms'
+    magnitudes."""
+    rows = 256
+    a = samples.arguments(OPS[name], (rows, 64), dtype, **variant)
+    grads = [inputs.make("normal", (rows, 64), dtype, seed) for seed in (7, 8)][: 2 if name == "add_rmsnorm" else 1]
+    ours, truth, plain = (of(name, a, *grads) for of in (gradients, true_gradients, fp32_gradients))
+    alike = samples.alike(OPS[name])
+    one_a_row = a | {key: a[key].expand(rows, 64) for key in ("weight", "bias") if key in a}
+    terms = true_gradients(name, one_a_row, *grads)
+    for key, found in ours.items():
+        assert found.dtype == a[key].dtype
+        if key in alike:
+            judge.no_worse(found, plain[key], truth[key])
+        else:
+            magnitudes = sum(terms[other].abs().sum(0) for other in ("weight", "bias") if other in terms)
+            bound = (rows + bounds.ROUNDINGS) * bounds.rounding(dtype) * magnitudes
+            assert ulps.excess(found, bound, truth[key]) == 0, key
