@@ -1,0 +1,120 @@
+"""Who takes part at a point: ours and every library that can be imported, runs, and computes the same.
+
+Whoever cannot is left out, and why is kept: nobody is missing silently.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from norm_plugin.bench.families import ALONE, OURS, Buffers, Make, value
+from norm_plugin.bench.grid import Point, compiled
+from norm_plugin.bench.libraries import COMPILED, LIBRARIES, Library, Makes
+
+OUR_NAME = "norm_plugin"
+ALONE_NAME = "norm alone"
+
+#: How far the root mean square of the difference may be from ours, relative: far more than any rounding, and far less
+#: than another formula. An fp8 has a sixteenth of a step where a bf16 has one.
+CLOSE, CLOSE_FP8 = 2e-2, 5e-2
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Someone's way to do an op: `make` gives a call on given buffers, which returns the output."""
+
+    name: str
+    make: Make
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Who does not take part, and where ("" is everywhere)."""
+
+    peer: str
+    where: str
+    reason: str
+
+
+class Broken(RuntimeError):
+    """The GPU answers nothing any more: whatever was measured until now has to be saved."""
+
+
+def reason(error: BaseException) -> str:
+    """One line of an exception."""
+    return " ".join(traceback.format_exception_only(error)).strip().splitlines()[0][:300]
+
+
+def attempt(what: Callable[[], Any]) -> tuple[Any, str]:
+    """(the result, "") or (None, why there is none). Raises Broken if the GPU has not survived it."""
+    try:
+        result = what()
+        torch.cuda.synchronize()
+        return result, ""
+    except (Exception, SystemExit) as error:  # foreign code may raise anything
+        why = reason(error)
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError as error:
+        raise Broken(f"{why}; then the GPU said {reason(error)}") from error
+    return None, why
+
+
+@cache
+def loaded(library: Library) -> tuple[Makes, str]:
+    """(the library's calls, "") or ({}, why it cannot be imported)."""
+    try:
+        return library.load(), ""
+    except (Exception, SystemExit) as error:  # an import may fail in any way
+        return {}, reason(error)
+
+
+def unavailable(ops: set[str]) -> list[LeftOut]:
+    """The libraries for these ops that cannot be imported."""
+    wanted = [library for library in LIBRARIES if ops & set(library.ops)]
+    return [LeftOut(library.name, "", loaded(library)[1]) for library in wanted if loaded(library)[1]]
+
+
+def candidates(point: Point, libraries: tuple[Library, ...] = LIBRARIES) -> list[Peer]:
+    """Ours first, then every loaded library that has the op."""
+    found = [Peer(OUR_NAME, OURS[point.op])]
+    for library in libraries:
+        if point.op in library.ops and (library.name != COMPILED or compiled(point)):
+            makes, _ = loaded(library)
+            if point.op in makes:
+                found.append(Peer(library.name, makes[point.op]))
+    if point.op in ALONE:
+        found.append(Peer(ALONE_NAME, ALONE[point.op]))
+    return found
+
+
+def difference(theirs: torch.Tensor, ours: torch.Tensor) -> float:
+    """The root mean square of the difference, relative to that of ours."""
+    return float((theirs - ours).norm() / ours.norm())
+
+
+def checked(point: Point, peers: list[Peer], buffers: Buffers) -> tuple[list[Peer], list[LeftOut]]:
+    """The peers whose output is ours, and the others. Each is run once, which also compiles it."""
+    taken: list[Peer] = []
+    left: list[LeftOut] = []
+    ours: torch.Tensor | None = None
+    for peer in peers:
+        result, why = attempt(lambda peer=peer: value(peer.make(buffers)()))  # type: ignore[misc]
+        if not why and peer.name == OUR_NAME:
+            ours = result
+        elif not why and peer.name != ALONE_NAME and ours is not None:
+            limit = CLOSE_FP8 if "quant" in point.op else CLOSE
+            off = difference(result, ours)
+            if not off < limit:  # NaN, too
+                why = f"computes something else: off by {off:.2g} of ours"
+        if why:
+            left.append(LeftOut(peer.name, point.label, why))
+        else:
+            taken.append(peer)
+    return taken, left
