@@ -174,7 +174,7 @@ def _native(op: Op, signature: Signature, reason: str, *, fallback: bool) -> Rou
     route = Route(op, signature, "native", reason, fallback, op.native)
     if wanted.compile:
         route.backend = "native, compiled"
-        route.run = _guarded(route, compiled(op.native), "torch.compile failed")
+        route.run = _guarded(route, compiled(op.native, op.written), "torch.compile failed")
     return route
 
 

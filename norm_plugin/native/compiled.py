@@ -9,13 +9,36 @@ from typing import Any, cast
 import torch
 
 
-def compiled(native: Callable[..., Any]) -> Callable[..., Any]:
+def compiled(native: Callable[..., Any], written: Sequence[int] = ()) -> Callable[..., Any]:
     """`native`, compiled for calls that differ in nothing but their tensors: for one signature.
 
-    torch.compile keeps its variants with the code object, and from the ninth on runs them eagerly; so each call of this
-    function takes a copy of the code, which one signature has for itself.
+    `written` are the places of the arguments that it writes. Where there are several, the values are computed in the
+    compiled part and copied outside it: Inductor fails where one loop over a CPU tensor ends in two writes in place.
     """
-    f = cast(FunctionType, native)
+    if len(written) < 2:
+        return _alone(native)
+
+    def computed(*args: Any) -> tuple[Any, list[torch.Tensor]]:
+        copies = list(args)
+        for place in written:
+            copies[place] = args[place].clone()
+        return native(*copies), [copies[place] for place in written]
+
+    compute = _alone(computed)
+
+    def run(*args: Any) -> Any:
+        result, values = compute(*args)
+        for place, value in zip(written, values, strict=True):
+            args[place].copy_(value)
+        return result
+
+    return run
+
+
+def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile keeps its variants with the code object, and from the ninth on runs them eagerly; so the code is
+    copied, and one signature has it for itself."""
+    f = cast(FunctionType, function)
     alone = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
     return torch.compile(alone, options={"guard_filter_fn": _of_tensors_and_modes})
 

@@ -2,9 +2,11 @@
 
 import functools
 import itertools
+import shutil
 
 import pytest
 import torch
+from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 import norm_plugin
@@ -46,3 +48,29 @@ def test_the_mode_of_torch_is_still_checked(counter):
         with torch.set_grad_enabled(grad):
             assert torch.equal(norm_plugin.rmsnorm(x, None), rms.rmsnorm(x, None))
     assert counter.frame_count == 2
+
+
+def in_place(rows: int) -> tuple[Tensor, Tensor]:
+    x, residual = torch.full((rows, 64), 3.0), torch.ones(rows, 64)
+    x[:, 0] = 7
+    norm_plugin.fused_add_rmsnorm(x, residual, torch.ones(64))
+    return x, residual
+
+
+def test_what_is_written_in_place_is_compiled_and_written(counter):
+    for rows in (1, 6, 9):
+        with settings.override(compile=False):
+            expected = in_place(rows)
+        assert all(map(torch.equal, in_place(rows), expected))
+        assert dispatch.calls("fused_add_rmsnorm", "native, compiled") > 0
+    assert counter.frame_count > 0
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="Inductor needs a C++ compiler")
+def test_inductor_compiles_what_is_written_in_place():
+    torch._dynamo.reset()
+    expected = {rows: in_place(rows) for rows in (1, 6)}
+    with settings.override(backend="native", compile=True, strict=True):
+        for rows, tensors in expected.items():
+            for actual, eager in zip(in_place(rows), tensors, strict=True):
+                torch.testing.assert_close(actual, eager, rtol=2**-22, atol=0)
