@@ -27,14 +27,12 @@ step() { # step "what it does" command...: one line with the time it took; its o
     if [ -t 1 ]; then # the ticker, not the command, is in the background: Ctrl-C must reach the command
         (while sleep 1 && kill -0 $$ 2>/dev/null; do printf '\r  %s ... %d s ' "$what" $((SECONDS - begin)); done) &
         ticker=$!
-        trap 'kill $ticker 2>/dev/null' EXIT
     fi
     local status=0
     "$@" >"$log" 2>&1 || status=$?
     if [ -n "$ticker" ]; then
         kill "$ticker" 2>/dev/null
         wait "$ticker" 2>/dev/null
-        trap - EXIT
         printf '\r  %s ... ' "$what"
     fi
     if [ "$status" -ne 0 ]; then

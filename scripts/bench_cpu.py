@@ -1,0 +1,229 @@
+#!/usr/bin/env python
+"""Times the native ops on this CPU, eager and compiled, against torch.nn.functional and the plain formula.
+
+The contenders of one op take turns, ABAB, and every ratio is one of neighbours in time. The plain formula is timed
+twice in every round: the ratio of the two is the noise, and what is less apart than that is not apart. One thread, and
+the time that the CPU spent on it: what else the machine does then adds little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import platform
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_cpu_ops import SUBJECTS, Subject
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch._inductor.exc import InductorError
+
+from norm_plugin import dispatch, settings
+from norm_plugin.native.compiled import compiled
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+ROUNDS = 61
+SECONDS_A_SAMPLE = 4e-3
+CLOSE = {torch.bfloat16: 0.05, torch.float32: 1e-4}
+
+#: The two that the bar compares, the second timing of one of them, and the same with torch.compile's own defaults.
+NATIVE, PLAIN, AGAIN, DEFAULTS = "native compiled", "plain compiled", "plain compiled again", "plain, default compile"
+PUBLIC = "public call compiled"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One op at one size: the median and interquartile range of its microseconds, and native over plain, compiled.
+
+    `ratio_error` is the standard error of the median ratio, `noise` what two timings of one function differ by.
+    """
+
+    op: str
+    dtype: str
+    rows: int
+    width: int
+    in_bar: bool
+    microseconds: dict[str, float]
+    spread: dict[str, float]
+    ratio: float
+    ratio_error: float
+    noise: float
+
+    @property
+    def verdict(self) -> str:
+        if self.ratio <= 1:
+            return "as fast"
+        return "within noise" if self.ratio - 2 * self.ratio_error - 1 <= self.noise else "slower"
+
+
+def contenders(subject: Subject) -> dict[str, Callable[..., Any]]:
+    """Everything that is timed, all called with the same arguments and compiled with the same settings."""
+    plain = compiled(subject.plain, subject.written)
+    return {
+        NATIVE: compiled(subject.native, subject.written),
+        PLAIN: plain,
+        AGAIN: plain,
+        DEFAULTS: torch.compile(subject.plain),
+        "functional compiled": compiled(subject.functional, subject.written),
+        "native": subject.native,
+        "plain": subject.plain,
+        "functional": subject.functional,
+        PUBLIC: subject.public,
+    }
+
+
+def sample(call: Callable[..., Any], arguments: tuple[Any, ...], times: int) -> float:
+    """Microseconds a call, the mean of `times` calls in a row."""
+    begin = time.thread_time_ns()
+    for _ in range(times):
+        call(*arguments)
+    return (time.thread_time_ns() - begin) / times / 1000
+
+
+def interquartile(values: list[float]) -> float:
+    low, _, high = statistics.quantiles(values, n=4)
+    return high - low
+
+
+def median_error(values: list[float]) -> float:
+    """The standard error of a median, its spread taken from the quartiles."""
+    return 0.93 * interquartile(values) / math.sqrt(len(values))
+
+
+def written_or_returned(call: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
+    copies = tuple(a.clone() if isinstance(a, torch.Tensor) else a for a in arguments)
+    result = call(*copies)
+    if result is None:
+        return tuple(a for a in copies if isinstance(a, torch.Tensor))
+    return result if isinstance(result, tuple) else (result,)
+
+
+def compare(subject: Subject, arguments: tuple[Any, ...], dtype: torch.dtype) -> None:
+    """Contenders that do not compute the same are not compared."""
+    ours = written_or_returned(subject.native, arguments)
+    theirs = written_or_returned(subject.plain, arguments)
+    for mine, other in zip(ours, theirs, strict=True):
+        rtol = 2.0**-3 if mine.dtype.itemsize == 1 else CLOSE[dtype]
+        torch.testing.assert_close(mine.float(), other.float(), rtol=rtol, atol=1e-2)
+
+
+def measure(subject: Subject, dtype: str, rows: int, width: int) -> Row:
+    torch._dynamo.reset()  # every size is compiled for itself, whatever came before
+    dispatch.reset()
+    torch.manual_seed(0)
+    arguments = subject.arguments(rows, width, DTYPES[dtype])
+    compare(subject, arguments, DTYPES[dtype])
+    calls = contenders(subject)
+    try:
+        calls[DEFAULTS](*arguments)
+    except InductorError:  # it cannot always compile what is written in place
+        del calls[DEFAULTS]
+    repeat = {}
+    for name, call in calls.items():
+        for _ in range(3):
+            call(*arguments)
+        repeat[name] = max(1, round(SECONDS_A_SAMPLE * 1e6 / sample(call, arguments, 3)))
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(ROUNDS):
+        for name in calls if turn % 2 else reversed(calls):
+            samples[name].append(sample(calls[name], arguments, repeat[name]))
+    if (backend := dispatch.routes()[0].backend) != "native, compiled":
+        raise RuntimeError(f"{subject.name}: the public call ran on {backend!r}, not compiled: nothing to compare.")
+    ratios = [ours / theirs for ours, theirs in zip(samples[NATIVE], samples[PLAIN], strict=True)]
+    noise = [again / theirs for again, theirs in zip(samples[AGAIN], samples[PLAIN], strict=True)]
+    del samples[AGAIN]
+    return Row(
+        subject.name, dtype, rows, width, subject.in_bar,
+        {name: statistics.median(found) for name, found in samples.items()},
+        {name: interquartile(found) for name, found in samples.items()},
+        statistics.median(ratios), median_error(ratios), abs(statistics.median(noise) - 1) + 2 * median_error(noise),
+    )  # fmt: skip
+
+
+def render(rows: list[Row], console: Console) -> None:
+    """The table, worst ratio first, and what it says of the bar."""
+    table = Table(title="Microseconds a call, worst ratio first", title_justify="left", box=box.SIMPLE)
+    for heading in ("op", "dtype", "size"):
+        table.add_column(heading, no_wrap=True)
+    times = (NATIVE, PLAIN, DEFAULTS, "functional compiled", "native", "plain", "functional", PUBLIC)
+    for heading in ("ratio", "±", "noise", *times):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict", no_wrap=True)
+    for row in rows:
+        numbers = [f"{row.ratio:.3f}", f"{row.ratio_error:.3f}", f"{row.noise:.3f}"]
+        numbers += [f"{row.microseconds[name]:.1f}" if name in row.microseconds else "fails" for name in times]
+        table.add_row(row.op, row.dtype, f"{row.rows}x{row.width}", *numbers, row.verdict)
+    console.print(table)
+    console.print("ratio: native compiled over plain compiled, the median of neighbours in time, ± its standard error.")
+    console.print(
+        "noise: what the same ratio says of one function timed twice. public call: with the dispatch around it."
+    )
+    in_bar = [row for row in rows if row.in_bar]
+    if in_bar:
+        counts = Counter(row.verdict for row in in_bar)
+        worst = in_bar[0]
+        console.print(
+            "\nBar: compiled native RMSNorm and gated norms at least as fast as the plain formula compiled. "
+            f"Of {len(in_bar)}, {counts['as fast']} are, {counts['within noise']} are slower by less than the noise, "
+            f"{counts['slower']} are slower. The worst ratio is {worst.ratio:.3f} ± {worst.ratio_error:.3f} "
+            f"with a noise of {worst.noise:.3f}: {worst.op}, {worst.dtype}, {worst.rows}x{worst.width}."
+        )
+
+
+def cpu_model() -> str:
+    """What /proc says, or what Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ops", nargs="*", metavar="OP", help="only ops with one of these words in their name")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there as well")
+    options = parser.parse_args()
+    chosen = [s for s in SUBJECTS if not options.ops or any(word in s.name for word in options.ops)]
+    if not chosen:
+        parser.error(f"no op has {' or '.join(options.ops)} in its name: {', '.join(s.name for s in SUBJECTS)}")
+    torch.set_num_threads(1)
+    work = [(s, dtype, *size) for s in chosen for dtype in DTYPES for size in s.sizes]
+    console = Console(width=None if sys.stdout.isatty() else 190, highlight=False)
+    measured = []
+    with settings.override(backend="native", compile=True, strict=True), Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=len(work))
+        for subject, dtype, rows, width in work:
+            bar.update(task, description=f"{subject.name}, {dtype}, {rows}x{width}")
+            measured.append(measure(subject, dtype, rows, width))
+            bar.advance(task)
+    measured.sort(key=lambda row: -row.ratio)
+    machine = {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "cpu": cpu_model(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "rounds": ROUNDS,
+    }
+    console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    render(measured, console)
+    if options.json:
+        rows = [asdict(row) | {"verdict": row.verdict} for row in measured]
+        options.json.write_text(json.dumps(machine | {"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

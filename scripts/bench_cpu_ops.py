@@ -1,0 +1,296 @@
+"""What bench_cpu.py compares: for each native op the plain formula, and torch.nn.functional where it has the op.
+
+The functions of one subject take the same arguments and return the same thing, so that they are called alike. The
+plain formulas are what somebody writes who wants the same result: fp32 inside, one rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import norm_plugin
+from norm_plugin.native import gated, layer, quant, rms
+
+EPS = 1e-6
+FP8 = torch.float8_e4m3fn
+DECODE, PREFILL, HEADS = ((1, 4096), (32, 4096)), ((512, 4096),), ((2048, 128),)
+GROUP = 512
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An op. `in_bar`: its compiled form must be at least as fast as the plain formula's.
+
+    `written`: the places of what is written in place, where that is more than one argument.
+    """
+
+    name: str
+    native: Callable[..., Any]
+    plain: Callable[..., Any]
+    functional: Callable[..., Any]
+    public: Callable[..., Any]
+    arguments: Callable[[int, int, torch.dtype], tuple[Any, ...]]
+    sizes: tuple[tuple[int, int], ...] = ((32, 4096), *PREFILL)
+    in_bar: bool = False
+    written: tuple[int, ...] = ()
+
+
+def normal(dtype: torch.dtype, *shape: int) -> Tensor:
+    return torch.randn(*shape).to(dtype)
+
+
+def weight(dtype: torch.dtype, width: int) -> Tensor:
+    return (1 + 0.25 * torch.randn(width)).to(dtype)
+
+
+def group_of(width: int) -> int:
+    return min(width, GROUP)
+
+
+# --- rms ----------------------------------------------------------------------------------------------------------
+
+
+def plain_rms(x: Tensor, w: Tensor, eps: float) -> Tensor:
+    h = x.float()
+    return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * w.float()).to(x.dtype)
+
+
+def plain_gemma(x: Tensor, w: Tensor, eps: float, numerics: str, gemma: bool) -> Tensor:
+    h = x.float()
+    return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * (1 + w.float())).to(x.dtype)
+
+
+def plain_add_rms(x: Tensor, r: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    h = x.float() + r.float()
+    return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * w.float()).to(x.dtype), h.to(r.dtype)
+
+
+def plain_fused_add_rms(x: Tensor, r: Tensor, w: Tensor, eps: float) -> None:
+    y, h = plain_add_rms(x, r, w, eps)
+    x.copy_(y)
+    r.copy_(h)
+
+
+def functional_add_rms(x: Tensor, r: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    h = x + r
+    return F.rms_norm(h, w.shape, w, eps), h
+
+
+def functional_fused_add_rms(x: Tensor, r: Tensor, w: Tensor, eps: float) -> None:
+    r.add_(x)
+    x.copy_(F.rms_norm(r, w.shape, w, eps))
+
+
+def plain_l2(x: Tensor, eps: float) -> Tensor:
+    h = x.float()
+    return (h * torch.rsqrt(h.pow(2).sum(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+# --- layer --------------------------------------------------------------------------------------------------------
+
+
+def plain_layer(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
+    h = x.float()
+    centred = h - h.mean(-1, keepdim=True)
+    rstd = torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps)
+    return (centred * rstd * w.float() + b.float()).to(x.dtype)
+
+
+def plain_layer_linear(x: Tensor, w: Tensor, b: Tensor, matrix: Tensor, c: Tensor, eps: float) -> Tensor:
+    return F.linear(plain_layer(x, w, b, eps), matrix, c)
+
+
+def functional_layer_linear(x: Tensor, w: Tensor, b: Tensor, matrix: Tensor, c: Tensor, eps: float) -> Tensor:
+    return F.linear(F.layer_norm(x, w.shape, w, b, eps), matrix, c)
+
+
+# --- gated --------------------------------------------------------------------------------------------------------
+
+
+def plain_gated(
+    x: Tensor, w: Tensor, b: Tensor | None, z: Tensor, eps: float, group: int, norm_before_gate: bool, is_rms: bool
+) -> Tensor:
+    h, gate = x.float(), F.silu(z.float())
+    if not norm_before_gate:
+        h = h * gate
+    h = h.unflatten(-1, (-1, group))
+    if not is_rms:
+        h = h - h.mean(-1, keepdim=True)
+    y = (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)).flatten(-2) * w.float()
+    if b is not None:
+        y = y + b.float()
+    return (y * gate if norm_before_gate else y).to(x.dtype)
+
+
+def functional_gated(
+    x: Tensor, w: Tensor, b: Tensor | None, z: Tensor, eps: float, group: int, norm_before_gate: bool, is_rms: bool
+) -> Tensor:
+    h = (x if norm_before_gate else x * F.silu(z)).unflatten(-1, (-1, group))
+    y = (F.rms_norm(h, (group,), None, eps) if is_rms else F.layer_norm(h, (group,), None, None, eps)).flatten(-2) * w
+    if b is not None:
+        y = y + b
+    return y * F.silu(z) if norm_before_gate else y
+
+
+def gated_arguments(norm_before_gate: bool, is_rms: bool) -> Callable[[int, int, torch.dtype], tuple[Any, ...]]:
+    def arguments(rows: int, width: int, dtype: torch.dtype) -> tuple[Any, ...]:
+        bias = None if is_rms else normal(dtype, width)
+        x, z = normal(dtype, rows, width), normal(dtype, rows, width)
+        return x, weight(dtype, width), bias, z, EPS, group_of(width), norm_before_gate, is_rms
+
+    return arguments
+
+
+def gated_subject(name: str, norm_before_gate: bool, is_rms: bool) -> Subject:
+    return Subject(
+        name,
+        gated.gated_norm,
+        plain_gated,
+        functional_gated,
+        norm_plugin.layernorm_fn,
+        gated_arguments(norm_before_gate, is_rms),
+        (*DECODE, *PREFILL, *HEADS),
+        in_bar=True,
+    )
+
+
+# --- quant --------------------------------------------------------------------------------------------------------
+
+
+def saturated(y: Tensor) -> Tensor:
+    return y.clamp(-448.0, 448.0).to(FP8)
+
+
+def plain_static(out: Tensor, x: Tensor, w: Tensor, scale: Tensor, eps: float) -> None:
+    h = x.float()
+    y = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * w.float()
+    out.copy_(saturated(y * (1 / scale)))
+
+
+def functional_static(out: Tensor, x: Tensor, w: Tensor, scale: Tensor, eps: float) -> None:
+    out.copy_(saturated(F.rms_norm(x, w.shape, w, eps) / scale))
+
+
+def plain_fused_static(out: Tensor, x: Tensor, r: Tensor, w: Tensor, scale: Tensor, eps: float) -> None:
+    h = x.float() + r.float()
+    r.copy_(h)
+    out.copy_(saturated(h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * w.float() * (1 / scale)))
+
+
+def functional_fused_static(out: Tensor, x: Tensor, r: Tensor, w: Tensor, scale: Tensor, eps: float) -> None:
+    r.add_(x)
+    functional_static(out, r, w, scale, eps)
+
+
+def by_largest(y: Tensor) -> tuple[Tensor, Tensor]:
+    scale = (y.abs().amax(-1, keepdim=True).float() / 448.0).clamp(min=1.0 / (448.0 * 512.0))
+    return saturated(y / scale), scale
+
+
+def plain_dynamic(x: Tensor, w: Tensor, r: None, eps: float) -> tuple[Tensor, Tensor]:
+    h = x.float()
+    return by_largest(h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * w.float())
+
+
+def functional_dynamic(x: Tensor, w: Tensor, r: None, eps: float) -> tuple[Tensor, Tensor]:
+    return by_largest(F.rms_norm(x, w.shape, w, eps))
+
+
+def plain_block(x: Tensor, w: Tensor, r: None, eps: float, group: int) -> tuple[Tensor, Tensor]:
+    h = x.float()
+    y = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * w.float()
+    out, scales = by_largest(y.unflatten(-1, (-1, group)))
+    return out.flatten(-2), scales.squeeze(-1)
+
+
+def functional_block(x: Tensor, w: Tensor, r: None, eps: float, group: int) -> tuple[Tensor, Tensor]:
+    out, scales = by_largest(F.rms_norm(x, w.shape, w, eps).unflatten(-1, (-1, group)))
+    return out.flatten(-2), scales.squeeze(-1)
+
+
+def plain_layer_static(out: Tensor, x: Tensor, w: Tensor, b: Tensor, scale: Tensor, eps: float) -> None:
+    h = x.float()
+    centred = h - h.mean(-1, keepdim=True)
+    y = centred * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps) * w.float() + b.float()
+    out.copy_(saturated(y * (1 / scale)))
+
+
+def functional_layer_static(out: Tensor, x: Tensor, w: Tensor, b: Tensor, scale: Tensor, eps: float) -> None:
+    out.copy_(saturated(F.layer_norm(x, w.shape, w, b, eps) / scale))
+
+
+# --- the list -----------------------------------------------------------------------------------------------------
+
+SUBJECTS = (
+    Subject(
+        "rmsnorm", rms.rmsnorm, plain_rms, lambda x, w, eps: F.rms_norm(x, w.shape, w, eps), norm_plugin.rmsnorm,
+        lambda m, n, d: (normal(d, m, n), weight(d, n), EPS), (*DECODE, *PREFILL), in_bar=True,
+    ),
+    Subject(
+        "rmsnorm, gemma", rms.rmsnorm, plain_gemma,
+        lambda x, w, eps, numerics, gemma: F.rms_norm(x, w.shape, 1 + w, eps),
+        lambda x, w, eps, numerics, gemma: norm_plugin.gemma_rmsnorm(x, w, eps),
+        lambda m, n, d: (normal(d, m, n), weight(d, n) - 1, EPS, "fp32", True), (*DECODE, *PREFILL), in_bar=True,
+    ),
+    Subject(
+        "add_rmsnorm", rms.add_rmsnorm, plain_add_rms, functional_add_rms, norm_plugin.add_rmsnorm,
+        lambda m, n, d: (normal(d, m, n), normal(d, m, n), weight(d, n), EPS), (*DECODE, *PREFILL), in_bar=True,
+    ),
+    Subject(
+        "fused_add_rmsnorm", rms.fused_add_rmsnorm, plain_fused_add_rms, functional_fused_add_rms,
+        norm_plugin.fused_add_rmsnorm,
+        lambda m, n, d: (normal(d, m, n), normal(d, m, n), weight(d, n), EPS), (*DECODE, *PREFILL), in_bar=True,
+        written=(0, 1),
+    ),
+    gated_subject("gated RMS, norm then gate", True, True),
+    gated_subject("gated RMS, gate then norm", False, True),
+    gated_subject("gated LayerNorm", True, False),
+    Subject(
+        "l2norm", rms.l2norm, plain_l2, lambda x, eps: F.normalize(x, dim=-1, eps=eps), norm_plugin.l2norm,
+        lambda m, n, d: (normal(d, m, n), EPS), (*PREFILL, *HEADS),
+    ),
+    Subject(
+        "layernorm", layer.layernorm, plain_layer, lambda x, w, b, eps: F.layer_norm(x, w.shape, w, b, eps),
+        norm_plugin.layernorm, lambda m, n, d: (normal(d, m, n), weight(d, n), normal(d, n), EPS),
+    ),
+    Subject(
+        "layernorm_linear", layer.layernorm_linear, plain_layer_linear, functional_layer_linear,
+        norm_plugin.layernorm_linear,
+        lambda m, n, d: (
+            normal(d, m, n), weight(d, n), normal(d, n), normal(d, 128, n), normal(d, 128), EPS,
+        ),
+    ),
+    Subject(
+        "rmsnorm_quant", quant.rmsnorm_quant, plain_static, functional_static, norm_plugin.rmsnorm_quant,
+        lambda m, n, d: (torch.empty(m, n, dtype=FP8), normal(d, m, n), weight(d, n), torch.tensor(0.02), EPS),
+    ),
+    Subject(
+        "fused_add_rmsnorm_quant", quant.fused_add_rmsnorm_quant, plain_fused_static, functional_fused_static,
+        norm_plugin.fused_add_rmsnorm_quant,
+        lambda m, n, d: (
+            torch.empty(m, n, dtype=FP8), normal(d, m, n), normal(d, m, n), weight(d, n), torch.tensor(0.02), EPS,
+        ),
+        written=(0, 2),
+    ),
+    Subject(
+        "rmsnorm_dynamic_quant", quant.rmsnorm_dynamic_quant, plain_dynamic, functional_dynamic,
+        norm_plugin.rmsnorm_dynamic_quant, lambda m, n, d: (normal(d, m, n), weight(d, n), None, EPS),
+    ),
+    Subject(
+        "rmsnorm_block_quant", quant.rmsnorm_block_quant, plain_block, functional_block,
+        norm_plugin.rmsnorm_block_quant, lambda m, n, d: (normal(d, m, n), weight(d, n), None, EPS, 128),
+    ),
+    Subject(
+        "layernorm_quant", quant.layernorm_quant, plain_layer_static, functional_layer_static,
+        norm_plugin.layernorm_quant,
+        lambda m, n, d: (
+            torch.empty(m, n, dtype=FP8), normal(d, m, n), weight(d, n), normal(d, n), torch.tensor(0.02), EPS,
+        ),
+    ),
+)  # fmt: skip
