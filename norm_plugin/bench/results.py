@@ -78,7 +78,8 @@ def point_key(point: dict[str, Any]) -> tuple[Any, ...]:
 def merged(old: Results, new: Results) -> Results:
     """Both; where both have a point, a part or a call, the new one."""
     points = {point_key(point): point for point in (*old["points"], *new["points"])}
-    left = {(entry["peer"], entry["where"]): entry for entry in (*old["left_out"], *new["left_out"])}
+    again = {(point["part"], point["label"]) for point in new["points"]} | {(part, "") for part in new["runs"]}
+    left = [entry for entry in old["left_out"] if (entry["part"], entry["where"]) not in again]
     measured = {(point["part"], point["label"]) for point in points.values()}
     waiting = {(entry["part"], entry["label"]): entry for entry in (*old["not_measured"], *new["not_measured"])}
     return {
@@ -86,7 +87,7 @@ def merged(old: Results, new: Results) -> Results:
         "points": list(points.values()),
         "host": new["host"] or old["host"],
         "memory": new["memory"] or old["memory"],
-        "left_out": list(left.values()),
+        "left_out": left + new["left_out"],
         "not_measured": [entry for key, entry in waiting.items() if key not in measured],
     }
 

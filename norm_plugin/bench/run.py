@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import gc
 import sys
 import time
 from collections.abc import Sequence
@@ -18,8 +19,8 @@ from typing import Any
 import torch
 
 from norm_plugin import settings
+from norm_plugin.bench import arguments, summary, warm
 from norm_plugin.bench import results as stored
-from norm_plugin.bench import summary, warm
 from norm_plugin.bench.families import Buffers
 from norm_plugin.bench.grid import COLD_BYTES, COMPILED_NOTE, PARTS, Point, points, same_kernels
 from norm_plugin.bench.host import host_costs, memory
@@ -112,7 +113,7 @@ class Run:
     def left_out(self, left: Sequence[LeftOut]) -> None:
         for entry in left:
             self.say(f"without {entry.peer} {entry.where}: {entry.reason}")
-        self.new["left_out"] += [asdict(entry) for entry in left]
+        self.new["left_out"] += [{"part": self.part, **asdict(entry)} for entry in left]
 
     def results(self) -> Results:
         return stored.merged(self.before, self.new)
@@ -150,9 +151,6 @@ class Run:
         self.left_out([*left, *failed])
         entry = {**asdict(point), "label": point.label, "traffic": point.traffic, "copy_us": copy, "times": times}
         self.new["points"].append(entry)
-        if point.traffic >= LARGE or point.part == "cold":
-            del sets, first
-            torch.cuda.empty_cache()  # every capture has a stream of its own, and the allocator a cache for each
 
     def points(self, every: Sequence[Point]) -> None:
         waiting = [point for group in by_turns(every) for point in group]
@@ -195,6 +193,7 @@ def run_part(part: str, path: Path, seconds: float, quick: bool, ops: Sequence[s
                 run.left_out(left)
             else:
                 compile_ahead(run, every, quick)
+                gc.freeze()  # a capture may collect garbage, and the libraries brought much that is none
                 run.start()  # now the libraries are imported, and know their versions; the GPU is awake
                 run.points(every)
         except Broken as broken:
@@ -203,35 +202,23 @@ def run_part(part: str, path: Path, seconds: float, quick: bool, ops: Sequence[s
     return run.results()
 
 
-def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="norm-plugin bench", description=(__doc__ or "").partition("\n")[0])
-    add_arguments(parser)
-    return parser.parse_args(arguments)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--part", choices=PARTS, help="one part; otherwise all of them, one after the other")
-    parser.add_argument("--ops", default="", metavar="A,B", help="only these ops of the part")
-    parser.add_argument("--quick", action="store_true", help="a few points of each op")
-    parser.add_argument("--json", type=Path, default=Path("bench.json"), metavar="FILE", help="merged into if there")
-    parser.add_argument("--seconds", type=float, default=520.0, help="a part starts no point after this long")
-
-
-def bench(options: argparse.Namespace) -> None:
-    """What the options ask for."""
-    found: Results = stored.empty()
+def bench(options: argparse.Namespace) -> Results:
+    """Measure what the options ask for; everything that the file holds then."""
+    found = stored.empty()
     ops = [op for op in options.ops.split(",") if op]
     for part in (options.part,) if options.part else PARTS:
         found = run_part(part, options.json, options.seconds, options.quick, ops)
-    print("\n".join(summary.lines(found)))
+    return found
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    options = parsed(arguments)
+def main(given: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m norm_plugin.bench.run", description=arguments.DESCRIPTION)
+    arguments.add(parser)
+    options = parser.parse_args(given)
     if not torch.cuda.is_available():
-        print("norm-plugin bench: there is no GPU here.", file=sys.stderr)
+        print(f"{parser.prog}: there is no GPU here that torch can use.", file=sys.stderr)
         sys.exit(2)
-    bench(options)
+    print("\n".join(summary.lines(bench(options))))
 
 
 if __name__ == "__main__":
