@@ -10,16 +10,17 @@ from norm_plugin.bench.grid import PARTS, PASSES
 DESCRIPTION = "Times ours and every peer that can be imported on this GPU, and writes JSON."
 
 
-def ops_of(text: str) -> str:
+def ops_of(text: str) -> list[str]:
     """A list of ops, or an error that names those there are."""
-    if unknown := [op for op in text.split(",") if op not in PASSES]:
+    ops = text.split(",")
+    if unknown := [op for op in ops if op not in PASSES]:
         raise argparse.ArgumentTypeError(f"no op {unknown[0]!r}; there are {', '.join(PASSES)}")
-    return text
+    return ops
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=PARTS, help="one part; otherwise all of them, one after the other")
-    parser.add_argument("--ops", type=ops_of, default="", metavar="A,B", help="only these ops of the part")
+    parser.add_argument("--ops", type=ops_of, default=[], metavar="A,B", help="only these ops of the part")
     parser.add_argument("--quick", action="store_true", help="a few points of each op")
     parser.add_argument("--json", type=Path, default=Path("bench.json"), metavar="FILE", help="merged into if there")
     parser.add_argument("--seconds", type=float, default=520.0, help="a part starts no point after this long")

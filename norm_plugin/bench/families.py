@@ -23,11 +23,11 @@ BLOCK = 128
 class Buffers:
     """One set of tensors for a point, each made when it is first asked for. Random: zeros run faster than data do."""
 
-    def __init__(self, point: Point) -> None:
-        self.point = point
+    def __init__(self, point: Point, device: str = "cuda") -> None:
+        self.point, self.device = point, device
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, device="cuda", dtype=DTYPE)
+        return torch.randn(*shape, device=self.device, dtype=DTYPE)
 
     @cached_property
     def x(self) -> Tensor:
@@ -69,19 +69,19 @@ class Buffers:
 
     @cached_property
     def scale(self) -> Tensor:
-        return torch.full((1,), 0.02, device="cuda")
+        return torch.full((1,), 0.02, device=self.device)
 
     @property
     def out(self) -> Tensor:
         """A new one for each contender: nobody reads what another has written."""
-        return torch.empty(self.x.shape, device="cuda", dtype=DTYPE)
+        return torch.empty(self.x.shape, device=self.device, dtype=DTYPE)
 
     @property
     def out8(self) -> Tensor:
-        return torch.empty(self.x.shape, device="cuda", dtype=FP8)
+        return torch.empty(self.x.shape, device=self.device, dtype=FP8)
 
     def scales(self, columns: int) -> Tensor:
-        return torch.empty(self.point.rows, columns, device="cuda")
+        return torch.empty(self.point.rows, columns, device=self.device)
 
 
 Make = Callable[[Buffers], Call]

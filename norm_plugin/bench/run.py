@@ -205,9 +205,8 @@ def run_part(part: str, path: Path, seconds: float, quick: bool, ops: Sequence[s
 def bench(options: argparse.Namespace) -> Results:
     """Measure what the options ask for; everything that the file holds then."""
     found = stored.empty()
-    ops = [op for op in options.ops.split(",") if op]
     for part in (options.part,) if options.part else PARTS:
-        found = run_part(part, options.json, options.seconds, options.quick, ops)
+        found = run_part(part, options.json, options.seconds, options.quick, options.ops)
     return found
 
 

@@ -151,7 +151,8 @@ def left_out_lines(left_out: Sequence[dict[str, Any]]) -> list[str]:
     for entry in left_out:
         grouped.setdefault((entry["peer"], entry["reason"]), []).append(entry["where"] or "everywhere")
     lines = []
-    for (peer, why), where in grouped.items():
+    for (peer, why), every in grouped.items():
+        where = list(dict.fromkeys(every))
         places = ", ".join(where[:3]) + (f" and {len(where) - 3} more" if len(where) > 3 else "")
         lines.append(f"    {peer} ({places}): {why}")
     return lines
