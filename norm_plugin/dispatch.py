@@ -1,7 +1,7 @@
 """Which backend answers a call, and why not another.
 
 A call has a signature: the op, its plain arguments, and for each tensor its dtype, device, strides and all sizes but
-the first. The first call of a signature is checked and resolved to a route; later ones only look it up and count.
+the number of rows. The first call of a signature is checked and resolved to a route; later ones look it up and count.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,6 +42,11 @@ class Op:
     alike: tuple[int, ...]
     written: tuple[int, ...]
     plans: list[Any] = field(default_factory=list)
+
+    @cached_property
+    def by_row(self) -> tuple[bool, ...]:
+        """Whether an argument has a row for each row of x."""
+        return tuple(i == self.x or i in self.alike for i in range(len(self.arguments)))
 
     def complete(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """All arguments: torch's dispatcher leaves out trailing ones that equal their defaults."""
@@ -102,10 +108,10 @@ _logged: set[str] = set()
 MOST_ROUTES = 4096
 
 
-def _fact(value: Any) -> Any:
+def _fact(value: Any, by_row: bool) -> Any:
     if isinstance(value, Tensor):
         shape = value.shape
-        return (value.dtype, shape[1:] if len(shape) > 1 else shape, value.stride(), value.device)
+        return (value.dtype, shape[1:] if by_row and len(shape) > 1 else shape, value.stride(), value.device)
     return value
 
 
@@ -118,7 +124,7 @@ def call(op: Op, *args: Any) -> Any:
 
 def find_route(op: Op, args: tuple[Any, ...]) -> Route:
     """The route of a call's signature, once the call is known to be right."""
-    signature = (op.name, *map(_fact, args))
+    signature = (op.name, *map(_fact, args, op.by_row))
     route = _routes.get(signature)
     if route is None:
         op.check(args)
