@@ -1,0 +1,295 @@
+"""Bad input: the error names the argument, what it is and what it must be, and nothing was modified before it.
+
+Every case is asked through every door (the direct one, torch.ops, and torch.ops under autograd), before and after a
+good call of the same op, whose checks are then not all repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import norm_plugin
+from norm_plugin import dispatch
+from norm_plugin.dispatch import Op
+from norm_plugin.ops import OPS
+from norm_plugin.verify import inputs
+from tests.spec import samples
+
+SHAPE = (3, 48)
+BF16 = torch.bfloat16
+
+
+class Bad(NamedTuple):
+    """A call that must be refused: the op, the arguments that are wrong, the error and its whole message."""
+
+    op: str
+    wrong: samples.Arguments
+    error: type[Exception]
+    message: str
+
+
+def spread(dtype: torch.dtype) -> Tensor:
+    """A last stride of 2."""
+    return torch.zeros(3, 96, dtype=dtype)[:, ::2]
+
+
+def one_row(dtype: torch.dtype) -> Tensor:
+    """One row, shown three times."""
+    return torch.zeros(1, 48, dtype=dtype).expand(3, 48)
+
+
+FLOATS = "float16, bfloat16, float32, float64"
+
+BAD: dict[str, Bad] = {
+    "x of integers": Bad(
+        "rmsnorm", {"input": torch.ones(SHAPE, dtype=torch.int32)}, TypeError,
+        f"input has dtype int32; it must be {FLOATS}. Cast it.",
+    ),
+    "x without dimensions": Bad(
+        "l2norm", {"input": torch.tensor(1.0)}, ValueError,
+        "input has shape []; it must have a last dimension, the one that is normalized, of at least one element.",
+    ),
+    "x without columns": Bad(
+        "gated_norm", {"x": torch.ones(3, 0), "z": None, "weight": None, "bias": None}, ValueError,
+        "x has shape [3, 0]; it must have a last dimension, the one that is normalized, of at least one element.",
+    ),
+    "weight of another width": Bad(
+        "rmsnorm", {"weight": torch.ones(47)}, ValueError,
+        "weight has shape [47]; it must be [48], the last dimension of input.",
+    ),
+    "weight of another rank": Bad(
+        "rmsnorm_out", {"weight": torch.ones(1, 48), "out": torch.zeros(SHAPE, dtype=BF16)}, ValueError,
+        "weight has shape [1, 48]; it must be [48], the last dimension of input.",
+    ),
+    "weight of integers": Bad(
+        "add_rmsnorm", {"weight": torch.ones(48, dtype=torch.int64)}, TypeError,
+        f"weight has dtype int64; it must be {FLOATS}. Cast it.",
+    ),
+    "weight on another device": Bad(
+        "layernorm", {"weight": torch.ones(48, device="meta")}, ValueError,
+        "weight is on meta and input on cpu; move weight to cpu.",
+    ),
+    "residual on another device": Bad(
+        "fused_add_rmsnorm", {"residual": torch.ones(SHAPE, device="meta")}, ValueError,
+        "residual is on meta and input on cpu; move residual to cpu.",
+    ),
+    "Gemma without a weight": Bad(
+        "rmsnorm", {"gemma": True, "weight": None}, ValueError,
+        "weight is None; Gemma's norm scales by 1 + weight and needs one.",
+    ),
+    "bias of another width": Bad(
+        "layernorm", {"bias": torch.ones(49)}, ValueError,
+        "bias has shape [49]; it must be [48], the last dimension of input.",
+    ),
+    "unknown numerics": Bad(
+        "fused_add_rmsnorm", {"numerics": "bf16"}, ValueError,
+        "numerics is 'bf16'; it must be one of fp32, hf, vllm_c, sgl_jit.",
+    ),
+    "numerics that gated norms do not have": Bad(
+        "gated_norm", {"numerics": "vllm_c"}, ValueError, "numerics is 'vllm_c'; it must be one of fp32, hf.",
+    ),
+    "unknown activation": Bad(
+        "gated_norm", {"activation": "gelu"}, ValueError,
+        "activation is 'gelu'; it must be one of silu, swish, sigmoid.",
+    ),
+    "variance of too many columns": Bad(
+        "rmsnorm", {"variance_size": 49}, ValueError,
+        "variance_size is 49; it must lie in 1..48, the last dimension of input.",
+    ),
+    "variance of no columns": Bad(
+        "add_rmsnorm", {"variance_size": 0}, ValueError,
+        "variance_size is 0; it must lie in 1..48, the last dimension of input.",
+    ),
+    "groups that do not divide": Bad(
+        "gated_norm", {"group_size": 7}, ValueError,
+        "group_size is 7; it must divide the last dimension of x, 48.",
+    ),
+    "groups of nothing": Bad(
+        "gated_norm", {"group_size": 0}, ValueError, "group_size is 0; it must divide the last dimension of x, 48.",
+    ),
+    "blocks that do not divide": Bad(
+        "rmsnorm_block_quant", {"group_size": 32}, ValueError,
+        "group_size is 32; it must divide the last dimension of input, 48.",
+    ),
+    "z of another shape": Bad(
+        "gated_norm", {"z": torch.ones(4, 48)}, ValueError,
+        "z has shape [4, 48]; it must have the shape of x, [3, 48].",
+    ),
+    "z of integers": Bad(
+        "gated_norm", {"z": torch.ones(SHAPE, dtype=torch.int8)}, TypeError,
+        f"z has dtype int8; it must be {FLOATS}. Cast it.",
+    ),
+    "residual of fewer rows": Bad(
+        "fused_add_rmsnorm", {"residual": torch.ones(1, 48, dtype=BF16)}, ValueError,
+        "residual has shape [1, 48]; it must have the shape of input, [3, 48].",
+    ),
+    "residual of another rank": Bad(
+        "add_rmsnorm", {"residual": torch.ones(3, 1, 48)}, ValueError,
+        "residual has shape [3, 1, 48]; it must have the shape of input, [3, 48].",
+    ),
+    "residual of integers": Bad(
+        "rmsnorm_dynamic_quant", {"residual": torch.ones(SHAPE, dtype=torch.int16)}, TypeError,
+        f"residual has dtype int16; it must be {FLOATS}. Cast it.",
+    ),
+    "residual that is written, expanded": Bad(
+        "fused_add_rmsnorm", {"residual": one_row(BF16)}, ValueError,
+        "residual is expanded (strides [0, 1]); it is written, so clone it first.",
+    ),
+    "input that is written, with gaps": Bad(
+        "fused_add_rmsnorm", {"input": spread(BF16)}, ValueError,
+        "input has strides [96, 2]; it is written, so its last stride must be 1.",
+    ),
+    "out of another dtype": Bad(
+        "rmsnorm_out", {"out": torch.zeros(SHAPE)}, TypeError, "out has dtype float32; it must be bfloat16. Cast it.",
+    ),
+    "out of another shape": Bad(
+        "rmsnorm_out", {"out": torch.zeros(2, 48, dtype=BF16)}, ValueError,
+        "out has shape [2, 48]; it must have the shape of input, [3, 48].",
+    ),
+    "out with gaps": Bad(
+        "rmsnorm_out", {"out": spread(BF16)}, ValueError,
+        "out has strides [96, 2]; it is written, so its last stride must be 1.",
+    ),
+    "out, expanded": Bad(
+        "rmsnorm_out", {"out": one_row(BF16)}, ValueError,
+        "out is expanded (strides [0, 1]); it is written, so clone it first.",
+    ),
+    "out that is not quantised": Bad(
+        "fused_add_rmsnorm_quant", {"out": torch.zeros(SHAPE)}, TypeError,
+        "out has dtype float32; it must be float8_e4m3fn, float8_e5m2, int8. Cast it.",
+    ),
+    "scale of two elements": Bad(
+        "rmsnorm_quant", {"scale": torch.ones(2)}, ValueError,
+        "scale has shape [2]; it must hold exactly one element.",
+    ),
+    "scale of integers": Bad(
+        "layernorm_quant", {"scale": torch.tensor(1)}, TypeError,
+        f"scale has dtype int64; it must be {FLOATS}. Cast it.",
+    ),
+    "upper bound of two elements": Bad(
+        "rmsnorm_dynamic_quant", {"scale_ub": torch.ones(2)}, ValueError,
+        "scale_ub has shape [2]; it must hold exactly one element.",
+    ),
+    "quantised to bf16": Bad(
+        "rmsnorm_block_quant", {"quant_dtype": BF16, "group_size": 16}, TypeError,
+        "quant_dtype has dtype bfloat16; it must be float8_e4m3fn, float8_e5m2, int8. Cast it.",
+    ),
+    "output dtype of integers": Bad(
+        "l2norm", {"output_dtype": torch.int8}, TypeError,
+        f"output_dtype has dtype int8; it must be {FLOATS}. Cast it.",
+    ),
+    "linear weight of another width": Bad(
+        "layernorm_linear", {"linear_weight": torch.ones(5, 47)}, ValueError,
+        "linear_weight has shape [5, 47]; it must be [out_features, 48].",
+    ),
+    "linear weight of one dimension": Bad(
+        "layernorm_linear", {"linear_weight": torch.ones(48)}, ValueError,
+        "linear_weight has shape [48]; it must be [out_features, 48].",
+    ),
+    "linear bias of another length": Bad(
+        "layernorm_linear", {"linear_bias": torch.ones(6, dtype=BF16)}, ValueError,
+        "linear_bias has shape [6]; it must be [5], the number of rows of linear_weight.",
+    ),
+    "linear weight of another length than its bias": Bad(
+        "layernorm_linear", {"linear_weight": torch.ones(6, 48, dtype=BF16)}, ValueError,
+        "linear_bias has shape [5]; it must be [6], the number of rows of linear_weight.",
+    ),
+    "linear bias of another dtype": Bad(
+        "layernorm_linear", {"linear_bias": torch.ones(5)}, TypeError,
+        "linear_bias has dtype float32; it must be bfloat16. Cast it.",
+    ),
+}  # fmt: skip
+
+
+def direct(op: Op, a: samples.Arguments) -> Any:
+    return dispatch.call(op, *a.values())
+
+
+def through_torch(op: Op, a: samples.Arguments) -> Any:
+    return getattr(torch.ops.norm_plugin, op.name)(*a.values())
+
+
+def under_autograd(op: Op, a: samples.Arguments) -> Any:
+    """With a weight that requires a gradient; what is written cannot."""
+    weight = a.get("weight")
+    learned = isinstance(weight, Tensor) and weight.is_floating_point()
+    return through_torch(op, a | ({"weight": weight.clone().requires_grad_()} if learned else {}))
+
+
+def good_arguments(op: Op) -> samples.Arguments:
+    return samples.arguments(op, SHAPE, BF16, group_size=16 if op.name == "rmsnorm_block_quant" else None)
+
+
+@pytest.mark.parametrize("after_a_good_call", [False, True], ids=["first", "after_a_good_call"])
+@pytest.mark.parametrize("door", [direct, through_torch, under_autograd])
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input(what: str, door: Callable[[Op, samples.Arguments], Any], after_a_good_call: bool) -> None:
+    bad = BAD[what]
+    op = OPS[bad.op]
+    if after_a_good_call:
+        door(op, good_arguments(op))
+    a = good_arguments(op) | bad.wrong
+    before = {name: value.clone() for name, value in a.items() if isinstance(value, Tensor)}
+    with pytest.raises(bad.error) as raised:
+        door(op, a)
+    assert str(raised.value) == bad.message
+    for name, value in before.items():
+        assert value.is_meta or torch.equal(value.double(), a[name].double()), name
+
+
+def test_every_op_refuses_something() -> None:
+    assert {bad.op for bad in BAD.values()} == set(OPS)
+
+
+def test_a_good_call_is_good() -> None:
+    """The calls above fail by what is wrong in them alone."""
+    for op in OPS.values():
+        direct(op, good_arguments(op))
+
+
+# --- the writing functions ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["values", "autograd"])
+@pytest.mark.parametrize("gemma", [False, True], ids=["plain", "gemma"])
+def test_both_tensors_of_a_fused_add_the_same(gemma: bool, learned: bool) -> None:
+    function = norm_plugin.gemma_fused_add_rmsnorm if gemma else norm_plugin.fused_add_rmsnorm
+    x, weight = inputs.make("normal", SHAPE), torch.ones(48, requires_grad=learned)
+    before = x.clone()
+    with pytest.raises(ValueError, match="input and residual are the same memory, and both are written; clone one"):
+        function(x, x, weight)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("leaf", ["input", "residual"])
+def test_a_leaf_is_not_written(leaf: str) -> None:
+    """torch refuses to write a leaf that requires a gradient, and must not come to it after the other was written."""
+    tensors = {name: inputs.make("normal", SHAPE, seed=seed) for seed, name in enumerate(("input", "residual"))}
+    tensors[leaf].requires_grad_()
+    before = {name: t.detach().clone() for name, t in tensors.items()}
+    with pytest.raises(RuntimeError, match=f"{leaf} is a leaf that requires a gradient"):
+        norm_plugin.fused_add_rmsnorm(**tensors, weight=torch.ones(48))
+    assert all(torch.equal(t, before[name]) for name, t in tensors.items())
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["values", "autograd"])
+def test_out_of_another_dtype_or_shape(learned: bool) -> None:
+    """Under autograd too, where the result is copied into it."""
+    x, weight = inputs.make("normal", SHAPE, BF16), torch.ones(48, requires_grad=learned)
+    for out in (torch.zeros(SHAPE), torch.zeros(2, 48, dtype=BF16), one_row(BF16)):
+        with pytest.raises((TypeError, ValueError), match=r"^out "):
+            norm_plugin.rmsnorm(x, weight, out=out)
+        assert (out == 0).all()
+
+
+def test_arguments_that_are_no_tensors() -> None:
+    """torch's schema refuses these, and names them."""
+    with pytest.raises(RuntimeError, match="'input'"):
+        norm_plugin.rmsnorm([1.0, 2.0], None)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="'weight'"):
+        norm_plugin.layernorm(torch.ones(2, 4), 1.0, None)  # type: ignore[arg-type]
