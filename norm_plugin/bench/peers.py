@@ -60,6 +60,8 @@ def attempt(what: Callable[[], Any]) -> tuple[Any, str]:
     except (Exception, SystemExit) as error:  # foreign code may raise anything
         why = reason(error)
     try:
+        if torch.cuda.is_initialized():  # a capture that fails leaves its own stream behind as the current one
+            torch.cuda.set_stream(torch.cuda.default_stream())
         torch.cuda.synchronize()
     except RuntimeError as error:
         raise Broken(f"{why}; then the GPU said {reason(error)}") from error
