@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 import torch
+from triton.runtime.errors import OutOfResources
 
 from norm_plugin import dispatch
 from norm_plugin.bench.calls import CALLS, DTYPE
@@ -34,6 +36,7 @@ class Candidate:
     warps: int
     rows: int
     late: int
+    loop: int
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,11 @@ def candidates(family: str, width: int) -> Iterator[Candidate]:
             share = width * rows / (warps * 32)
             fits = 2 <= share <= 32 if rows > 1 else 4 <= share <= 64 or (warps >= 8 and width >= 32768)
             if fits and (rows == 1 or width <= 2048):
-                yield from (Candidate(family, width, warps, rows, late) for late in (0, 1))
+                yield Candidate(family, width, warps, rows, 1, 0)
+                yield Candidate(family, width, warps, rows, 0, 0)
+                if 2048 <= width <= 32768:
+                    loops = sorted({1, max(1, 16 // warps), max(1, 32 // warps)})
+                    yield from (Candidate(family, width, warps, rows, 1, loop) for loop in loops)
 
 
 def row_counts(width: int) -> list[int]:
@@ -63,9 +70,10 @@ def row_counts(width: int) -> list[int]:
 def compile_all(chunk: list[Candidate]) -> None:
     """Fill Triton's cache; run in processes of their own, since compiling takes most of the time."""
     for c in chunk:
-        with configs.forced(c.warps, c.rows, c.late):
+        with configs.forced(c.warps, c.rows, c.late, c.loop), suppress(OutOfResources):
             dispatch.reset()
-            CALLS[c.family][0](2, c.width)()
+            for rows in (2, 132 * 2 * c.loop * c.rows + 1):  # one program a tile, and the loop
+                CALLS[c.family][0](rows, c.width)()
     torch.cuda.synchronize()
 
 
@@ -73,7 +81,7 @@ def measure(c: Candidate) -> Measured:
     """The times of one candidate."""
     times = {}
     make, passes = CALLS[c.family]
-    with configs.forced(c.warps, c.rows, c.late):
+    with configs.forced(c.warps, c.rows, c.late, c.loop):
         dispatch.reset()
         for rows in row_counts(c.width):
             large = rows * c.width * DTYPE.itemsize * passes >= 32 << 20
@@ -100,7 +108,11 @@ def tune(families: Iterable[str] = tuple(CALLS), widths: Iterable[int] = WIDTHS,
     every = [c for family in families for width in widths for c in candidates(family, width)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         pool.map(compile_all, [every[i :: workers * 4] for i in range(workers * 4)], chunksize=1)
-    return [measure(c) for c in every]
+    found = []
+    for candidate in every:
+        with suppress(OutOfResources):  # what needs more shared memory or registers than there are is no candidate
+            found.append(measure(candidate))
+    return found
 
 
 def table(measured: Iterable[Measured]) -> dict[str, list[list[int]]]:
@@ -111,7 +123,7 @@ def table(measured: Iterable[Measured]) -> dict[str, list[list[int]]]:
     entries: dict[str, list[list[int]]] = {}
     for (family, width), group in sorted(grouped.items()):
         c = choose(group).candidate
-        entries.setdefault(family, []).append([width * DTYPE.itemsize, c.warps, c.rows, c.late])
+        entries.setdefault(family, []).append([width * DTYPE.itemsize, c.warps, c.rows, c.late, c.loop])
     return entries
 
 

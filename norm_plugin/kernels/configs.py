@@ -2,7 +2,8 @@
 
 A row is held by `warps` warps in chunks of BLOCK columns, one 16-byte load a thread and chunk; a program takes `rows`
 rows. The order of a row's sum follows from these alone, so a row's result cannot depend on the batch around it.
-`late` says when the next kernel may start beside this one: after the row is read, or at once. It changes no bit.
+`late` says when the next kernel may start beside this one: after the row is read, or at once. `loop` is the number of
+programs per multiprocessor that share out the rows of a large batch, 0 for one program a tile. Neither changes a bit.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ class Config:
     resident: bool
     preload: bool
     late: bool
+    loop: int
 
 
 @cache
 def tables() -> dict[str, dict[str, list[list[int]]]]:
-    """GPU -> family -> [[largest row in bytes, warps, rows, late], ...], ascending; "default" for any other GPU."""
+    """GPU -> family -> [[largest row in bytes, warps, rows, late, loop], ...]; "default" for any other GPU."""
     found: dict[str, dict[str, list[list[int]]]] = json.loads(
         resources.files("norm_plugin.kernels").joinpath("configs.json").read_text()
     )
@@ -50,29 +52,30 @@ def config(family: str, width: int, itemsize: int, gpu: str) -> Config:
     """The configuration for rows of `width` elements of `itemsize` bytes."""
     table = [_forced] if _forced else tables().get(gpu, tables()["default"])[family]
     row_bytes = width * itemsize
-    warps, rows, late = next((entry for limit, *entry in table if row_bytes <= limit), table[-1][1:])
-    return make(width, itemsize, warps, rows, bool(late))
+    entry = next((entry for limit, *entry in table if row_bytes <= limit), table[-1][1:])
+    return make(width, itemsize, *entry)
 
 
 _forced: list[int] | None = None
 
 
 @contextmanager
-def forced(warps: int, rows: int, late: int) -> Iterator[None]:
-    """One configuration for everything that is bound meanwhile: for whoever measures them."""
+def forced(*entry: int) -> Iterator[None]:
+    """One entry of a table for everything that is bound meanwhile: for whoever measures them."""
     global _forced
-    _forced = [0, warps, rows, late]
+    _forced = [0, *entry]
     try:
         yield
     finally:
         _forced = None
 
 
-def make(width: int, itemsize: int, warps: int, rows: int, late: bool) -> Config:
+def make(width: int, itemsize: int, warps: int, rows: int, late: int, loop: int) -> Config:
     """The configuration that a table's entry stands for: the rest follows from the width."""
     power = 1 << (width - 1).bit_length()
     block = power if rows > 1 else min(power, warps * 32 * 16 // itemsize)
     chunks = -(-width // block)
     held = block * chunks * rows // (warps * 32)
     resident = width * itemsize <= RESIDENT_BYTES
-    return Config(warps, rows, block, chunks, resident, resident and held <= PRELOAD_ELEMENTS, late)
+    preload = resident and held <= PRELOAD_ELEMENTS
+    return Config(warps, rows, block, chunks, resident, preload, bool(late), loop)

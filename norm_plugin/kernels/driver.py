@@ -68,9 +68,14 @@ def parameter_sizes(function: int) -> list[int]:
 Launcher = Callable[[int, int, float, list[int]], None]
 
 
-def launcher(compiled: Any, pointers: int, integers: tuple[int, ...], rows: int, threads: int, pdl: bool) -> Launcher:
+def launcher(
+    compiled: Any, pointers: int, integers: tuple[int, ...], rows: int, threads: int, pdl: bool, most: int
+) -> Launcher:
     """launch(stream, m, eps, addresses) for a kernel of `pointers` pointers, m, `integers` and eps, in this order.
 
+    A program takes `rows` rows, and there are at most `most` programs.
+
+    A program takes `rows` rows, and there are at most `most` programs.
     Triton appends two scratch pointers, which these kernels do not use.
     """
     function, metadata = getattr(compiled, "function", None), getattr(compiled, "metadata", None)
@@ -110,7 +115,7 @@ def launcher(compiled: Any, pointers: int, integers: tuple[int, ...], rows: int,
         values, config, arguments = packed
         fill(values, 0, *addresses, m)
         fill_eps(values, eps_at, eps)
-        config.grid_x = -(-m // rows)
+        config.grid_x = min(-(-m // rows), most)
         config.stream = stream
         status = call(*arguments)
         free.append(packed)

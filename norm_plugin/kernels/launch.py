@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -114,11 +115,33 @@ def layout_or_refuse(*tensors: Tensor | None) -> Layout:
     return found
 
 
+def hooked() -> bool:
+    """Whether someone (a profiler) wants to see Triton's launches; then they are Triton's."""
+    hook = knobs.runtime.launch_enter_hook
+    return hook is not None and bool(getattr(hook, "calls", True))
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """The number of multiprocessors; few where a batch is only to be larger than they are."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
 class Launch:
-    """One kernel for one signature: everything but pointers, the number of rows and eps is fixed."""
+    """One kernel for one signature: everything but pointers, the number of rows and eps is fixed.
+
+    `loop` is the same kernel for large batches: as many programs as run at once, each taking tile after tile.
+    """
 
     def __init__(
-        self, kernel: Any, config: Config, layout: Layout, device: torch.device, pdl: bool, constants: dict[str, Any]
+        self,
+        kernel: Any,
+        config: Config,
+        layout: Layout,
+        device: torch.device,
+        pdl: bool,
+        constants: dict[str, Any],
+        loop: bool = False,
     ) -> None:
         self.kernel, self.config, self.device, self.pdl = kernel, config, device, pdl
         self.options: dict[str, Any] = {"num_warps": config.warps, "enable_fp_fusion": True}
@@ -136,9 +159,17 @@ class Launch:
             "LEVELS": layout.levels,
             "ALIGN": layout.align,
             "PDL": pdl,
+            "LOOP": loop,
             **constants,
         }
         self.rows = config.rows
+        self.most = MOST_ROWS
+        self.looped: Launch | None = None
+        if loop:
+            self.most = processors(device) * config.loop
+        elif config.loop:
+            self.looped = Launch(kernel, config, layout, device, pdl, constants, loop=True)
+            self.loop_from = processors(device) * config.loop * config.rows * 2
         self.direct: driver.Launcher | None = None
         self.direct_reason = ""
         self.index = device.index
@@ -150,8 +181,11 @@ class Launch:
     def __call__(self, m: int, eps: float, *pointers: Tensor | None) -> None:
         if m == 0:
             return
+        if self.looped is not None and m > self.loop_from:
+            self.looped(m, eps, *pointers)
+            return
         direct = self.direct
-        if direct is not None and _current_device() == self.index and knobs.runtime.launch_enter_hook is None:
+        if direct is not None and _current_device() == self.index and not hooked():
             addresses = [p.data_ptr() for p in pointers if p is not None]
             for address in addresses:
                 if address % VECTOR_BYTES:
@@ -165,7 +199,7 @@ class Launch:
         """Triton's own launch, which specialises for whatever it is given."""
         if m >= MOST_ROWS:
             raise ValueError(f"the input has {m} rows, and a kernel counts fewer than {MOST_ROWS}; split it.")
-        grid = (triton.cdiv(m, self.rows),)
+        grid = (min(triton.cdiv(m, self.rows), self.most),)
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             compiled = self.kernel[grid](*pointers, m, *self.integers, eps, **self.constants, **self.options)
         aligned = all(p is None or p.data_ptr() % VECTOR_BYTES == 0 for p in pointers)
@@ -178,7 +212,7 @@ class Launch:
         integers = tuple(i for i in self.integers if i is not None)
         threads = self.config.warps * 32
         try:
-            self.direct = driver.launcher(compiled, given, integers, self.rows, threads, self.pdl)
+            self.direct = driver.launcher(compiled, given, integers, self.rows, threads, self.pdl, self.most)
         except driver.Unsupported as reason:
             self.direct_reason = str(reason)
             log.warning("kernels are launched by Triton itself, which takes longer: %s", reason)

@@ -37,7 +37,8 @@ def dynamic(y: Tensor, dtype: torch.dtype, bound: Tensor | None = None) -> tuple
     largest = y.abs().amax(-1, keepdim=True)
     if bound is not None:
         largest = torch.minimum(largest, bound.to(largest.dtype))
-    scale = (largest / QMAX[dtype]).clamp(min=MIN_SCALE[dtype])
+    qmax = torch.full((), QMAX[dtype], dtype=largest.dtype, device=largest.device)  # CUDA multiplies by 1 / a number
+    scale = (largest / qmax).clamp(min=MIN_SCALE[dtype])
     return cast(y * scale.reciprocal() if dtype == torch.int8 else y / scale, dtype), scale
 
 
