@@ -37,10 +37,10 @@ def compiled(native: Callable[..., Any], written: Sequence[int] = ()) -> Callabl
 
 def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
     """torch.compile keeps its variants with the code object, and from the ninth on runs them eagerly; so the code is
-    copied, and one signature has it for itself."""
+    copied, and one signature has it for itself. Casts are kept: Inductor would drop the roundings of a numerics."""
     f = cast(FunctionType, function)
     alone = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
-    return torch.compile(alone, options={"guard_filter_fn": _of_tensors_and_modes})
+    return torch.compile(alone, options={"guard_filter_fn": _of_tensors_and_modes, "emulate_precision_casts": True})
 
 
 def _of_tensors_and_modes(guards: Sequence[Any]) -> list[bool]:
