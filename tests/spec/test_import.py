@@ -1,0 +1,72 @@
+"""Importing norm_plugin: no engine, no Triton, nothing registered, and no more time than torch itself takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+#: What an import of norm_plugin must not bring with it.
+FORBIDDEN = ("triton", "vllm", "sglang", "flashinfer", "torch._inductor", "torch._dynamo")
+
+#: Seconds that the package may add to torch: parsing a dozen small files and defining its ops.
+MOST_SECONDS = 0.25
+
+
+def in_a_process(code: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_it_imports_no_engine_and_no_triton() -> None:
+    """Beyond what torch has imported by itself."""
+    code = (
+        "import json, sys, torch\n"
+        "before = set(sys.modules)\n"
+        "import norm_plugin, norm_plugin.layers, norm_plugin.verify.oracle\n"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    imported = json.loads(in_a_process(code).stdout)
+    assert "norm_plugin" in imported
+    for name in FORBIDDEN:
+        assert not [module for module in imported if module == name or module.startswith(f"{name}.")], name
+
+
+def test_it_works_without_triton() -> None:
+    """With an import of triton that fails, every op gives values, gradients and its reason."""
+    code = (
+        "import sys\n"
+        "sys.modules['triton'] = None\n"
+        "import os; os.environ['TRITON_INTERPRET'] = '1'\n"
+        "import torch, norm_plugin\n"
+        "from norm_plugin import dispatch\n"
+        "x = torch.randn(4, 64, requires_grad=True)\n"
+        "norm_plugin.rmsnorm(x, None).sum().backward()\n"
+        "norm_plugin.layernorm(x.detach(), None, None)\n"
+        "norm_plugin.rmsnorm_fn(x.detach(), None, None, x.detach())\n"
+        "norm_plugin.rmsnorm_dynamic_quant(x.detach(), None)\n"
+        "print({r.op.name + ': ' + r.backend + ', ' + r.reason for r in dispatch.routes()})"
+    )
+    seen = in_a_process(code).stdout
+    for op in ("rmsnorm", "layernorm", "gated_norm", "rmsnorm_dynamic_quant"):
+        assert f"{op}: native, triton is not installed" in seen
+
+
+def test_it_takes_no_longer_than_torch() -> None:
+    """Timed in a process where torch is imported already, the best of three: a busy machine only adds to a time."""
+    code = "import time, torch; t = time.perf_counter(); import norm_plugin; print(time.perf_counter() - t)"
+    assert min(float(in_a_process(code).stdout) for _ in range(3)) <= MOST_SECONDS
+
+
+def test_it_registers_nothing() -> None:
+    """Engines that are imported before stay as they are."""
+    code = (
+        "import sys, types\n"
+        "engines = [types.ModuleType(name) for name in ('vllm', 'sglang')]\n"
+        "sys.modules.update({engine.__name__: engine for engine in engines})\n"
+        "before = [dict(vars(engine)) for engine in engines]\n"
+        "import norm_plugin\n"
+        "assert [vars(engine) for engine in engines] == before"
+    )
+    in_a_process(code)
