@@ -279,8 +279,9 @@ SUBJECTS = (
         written=(0, 2),
     ),
     Subject(
-        "rmsnorm_dynamic_quant", quant.rmsnorm_dynamic_quant, plain_dynamic, functional_dynamic,
-        norm_plugin.rmsnorm_dynamic_quant, lambda m, n, d: (normal(d, m, n), weight(d, n), None, EPS),
+        "rmsnorm_dynamic_quant", lambda x, w, r, eps: quant.rmsnorm_dynamic_quant(x, w, r, eps=eps),
+        plain_dynamic, functional_dynamic, lambda x, w, r, eps: norm_plugin.rmsnorm_dynamic_quant(x, w, r, eps=eps),
+        lambda m, n, d: (normal(d, m, n), weight(d, n), None, EPS),
     ),
     Subject(
         "rmsnorm_block_quant", quant.rmsnorm_block_quant, plain_block, functional_block,
