@@ -36,7 +36,7 @@ class Candidate:
     warps: int
     rows: int
     late: int
-    loop: int
+    lean: int
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,8 @@ def candidates(family: str, width: int) -> Iterator[Candidate]:
             if fits and (rows == 1 or width <= 2048):
                 yield Candidate(family, width, warps, rows, 1, 0)
                 yield Candidate(family, width, warps, rows, 0, 0)
-                if 2048 <= width <= 32768:
-                    loops = sorted({1, max(1, 16 // warps), max(1, 32 // warps)})
-                    yield from (Candidate(family, width, warps, rows, 1, loop) for loop in loops)
+                if width >= 1024:
+                    yield from (Candidate(family, width, warps, rows, late, lean) for late in (0, 1) for lean in (1, 4))
 
 
 def row_counts(width: int) -> list[int]:
@@ -70,9 +69,9 @@ def row_counts(width: int) -> list[int]:
 def compile_all(chunk: list[Candidate]) -> None:
     """Fill Triton's cache; run in processes of their own, since compiling takes most of the time."""
     for c in chunk:
-        with configs.forced(c.warps, c.rows, c.late, c.loop), suppress(OutOfResources):
+        with configs.forced(c.warps, c.rows, c.late, c.lean), suppress(OutOfResources):
             dispatch.reset()
-            for rows in (2, 132 * 2 * c.loop * c.rows + 1):  # one program a tile, and the loop
+            for rows in (2, 8192):  # the preloading kernel and the lean one
                 CALLS[c.family][0](rows, c.width)()
     torch.cuda.synchronize()
 
@@ -81,7 +80,7 @@ def measure(c: Candidate) -> Measured:
     """The times of one candidate."""
     times = {}
     make, passes = CALLS[c.family]
-    with configs.forced(c.warps, c.rows, c.late, c.loop):
+    with configs.forced(c.warps, c.rows, c.late, c.lean):
         dispatch.reset()
         for rows in row_counts(c.width):
             large = rows * c.width * DTYPE.itemsize * passes >= 32 << 20
@@ -123,7 +122,7 @@ def table(measured: Iterable[Measured]) -> dict[str, list[list[int]]]:
     entries: dict[str, list[list[int]]] = {}
     for (family, width), group in sorted(grouped.items()):
         c = choose(group).candidate
-        entries.setdefault(family, []).append([width * DTYPE.itemsize, c.warps, c.rows, c.late, c.loop])
+        entries.setdefault(family, []).append([width * DTYPE.itemsize, c.warps, c.rows, c.late, c.lean])
     return entries
 
 

@@ -2,8 +2,9 @@
 
 A row is held by `warps` warps in chunks of BLOCK columns, one 16-byte load a thread and chunk; a program takes `rows`
 rows. The order of a row's sum follows from these alone, so a row's result cannot depend on the batch around it.
-`late` says when the next kernel may start beside this one: after the row is read, or at once. `loop` is the number of
-programs per multiprocessor that share out the rows of a large batch, 0 for one program a tile. Neither changes a bit.
+`late` says when the next kernel may start beside this one: after the row is read, or at once. `lean` is the number of
+programs per multiprocessor from which on weights are read after the row, not before it, so that more programs fit (0:
+never). Neither changes a bit, so the second may look at the batch.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ class Config:
     resident: bool
     preload: bool
     late: bool
-    loop: int
+    lean: int
 
 
 @cache
 def tables() -> dict[str, dict[str, list[list[int]]]]:
-    """GPU -> family -> [[largest row in bytes, warps, rows, late, loop], ...]; "default" for any other GPU."""
+    """GPU -> family -> [[largest row in bytes, warps, rows, late, lean], ...]; "default" for any other GPU."""
     found: dict[str, dict[str, list[list[int]]]] = json.loads(
         resources.files("norm_plugin.kernels").joinpath("configs.json").read_text()
     )
@@ -70,7 +71,7 @@ def forced(*entry: int) -> Iterator[None]:
         _forced = None
 
 
-def make(width: int, itemsize: int, warps: int, rows: int, late: int, loop: int) -> Config:
+def make(width: int, itemsize: int, warps: int, rows: int, late: int, lean: int) -> Config:
     """The configuration that a table's entry stands for: the rest follows from the width."""
     power = 1 << (width - 1).bit_length()
     block = power if rows > 1 else min(power, warps * 32 * 16 // itemsize)
@@ -78,4 +79,4 @@ def make(width: int, itemsize: int, warps: int, rows: int, late: int, loop: int)
     held = block * chunks * rows // (warps * 32)
     resident = width * itemsize <= RESIDENT_BYTES
     preload = resident and held <= PRELOAD_ELEMENTS
-    return Config(warps, rows, block, chunks, resident, preload, bool(late), loop)
+    return Config(warps, rows, block, chunks, resident, preload, bool(late), lean)

@@ -68,14 +68,9 @@ def parameter_sizes(function: int) -> list[int]:
 Launcher = Callable[[int, int, float, list[int]], None]
 
 
-def launcher(
-    compiled: Any, pointers: int, integers: tuple[int, ...], rows: int, threads: int, pdl: bool, most: int
-) -> Launcher:
+def launcher(compiled: Any, pointers: int, integers: tuple[int, ...], rows: int, threads: int, pdl: bool) -> Launcher:
     """launch(stream, m, eps, addresses) for a kernel of `pointers` pointers, m, `integers` and eps, in this order.
 
-    A program takes `rows` rows, and there are at most `most` programs.
-
-    A program takes `rows` rows, and there are at most `most` programs.
     Triton appends two scratch pointers, which these kernels do not use.
     """
     function, metadata = getattr(compiled, "function", None), getattr(compiled, "metadata", None)
@@ -115,7 +110,7 @@ def launcher(
         values, config, arguments = packed
         fill(values, 0, *addresses, m)
         fill_eps(values, eps_at, eps)
-        config.grid_x = min(-(-m // rows), most)
+        config.grid_x = -(-m // rows)
         config.stream = stream
         status = call(*arguments)
         free.append(packed)

@@ -53,17 +53,17 @@ def finish(xhat, w, b, z, dtype: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIA
     return y
 
 
-@triton.jit
-def norm_groups(
-    tile, weights, biases, X, Z, W, B, Y, S, MEAN, RSTD, M, n1, n2, x0, x1, x2, z0, z1, z2, y0, y1, y2, eps,
+@triton.jit(do_not_specialize=["M", "n1", "n2", "x0", "x1", "x2", "z0", "z1", "z2", "y0", "y1", "y2"])
+def gated_kernel(
+    X, Z, W, B, Y, S, MEAN, RSTD, M, n1, n2, x0, x1, x2, z0, z1, z2, y0, y1, y2, eps,
     N: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, UNROLL: tl.constexpr,
     RESIDENT: tl.constexpr, PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
-    PDL: tl.constexpr, LATE: tl.constexpr, LOOP: tl.constexpr,
+    PDL: tl.constexpr, LATE: tl.constexpr,
     RMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, GATE_FIRST: tl.constexpr,
     GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr, HF: tl.constexpr, STATIC: tl.constexpr, QMAX: tl.constexpr,
 ):  # fmt: skip
     """Y = norm of ROWS groups of width N; M groups in all, G of them a row; S is the scale of a quantised Y."""
-    index = tile * ROWS + tl.arange(0, ROWS)[:, None]
+    index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     in_batch = index < M
     index = tl.minimum(index, M - 1)
     row = index // G
@@ -74,13 +74,13 @@ def norm_groups(
     z_at = row_start(row, n1, n2, z0, z1, z2, LEVELS, ALIGN) + w_at if GATE_FIRST or GATE_LAST else x_at
     lane = tl.arange(0, BLOCK)[None, :]
     dtype: tl.constexpr = X.dtype.element_ty
-    if PRELOAD and G > 1:  # the weights differ from group to group
-        if HAS_WEIGHT:
-            weights = preloaded(W, w_at, lane, in_batch, N, BLOCK, CHUNKS)
-        if HAS_BIAS:
-            biases = preloaded(B, w_at, lane, in_batch, N, BLOCK, CHUNKS)
-    if G > 1 and not LOOP:
-        wait_for_producer(PDL, LATE)
+    weights = ()
+    biases = ()
+    if PRELOAD and HAS_WEIGHT:
+        weights = preloaded(W, w_at, lane, in_batch, N, BLOCK, CHUNKS)
+    if PRELOAD and HAS_BIAS:
+        biases = preloaded(B, w_at, lane, in_batch, N, BLOCK, CHUNKS)
+    wait_for_producer(PDL, LATE)
 
     sums = tl.zeros([ROWS, BLOCK], tl.float32)
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -97,7 +97,7 @@ def norm_groups(
                 held += (read_raw(X + x_at + cols, mask),)
             if GATE_LAST:  # read with x, not after the reduction: one memory latency instead of two
                 gates += (read_raw(Z + z_at + cols, mask),)
-        release_consumer(PDL, LATE and not LOOP)
+        release_consumer(PDL, LATE)
         for c in tl.static_range(CHUNKS):
             h = held[c].to(tl.float32)
             if RMS:
@@ -173,37 +173,3 @@ def norm_groups(
                 if STATIC:
                     y = cast(y * inverse, QMAX, Y.dtype.element_ty)
                 tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=["M", "n1", "n2", "x0", "x1", "x2", "z0", "z1", "z2", "y0", "y1", "y2"])
-def gated_kernel(
-    X, Z, W, B, Y, S, MEAN, RSTD, M, n1, n2, x0, x1, x2, z0, z1, z2, y0, y1, y2, eps,
-    N: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, UNROLL: tl.constexpr,
-    RESIDENT: tl.constexpr, PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
-    PDL: tl.constexpr, LATE: tl.constexpr, LOOP: tl.constexpr,
-    RMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, GATE_FIRST: tl.constexpr,
-    GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr, HF: tl.constexpr, STATIC: tl.constexpr, QMAX: tl.constexpr,
-):  # fmt: skip
-    """One tile of ROWS groups a program; with LOOP every program takes tile after tile and reads ahead."""
-    weights = ()
-    biases = ()
-    if PRELOAD and G == 1:
-        lane = tl.arange(0, BLOCK)[None, :]
-        if HAS_WEIGHT:
-            weights = preloaded(W, 0, lane, None, N, BLOCK, CHUNKS)
-        if HAS_BIAS:
-            biases = preloaded(B, 0, lane, None, N, BLOCK, CHUNKS)
-    if LOOP:
-        wait_for_producer(PDL, False)
-        for tile in tl.range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0), num_stages=2):
-            norm_groups(tile, weights, biases,
-                        X, Z, W, B, Y, S, MEAN, RSTD, M, n1, n2, x0, x1, x2, z0, z1, z2, y0, y1, y2, eps,
-                        N, G, BLOCK, CHUNKS, UNROLL, RESIDENT, PRELOAD, ROWS, LEVELS, ALIGN, PDL, LATE, LOOP,
-                        RMS, HAS_WEIGHT, HAS_BIAS, GATE_FIRST, GATE_LAST, SIGMOID, HF, STATIC, QMAX)  # fmt: skip
-    else:
-        if G == 1:
-            wait_for_producer(PDL, LATE)
-        norm_groups(tl.program_id(0), weights, biases,
-                    X, Z, W, B, Y, S, MEAN, RSTD, M, n1, n2, x0, x1, x2, z0, z1, z2, y0, y1, y2, eps,
-                    N, G, BLOCK, CHUNKS, UNROLL, RESIDENT, PRELOAD, ROWS, LEVELS, ALIGN, PDL, LATE, LOOP,
-                    RMS, HAS_WEIGHT, HAS_BIAS, GATE_FIRST, GATE_LAST, SIGMOID, HF, STATIC, QMAX)  # fmt: skip

@@ -130,7 +130,7 @@ def processors(device: torch.device) -> int:
 class Launch:
     """One kernel for one signature: everything but pointers, the number of rows and eps is fixed.
 
-    `loop` is the same kernel for large batches: as many programs as run at once, each taking tile after tile.
+    A large batch goes to a `lean` launch, of the same kernel without preloaded weights.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class Launch:
         device: torch.device,
         pdl: bool,
         constants: dict[str, Any],
-        loop: bool = False,
+        lean: bool = False,
     ) -> None:
         self.kernel, self.config, self.device, self.pdl = kernel, config, device, pdl
         self.options: dict[str, Any] = {"num_warps": config.warps, "enable_fp_fusion": True}
@@ -153,23 +153,20 @@ class Launch:
             "CHUNKS": config.chunks,
             "UNROLL": UNROLL,
             "RESIDENT": config.resident,
-            "PRELOAD": config.preload,
+            "PRELOAD": config.preload and not lean,
             "LATE": config.late,
             "ROWS": config.rows,
             "LEVELS": layout.levels,
             "ALIGN": layout.align,
             "PDL": pdl,
-            "LOOP": loop,
             **constants,
         }
         self.rows = config.rows
-        self.most = MOST_ROWS
-        self.looped: Launch | None = None
-        if loop:
-            self.most = processors(device) * config.loop
-        elif config.loop:
-            self.looped = Launch(kernel, config, layout, device, pdl, constants, loop=True)
-            self.loop_from = processors(device) * config.loop * config.rows * 2
+        self.lean: Launch | None = None
+        self.lean_from = 0
+        if config.lean and config.preload and not lean:
+            self.lean = Launch(kernel, config, layout, device, pdl, constants, lean=True)
+            self.lean_from = processors(device) * config.lean * config.rows
         self.direct: driver.Launcher | None = None
         self.direct_reason = ""
         self.index = device.index
@@ -181,8 +178,8 @@ class Launch:
     def __call__(self, m: int, eps: float, *pointers: Tensor | None) -> None:
         if m == 0:
             return
-        if self.looped is not None and m > self.loop_from:
-            self.looped(m, eps, *pointers)
+        if self.lean is not None and m >= self.lean_from:
+            self.lean(m, eps, *pointers)
             return
         direct = self.direct
         if direct is not None and _current_device() == self.index and not hooked():
@@ -199,7 +196,7 @@ class Launch:
         """Triton's own launch, which specialises for whatever it is given."""
         if m >= MOST_ROWS:
             raise ValueError(f"the input has {m} rows, and a kernel counts fewer than {MOST_ROWS}; split it.")
-        grid = (min(triton.cdiv(m, self.rows), self.most),)
+        grid = (triton.cdiv(m, self.rows),)
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
             compiled = self.kernel[grid](*pointers, m, *self.integers, eps, **self.constants, **self.options)
         aligned = all(p is None or p.data_ptr() % VECTOR_BYTES == 0 for p in pointers)
@@ -212,7 +209,7 @@ class Launch:
         integers = tuple(i for i in self.integers if i is not None)
         threads = self.config.warps * 32
         try:
-            self.direct = driver.launcher(compiled, given, integers, self.rows, threads, self.pdl, self.most)
+            self.direct = driver.launcher(compiled, given, integers, self.rows, threads, self.pdl)
         except driver.Unsupported as reason:
             self.direct_reason = str(reason)
             log.warning("kernels are launched by Triton itself, which takes longer: %s", reason)

@@ -95,18 +95,18 @@ def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column,
     tl.store(Y + y_at + cols, y, mask=mask)
 
 
-@triton.jit
-def norm_rows(
-    tile, weights, X, R, W, Y, T, S, UB, M, n1, n2, x0, x1, x2, r0, r1, r2, t0, t1, t2, y0, y1, y2, eps,
+@triton.jit(do_not_specialize=["M", "n1", "n2", "x0", "x1", "x2", "r0", "r1", "r2", "t0", "t1", "t2", "y0", "y1", "y2"])
+def rms_kernel(
+    X, R, W, Y, T, S, UB, M, n1, n2, x0, x1, x2, r0, r1, r2, t0, t1, t2, y0, y1, y2, eps,
     N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, UNROLL: tl.constexpr,
     RESIDENT: tl.constexpr, PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
-    PDL: tl.constexpr, LATE: tl.constexpr, LOOP: tl.constexpr,
+    PDL: tl.constexpr, LATE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.constexpr, HF: tl.constexpr,
     VARIANCE_OF_ROUNDED: tl.constexpr, OUTPUT_OF_ROUNDED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
     L2: tl.constexpr, QUANT: tl.constexpr, GROUP: tl.constexpr, QMAX: tl.constexpr, MIN_SCALE: tl.constexpr,
 ):  # fmt: skip
     """Y = norm(X [+ R]) of ROWS rows, T = X + R; S holds or takes the scales of a quantised Y, UB bounds them."""
-    rows = tile * ROWS + tl.arange(0, ROWS)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     in_batch = rows[:, None] < M
     if ROWS > 1:
         rows = tl.where(rows < M, rows, -1)
@@ -117,6 +117,11 @@ def norm_rows(
     t_at = row_start(safe, n1, n2, t0, t1, t2, LEVELS, ALIGN) if HAS_RESIDUAL else x_at
     lane = tl.arange(0, BLOCK)[None, :]
     dtype: tl.constexpr = X.dtype.element_ty
+
+    weights = ()
+    if PRELOAD and HAS_WEIGHT:
+        weights = preloaded(W, 0, lane, in_batch, N, BLOCK, CHUNKS)
+    wait_for_producer(PDL, LATE)
 
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
     held = ()
@@ -142,7 +147,7 @@ def norm_rows(
                 total, rounded = load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL, KEEP)
                 v = rounded if VARIANCE_OF_ROUNDED else total
                 squares += v * v
-    release_consumer(PDL, LATE and not LOOP)
+    release_consumer(PDL, LATE)
     sum_of_squares = tl.sum(squares, axis=1, keep_dims=True)
     s = tl.rsqrt((sum_of_squares if L2 else mean_of(sum_of_squares, N)) + eps)
 
@@ -195,33 +200,3 @@ def norm_rows(
                     y = y.to(dtype).to(tl.float32)
                 store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, (start + u) * BLOCK,
                       N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE)  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["M", "n1", "n2", "x0", "x1", "x2", "r0", "r1", "r2", "t0", "t1", "t2", "y0", "y1", "y2"])
-def rms_kernel(
-    X, R, W, Y, T, S, UB, M, n1, n2, x0, x1, x2, r0, r1, r2, t0, t1, t2, y0, y1, y2, eps,
-    N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, UNROLL: tl.constexpr,
-    RESIDENT: tl.constexpr, PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
-    PDL: tl.constexpr, LATE: tl.constexpr, LOOP: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.constexpr, HF: tl.constexpr,
-    VARIANCE_OF_ROUNDED: tl.constexpr, OUTPUT_OF_ROUNDED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
-    L2: tl.constexpr, QUANT: tl.constexpr, GROUP: tl.constexpr, QMAX: tl.constexpr, MIN_SCALE: tl.constexpr,
-):  # fmt: skip
-    """One tile of ROWS rows a program; with LOOP every program takes tile after tile and reads ahead."""
-    weights = ()
-    if PRELOAD and HAS_WEIGHT:
-        weights = preloaded(W, 0, tl.arange(0, BLOCK)[None, :], None, N, BLOCK, CHUNKS)
-    wait_for_producer(PDL, LATE and not LOOP)
-    if LOOP:
-        for tile in tl.range(tl.program_id(0), tl.cdiv(M, ROWS), tl.num_programs(0), num_stages=2):
-            norm_rows(tile, weights,
-                      X, R, W, Y, T, S, UB, M, n1, n2, x0, x1, x2, r0, r1, r2, t0, t1, t2, y0, y1, y2, eps,
-                      N, BLOCK, CHUNKS, UNROLL, RESIDENT, PRELOAD, ROWS, LEVELS, ALIGN, PDL, LATE, LOOP,
-                      HAS_RESIDUAL, HAS_WEIGHT, GEMMA, HF, VARIANCE_OF_ROUNDED, OUTPUT_OF_ROUNDED, WEIGHT_FIRST,
-                      L2, QUANT, GROUP, QMAX, MIN_SCALE)  # fmt: skip
-    else:
-        norm_rows(tl.program_id(0), weights,
-                  X, R, W, Y, T, S, UB, M, n1, n2, x0, x1, x2, r0, r1, r2, t0, t1, t2, y0, y1, y2, eps,
-                  N, BLOCK, CHUNKS, UNROLL, RESIDENT, PRELOAD, ROWS, LEVELS, ALIGN, PDL, LATE, LOOP,
-                  HAS_RESIDUAL, HAS_WEIGHT, GEMMA, HF, VARIANCE_OF_ROUNDED, OUTPUT_OF_ROUNDED, WEIGHT_FIRST,
-                  L2, QUANT, GROUP, QMAX, MIN_SCALE)  # fmt: skip
