@@ -24,6 +24,8 @@ WIDTHS = (
     64, 128, 256, 512, 1024, 1280, 1536, 2048, 2880, 4096, 5120, 7168, 8192, 12288, 16384, 18432, 32768, 65536, 131072,
 )  # fmt: skip
 DECODE_ROWS = (1, 16, 64, 256)
+#: Up to here the next kernel is let in after the row is read, beyond at once: what was better at nearly every width.
+LATE_BYTES = 8192
 LARGE_BYTES = (4 << 20, 64 << 20)
 
 
@@ -54,10 +56,9 @@ def candidates(family: str, width: int) -> Iterator[Candidate]:
             share = width * rows / (warps * 32)
             fits = 2 <= share <= 32 if rows > 1 else 4 <= share <= 64 or (warps >= 8 and width >= 32768)
             if fits and (rows == 1 or width <= 2048):
-                yield Candidate(family, width, warps, rows, 1, 0)
-                yield Candidate(family, width, warps, rows, 0, 0)
-                if width >= 1024:
-                    yield from (Candidate(family, width, warps, rows, late, lean) for late in (0, 1) for lean in (1, 4))
+                late = int(width * DTYPE.itemsize <= LATE_BYTES)
+                leans = (0, 1, 4) if width >= 1024 else (0,)
+                yield from (Candidate(family, width, warps, rows, late, lean) for lean in leans)
 
 
 def row_counts(width: int) -> list[int]:
@@ -71,7 +72,7 @@ def compile_all(chunk: list[Candidate]) -> None:
     for c in chunk:
         with configs.forced(c.warps, c.rows, c.late, c.lean), suppress(OutOfResources):
             dispatch.reset()
-            for rows in (2, 8192):  # the preloading kernel and the lean one
+            for rows in (2, 132 * c.lean * c.rows + 1):  # the preloading kernel and the lean one
                 CALLS[c.family][0](rows, c.width)()
     torch.cuda.synchronize()
 

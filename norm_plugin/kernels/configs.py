@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-#: Wider rows than this, in bytes, do not fit the registers of one program: they are read again for the output.
-RESIDENT_BYTES = 131072
+#: The bytes of a row that one program holds in registers; what is before them is read a second time for the output.
+HELD_BYTES = 98304
 
-#: How many chunks of a row that does not fit are read at once.
+#: How many of the chunks that are read twice are read at once.
 UNROLL = 4
 
 #: The most elements a thread may hold for its weight to be read before the wait, beside the row itself.
@@ -34,7 +34,7 @@ class Config:
     rows: int
     block: int
     chunks: int
-    resident: bool
+    held: int
     preload: bool
     late: bool
     lean: int
@@ -54,7 +54,7 @@ def config(family: str, width: int, itemsize: int, gpu: str) -> Config:
     table = [_forced] if _forced else tables().get(gpu, tables()["default"])[family]
     row_bytes = width * itemsize
     entry = next((entry for limit, *entry in table if row_bytes <= limit), table[-1][1:])
-    return make(width, itemsize, *entry)
+    return make(family, width, itemsize, *entry)
 
 
 _forced: list[int] | None = None
@@ -71,12 +71,17 @@ def forced(*entry: int) -> Iterator[None]:
         _forced = None
 
 
-def make(width: int, itemsize: int, warps: int, rows: int, late: int, lean: int) -> Config:
+def make(family: str, width: int, itemsize: int, warps: int, rows: int, late: int, lean: int) -> Config:
     """The configuration that a table's entry stands for: the rest follows from the width."""
     power = 1 << (width - 1).bit_length()
     block = power if rows > 1 else min(power, warps * 32 * 16 // itemsize)
     chunks = -(-width // block)
-    held = block * chunks * rows // (warps * 32)
-    resident = width * itemsize <= RESIDENT_BYTES
-    preload = resident and held <= PRELOAD_ELEMENTS
-    return Config(warps, rows, block, chunks, resident, preload, bool(late), lean)
+    room = HELD_BYTES // (block * rows * bytes_held(family, itemsize))
+    held = min(chunks, max(1, room))
+    preload = held == chunks and block * rows * chunks <= PRELOAD_ELEMENTS * warps * 32
+    return Config(warps, rows, block, chunks, held, preload, bool(late), lean)
+
+
+def bytes_held(family: str, itemsize: int) -> int:
+    """Register bytes an element: a row as it is, with its gate, or the fp32 sum of a row and its residual."""
+    return {"add": 4, "gated": 2 * itemsize}.get(family, itemsize)

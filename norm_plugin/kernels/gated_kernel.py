@@ -57,7 +57,7 @@ def finish(xhat, w, b, z, dtype: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIA
 def gated_kernel(
     X, Z, W, B, Y, S, MEAN, RSTD, M, n1, n2, x0, x1, x2, z0, z1, z2, y0, y1, y2, eps,
     N: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, UNROLL: tl.constexpr,
-    RESIDENT: tl.constexpr, PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
+    HELD: tl.constexpr, PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
     PDL: tl.constexpr, LATE: tl.constexpr,
     RMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, GATE_FIRST: tl.constexpr,
     GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr, HF: tl.constexpr, STATIC: tl.constexpr, QMAX: tl.constexpr,
@@ -84,47 +84,46 @@ def gated_kernel(
 
     sums = tl.zeros([ROWS, BLOCK], tl.float32)
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
-    held = ()
-    gates = ()
+    AGAIN: tl.constexpr = CHUNKS - HELD  # whole chunks, read a second time for the output
     mean = tl.zeros([ROWS, 1], tl.float32)
-    if RESIDENT:
-        for c in tl.static_range(CHUNKS):
-            cols = c * BLOCK + lane
-            mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
-            if GATE_FIRST:
-                held += (load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST, SIGMOID),)
-            else:
-                held += (read_raw(X + x_at + cols, mask),)
-            if GATE_LAST:  # read with x, not after the reduction: one memory latency instead of two
-                gates += (read_raw(Z + z_at + cols, mask),)
-        release_consumer(PDL, LATE)
-        for c in tl.static_range(CHUNKS):
-            h = held[c].to(tl.float32)
-            if RMS:
-                squares += h * h
-            else:
-                sums += h
-        if not RMS:
-            mean = mean_of(tl.sum(sums, axis=1, keep_dims=True), N)
-            sums = tl.zeros([ROWS, BLOCK], tl.float32)
-            for c in tl.static_range(CHUNKS):
-                off = held[c].to(tl.float32) - mean
-                if c * BLOCK + BLOCK > N:
-                    off = tl.where(c * BLOCK + lane < N, off, 0.0)
-                sums += off
-                squares += off * off
-    else:
+    if AGAIN > 0:
         if not RMS:
             # Any value near the row's serves as a first mean; the first chunk's is within sqrt(CHUNKS) deviations.
             mean = tl.sum(load_gated(X, Z, x_at, z_at, lane, in_batch, GATE_FIRST, SIGMOID), axis=1, keep_dims=True)
             mean = mean * (1.0 / BLOCK)
-        for start in tl.range(0, CHUNKS, UNROLL):
+        for start in tl.range(0, AGAIN, UNROLL):
             for u in tl.static_range(UNROLL):
                 cols = (start + u) * BLOCK + lane
-                h = load_gated(X, Z, x_at, z_at, cols, (cols < N) & in_batch, GATE_FIRST, SIGMOID, KEEP)
-                off = tl.where(cols < N, h - mean, 0.0)
+                mask = (cols < AGAIN * BLOCK) & in_batch
+                h = load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST, SIGMOID, KEEP)
+                off = tl.where(cols < AGAIN * BLOCK, h - mean, 0.0)
                 sums += off
                 squares += off * off
+    held = ()
+    gates = ()
+    for c in tl.static_range(AGAIN, CHUNKS):
+        cols = c * BLOCK + lane
+        mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
+        if GATE_FIRST:
+            held += (load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST, SIGMOID),)
+        else:
+            held += (read_raw(X + x_at + cols, mask),)
+        if GATE_LAST:  # read with x, not after the reduction: one memory latency instead of two
+            gates += (read_raw(Z + z_at + cols, mask),)
+    release_consumer(PDL, LATE)
+    if AGAIN == 0 and not RMS:
+        for c in tl.static_range(CHUNKS):
+            sums += held[c].to(tl.float32)
+        mean = mean_of(tl.sum(sums, axis=1, keep_dims=True), N)
+        sums = tl.zeros([ROWS, BLOCK], tl.float32)
+    for c in tl.static_range(AGAIN, CHUNKS):
+        off = held[c - AGAIN].to(tl.float32)
+        if not RMS:
+            off = off - mean
+            if c * BLOCK + BLOCK > N:
+                off = tl.where(c * BLOCK + lane < N, off, 0.0)
+            sums += off
+        squares += off * off
     left = tl.zeros([ROWS, 1], tl.float32)
     if RMS:
         variance = mean_of(tl.sum(squares, axis=1, keep_dims=True), N)
@@ -142,34 +141,34 @@ def gated_kernel(
     inverse = rstd
     if STATIC:
         inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), tl.zeros([ROWS, 1], tl.float32) + tl.load(S))
-    if RESIDENT:
-        for c in tl.static_range(CHUNKS):
-            cols = c * BLOCK + lane
-            mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
-            in_row = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, False, N)
-            h = held[c].to(tl.float32)
-            xhat = h * rstd if RMS else (h - mean - left) * rstd
-            w, b = None, None
-            if HAS_WEIGHT:
-                w = weights[c] if PRELOAD else read(W + w_at + cols, in_row)
-            if HAS_BIAS:
-                b = biases[c] if PRELOAD else read(B + w_at + cols, in_row)
-            z = gates[c] if GATE_LAST else None
-            y = finish(xhat, w, b, z, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
-            if STATIC:
-                y = cast(y * inverse, QMAX, Y.dtype.element_ty)
-            tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=mask)
-    else:
-        for start in tl.range(0, CHUNKS, UNROLL):
+    for c in tl.static_range(AGAIN, CHUNKS):
+        cols = c * BLOCK + lane
+        mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
+        in_row = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, False, N)
+        h = held[c - AGAIN].to(tl.float32)
+        xhat = h * rstd if RMS else (h - mean - left) * rstd
+        w, b = None, None
+        if HAS_WEIGHT:
+            w = weights[c] if PRELOAD else read(W + w_at + cols, in_row)
+        if HAS_BIAS:
+            b = biases[c] if PRELOAD else read(B + w_at + cols, in_row)
+        z = gates[c - AGAIN] if GATE_LAST else None
+        y = finish(xhat, w, b, z, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
+        if STATIC:
+            y = cast(y * inverse, QMAX, Y.dtype.element_ty)
+        tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=mask)
+    if AGAIN > 0:  # from the end: what was read last is what the L2 cache still holds
+        for back in tl.range(0, AGAIN, UNROLL):
             for u in tl.static_range(UNROLL):
-                cols = (start + u) * BLOCK + lane
-                mask = (cols < N) & in_batch
-                h = load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST, SIGMOID, DROP)
+                cols = ((AGAIN - 1) // UNROLL * UNROLL - back + u) * BLOCK + lane
+                whole = cols < AGAIN * BLOCK
+                inside = whole & in_batch
+                h = load_gated(X, Z, x_at, z_at, cols, inside, GATE_FIRST, SIGMOID, DROP)
                 xhat = h * rstd if RMS else (h - mean - left) * rstd
-                w = read(W + w_at + cols, cols < N, KEEP) if HAS_WEIGHT else None
-                b = read(B + w_at + cols, cols < N, KEEP) if HAS_BIAS else None
-                z = read(Z + z_at + cols, mask, DROP) if GATE_LAST else None
-                y = finish(xhat, w, b, z, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
+                weight = read(W + w_at + cols, whole, KEEP) if HAS_WEIGHT else None
+                bias = read(B + w_at + cols, whole, KEEP) if HAS_BIAS else None
+                gating = read(Z + z_at + cols, inside, DROP) if GATE_LAST else None
+                y = finish(xhat, weight, bias, gating, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
                 if STATIC:
                     y = cast(y * inverse, QMAX, Y.dtype.element_ty)
-                tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=mask)
+                tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=inside)

@@ -152,7 +152,7 @@ class Launch:
             "BLOCK": config.block,
             "CHUNKS": config.chunks,
             "UNROLL": UNROLL,
-            "RESIDENT": config.resident,
+            "HELD": config.held,
             "PRELOAD": config.preload and not lean,
             "LATE": config.late,
             "ROWS": config.rows,

@@ -68,10 +68,10 @@ def scale(h, s, w, dtype: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.cons
 
 
 @triton.jit
-def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column,
+def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column, END: tl.constexpr,
           N: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, QUANT: tl.constexpr, GROUP: tl.constexpr,
           QMAX: tl.constexpr, MIN_SCALE: tl.constexpr):  # fmt: skip
-    """Round one chunk and write it; with PER_BLOCK its scales too."""
+    """Round one chunk and write it; with PER_BLOCK its scales too, up to column END."""
     out: tl.constexpr = Y.dtype.element_ty
     if QUANT == 0:
         y = y.to(out)
@@ -89,7 +89,7 @@ def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column,
             blocks = cast(tl.div_rn(blocks, tl.broadcast_to(scales, [ROWS, BLOCK // GROUP, GROUP])), QMAX, out)
         y = tl.reshape(blocks, [ROWS, BLOCK])
         block = column // GROUP + tl.arange(0, BLOCK // GROUP)[None, :]
-        in_row = (block < N // GROUP) & (rows[:, None] >= 0)
+        in_row = (block < END // GROUP) & (rows[:, None] >= 0)
         place = S + rows[:, None].to(tl.int64) * (N // GROUP) + block
         tl.store(place, tl.reshape(scales, [ROWS, BLOCK // GROUP]), mask=in_row)
     tl.store(Y + y_at + cols, y, mask=mask)
@@ -99,7 +99,7 @@ def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column,
 def rms_kernel(
     X, R, W, Y, T, S, UB, M, n1, n2, x0, x1, x2, r0, r1, r2, t0, t1, t2, y0, y1, y2, eps,
     N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, UNROLL: tl.constexpr,
-    RESIDENT: tl.constexpr, PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
+    HELD: tl.constexpr, PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
     PDL: tl.constexpr, LATE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.constexpr, HF: tl.constexpr,
     VARIANCE_OF_ROUNDED: tl.constexpr, OUTPUT_OF_ROUNDED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
@@ -124,29 +124,29 @@ def rms_kernel(
     wait_for_producer(PDL, LATE)
 
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
-    held = ()
-    if RESIDENT:
-        for c in tl.static_range(CHUNKS):
-            cols = c * BLOCK + lane
-            mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
-            if HAS_RESIDUAL:
-                total, rounded = load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL)
-                tl.store(T + t_at + cols, rounded.to(T.dtype.element_ty), mask=mask)
-                held += ((rounded if OUTPUT_OF_ROUNDED else total),)
-                v = rounded if VARIANCE_OF_ROUNDED else total
-            else:
-                raw = read_raw(X + x_at + cols, mask)
-                held += (raw,)
-                v = raw.to(tl.float32)
-            squares += v * v
-    else:
-        for start in tl.range(0, CHUNKS, UNROLL):
+    AGAIN: tl.constexpr = CHUNKS - HELD  # whole chunks, read a second time for the output
+    if AGAIN > 0:
+        for start in tl.range(0, AGAIN, UNROLL):
             for u in tl.static_range(UNROLL):
                 cols = (start + u) * BLOCK + lane
-                mask = (cols < N) & in_batch
+                mask = (cols < AGAIN * BLOCK) & in_batch
                 total, rounded = load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL, KEEP)
                 v = rounded if VARIANCE_OF_ROUNDED else total
                 squares += v * v
+    held = ()
+    for c in tl.static_range(AGAIN, CHUNKS):
+        cols = c * BLOCK + lane
+        mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
+        if HAS_RESIDUAL:
+            total, rounded = load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL)
+            tl.store(T + t_at + cols, rounded.to(T.dtype.element_ty), mask=mask)
+            held += ((rounded if OUTPUT_OF_ROUNDED else total),)
+            v = rounded if VARIANCE_OF_ROUNDED else total
+        else:
+            raw = read_raw(X + x_at + cols, mask)
+            held += (raw,)
+            v = raw.to(tl.float32)
+        squares += v * v
     release_consumer(PDL, LATE)
     sum_of_squares = tl.sum(squares, axis=1, keep_dims=True)
     s = tl.rsqrt((sum_of_squares if L2 else mean_of(sum_of_squares, N)) + eps)
@@ -157,17 +157,17 @@ def rms_kernel(
         inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), tl.full([ROWS, 1], 0.0, tl.float32) + tl.load(S))
     if QUANT == 2:
         largest = tl.zeros([ROWS, BLOCK], tl.float32)
-        if RESIDENT:
-            for c in tl.static_range(CHUNKS):
-                w = weight_chunk(W, weights, c, lane, in_batch, N, BLOCK, PRELOAD, HAS_WEIGHT)
-                y = scale(held[c].to(tl.float32), s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
-                largest = larger(largest, tl.abs(y.to(dtype).to(tl.float32) if HF else y))
-        else:
-            for c in tl.range(0, CHUNKS):
-                cols = c * BLOCK + lane
-                total, rounded = load_sum(X, R, x_at, r_at, cols, (cols < N) & in_batch, HAS_RESIDUAL)
-                w = read(W + cols, cols < N) if HAS_WEIGHT else None
-                y = scale(rounded if OUTPUT_OF_ROUNDED else total, s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
+        for c in tl.static_range(AGAIN, CHUNKS):
+            w = weight_chunk(W, weights, c, lane, in_batch, N, BLOCK, PRELOAD, HAS_WEIGHT)
+            y = scale(held[c - AGAIN].to(tl.float32), s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
+            largest = larger(largest, tl.abs(y.to(dtype).to(tl.float32) if HF else y))
+        if AGAIN > 0:
+            for again in tl.range(0, AGAIN):
+                cols = again * BLOCK + lane
+                total, rounded = load_sum(X, R, x_at, r_at, cols, in_batch, HAS_RESIDUAL, KEEP)
+                weight = read(W + cols, cols >= 0, KEEP) if HAS_WEIGHT else None
+                h = rounded if OUTPUT_OF_ROUNDED else total
+                y = scale(h, s, weight, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
                 largest = larger(largest, tl.abs(y.to(dtype).to(tl.float32) if HF else y))
         top = largest_of(largest, 1)
         if UB is not None:
@@ -176,27 +176,28 @@ def rms_kernel(
         inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), token_scale)
         tl.store(S + safe, token_scale, mask=in_batch)
 
-    if RESIDENT:
-        for c in tl.static_range(CHUNKS):
-            cols = c * BLOCK + lane
-            mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
-            w = weight_chunk(W, weights, c, lane, in_batch, N, BLOCK, PRELOAD, HAS_WEIGHT)
-            y = scale(held[c].to(tl.float32), s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
-            if HF and QUANT > 0:
-                y = y.to(dtype).to(tl.float32)
-            store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, c * BLOCK,
-                  N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE)  # fmt: skip
-    else:
-        for start in tl.range(0, CHUNKS, UNROLL):
+    for c in tl.static_range(AGAIN, CHUNKS):
+        cols = c * BLOCK + lane
+        mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
+        w = weight_chunk(W, weights, c, lane, in_batch, N, BLOCK, PRELOAD, HAS_WEIGHT)
+        y = scale(held[c - AGAIN].to(tl.float32), s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
+        if HF and QUANT > 0:
+            y = y.to(dtype).to(tl.float32)
+        store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, c * BLOCK,
+              N, N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE)  # fmt: skip
+    if AGAIN > 0:  # from the end: what was read last is what the L2 cache still holds
+        for back in tl.range(0, AGAIN, UNROLL):
             for u in tl.static_range(UNROLL):
-                cols = (start + u) * BLOCK + lane
-                mask = (cols < N) & in_batch
-                total, rounded = load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL, DROP)
-                w = read(W + cols, cols < N, KEEP) if HAS_WEIGHT else None
+                column = ((AGAIN - 1) // UNROLL * UNROLL - back + u) * BLOCK
+                cols = column + lane
+                inside = (cols < AGAIN * BLOCK) & in_batch
+                total, rounded = load_sum(X, R, x_at, r_at, cols, inside, HAS_RESIDUAL, DROP)
+                weight = read(W + cols, cols < AGAIN * BLOCK, KEEP) if HAS_WEIGHT else None
                 if HAS_RESIDUAL:
-                    tl.store(T + t_at + cols, rounded.to(T.dtype.element_ty), mask=mask)
-                y = scale(rounded if OUTPUT_OF_ROUNDED else total, s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
+                    tl.store(T + t_at + cols, rounded.to(T.dtype.element_ty), mask=inside)
+                h = rounded if OUTPUT_OF_ROUNDED else total
+                y = scale(h, s, weight, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
                 if HF and QUANT > 0:
                     y = y.to(dtype).to(tl.float32)
-                store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, (start + u) * BLOCK,
-                      N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE)  # fmt: skip
+                store(Y, y_at, S, y, inverse, token_scale, cols, inside, rows, column,
+                      AGAIN * BLOCK, N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE)  # fmt: skip
