@@ -12,7 +12,7 @@ from torch import Tensor
 
 from norm_plugin.native.gated import by_group
 from norm_plugin.native.layer import affine, standardized
-from norm_plugin.native.rms import added, inverse_rms, scaled, stored, wide
+from norm_plugin.native.rms import added, inverse_rms, scaled, stored, wide, wide_dtype
 from norm_plugin.numerics import FP32, NUMERICS
 
 #: The largest value of each output dtype, and the least scale that a dynamic quantisation writes (as vLLM does).
@@ -53,8 +53,8 @@ def normalized(
     else:
         h, s, new_residual = added(input, residual, eps, named)
         residual.copy_(new_residual)
-    y = scaled(h, s, weight, named, gemma, input.dtype)
-    return y.to(input.dtype).to(h.dtype) if named.round_before_weight else y
+    y = scaled(h, s, weight, named, gemma, input.dtype).to(wide_dtype(input.dtype))  # whatever the residual's dtype
+    return y.to(input.dtype).to(y.dtype) if named.round_before_weight else y
 
 
 def rmsnorm_quant(

@@ -47,7 +47,7 @@ def constant_rows(shape: Shape, seed: int) -> Tensor:
 def zeros(shape: Shape, seed: int) -> Tensor:
     """Rows of zeros among normal ones: every second row, the first among them."""
     x = randn(shape, seed)
-    x.flatten(0, -2)[::2] = 0
+    x.view(-1, x.shape[-1])[::2] = 0
     return x
 
 
@@ -86,7 +86,7 @@ def nan_row(shape: Shape, seed: int) -> Tensor:
 
 def _spoiled(shape: Shape, seed: int, value: float) -> Tensor:
     x = randn(shape, seed)
-    rows = x.flatten(0, -2)
+    rows = x.view(-1, x.shape[-1])
     rows[spoiled_row(shape), x.shape[-1] // 2] = value
     return x
 
