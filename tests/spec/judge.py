@@ -28,9 +28,16 @@ def check(op: Op, a: Arguments, outputs: tuple[Tensor, ...]) -> None:
     assert len(outputs) == len(truths)
     for place, (output, truth) in enumerate(zip(outputs, truths, strict=True)):
         assert output.dtype == dtype_of(op, a, place)
-        excess = ulps.excess(output, truth.bound, *truth.oracles)
+        excess = ulps.excess(output, truth.bound + by_way_of_fp32(a, output, truth), *truth.oracles)
         worst = ulps.measure(output, *truth.oracles)
         assert excess == 0, f"output {place} is {excess} ulps beyond its bound; {worst}"
+
+
+def by_way_of_fp32(a: Arguments, output: Tensor, truth: Truth) -> Tensor:
+    """What a second rounding costs: where there is fp64, torch casts it to a dtype below fp32 by way of fp32."""
+    wide = any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in a.values())
+    narrow = output.dtype.is_floating_point and output.dtype.itemsize < 4
+    return truth.oracles[0].abs() * (bounds.rounding(torch.float32) if wide and narrow else 0.0)
 
 
 def dtype_of(op: Op, a: Arguments, place: int) -> torch.dtype:
