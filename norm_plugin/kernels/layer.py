@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from norm_plugin.kernels import Kernel
 from norm_plugin.kernels.gated import plain
+from norm_plugin.native.layer import linear
 
 
 def bind_layernorm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Callable[..., Tensor]:
@@ -33,7 +33,7 @@ def bind_layernorm_linear(
         x: Tensor, weight: Tensor | None, bias: Tensor | None, linear_weight: Tensor, linear_bias: Tensor | None,
         eps: float,
     ) -> Tensor:  # fmt: skip
-        return F.linear(norm(x, weight, bias, eps).to(linear_weight.dtype), linear_weight, linear_bias)
+        return linear(norm(x, weight, bias, eps), linear_weight, linear_bias)
 
     return run
 

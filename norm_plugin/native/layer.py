@@ -48,11 +48,14 @@ def layernorm_linear(
     eps: float = 1e-6,
 ) -> Tensor:
     """linear(layernorm(x)), the norm rounded to x's dtype and the product taken in the linear weight's."""
-    normed = layernorm(x, weight, bias, eps).to(linear_weight.dtype)
-    product = F.linear(
-        normed.reshape(-1, x.shape[-1]), linear_weight, linear_bias
-    )  # with two dimensions it rounds once
-    return product.view(*x.shape[:-1], linear_weight.shape[0])
+    return linear(layernorm(x, weight, bias, eps), linear_weight, linear_bias)
+
+
+def linear(normed: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
+    """F.linear in the weight's dtype, contiguous. With two dimensions it rounds once, with more it may add the bias
+    to a product that is rounded already."""
+    rows = normed.to(linear_weight.dtype).reshape(-1, normed.shape[-1])
+    return F.linear(rows, linear_weight, linear_bias).view(*normed.shape[:-1], linear_weight.shape[0])
 
 
 def divided_by_max(x: Tensor) -> Tensor:
