@@ -63,6 +63,9 @@ IDS = [label(op.name, variant) for op, variant in CASES]
 ALIKE_SEEDS = {"input": 1, "x": 1, "residual": 2, "z": 3}
 FEATURES = 5
 
+#: Where the tensors of a call lie.
+DEVICE = torch.device("cpu")
+
 
 def arguments(
     op: Op,
@@ -94,7 +97,12 @@ def arguments(
         made["group_size"] = math.gcd(made["group_size"], width)
     if made.get("variance_size"):
         made["variance_size"] = min(made["variance_size"], width)
-    return {name: made[name] for name in op.arguments}
+    return {name: moved(made[name]) for name in op.arguments}
+
+
+def moved(value: Any) -> Any:
+    """A tensor on the device of the test; anything else as it is."""
+    return value.to(DEVICE) if isinstance(value, Tensor) else value
 
 
 def alike(op: Op) -> tuple[str, ...]:
@@ -107,17 +115,22 @@ def written(op: Op, a: Arguments) -> tuple[str, ...]:
     return tuple(op.arguments[i] for i in op.written if a[op.arguments[i]] is not None)
 
 
+def call(op: Op, a: Arguments, *, through_torch: bool = False) -> Any:
+    """The op itself, through one of its doors."""
+    run = getattr(torch.ops.norm_plugin, op.name) if through_torch else partial(dispatch.call, op)
+    return run(*a.values())
+
+
 def outputs(op: Op, a: Arguments, *, through_torch: bool = False) -> tuple[Tensor, ...]:
     """What is returned, then what is written, on copies of what is written."""
     a = a | {name: copied(a[name]) for name in written(op, a)}
-    run = getattr(torch.ops.norm_plugin, op.name) if through_torch else partial(dispatch.call, op)
-    returned = run(*a.values())
+    returned = call(op, a, through_torch=through_torch)
     returned = (returned,) if isinstance(returned, Tensor) else returned or ()
     return *returned, *(a[name] for name in written(op, a))
 
 
 def copied(t: Tensor) -> Tensor:
     """A copy with the same strides, gaps included."""
-    copy = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype)
+    copy = torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device)
     copy.copy_(t)
     return copy

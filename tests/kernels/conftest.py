@@ -1,0 +1,68 @@
+"""Every test here runs on the kernels, on what device.py says, and strictly: what falls back to native fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from norm_plugin import dispatch, settings
+from norm_plugin.verify import inputs
+from tests.kernels import interpreter, twins
+from tests.kernels.covering import covering
+from tests.kernels.device import DEVICE, INTERPRETED, why_not
+from tests.spec import samples
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def repaired_interpreter() -> Iterator[None]:
+    """Roundings to nearest even, and less time; interpreter.py says what is replaced."""
+    with pytest.MonkeyPatch.context() as patch:
+        if INTERPRETED and not why_not():
+            interpreter.install(patch)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def kernels_or_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The Triton backend, tensors on its device, and the cases of the specification held against the native twins."""
+    monkeypatch.setattr(samples, "DEVICE", DEVICE)
+    monkeypatch.setattr(samples, "call", twins.call)
+    monkeypatch.setattr(samples, "outputs", twins.outputs)
+    for name in ("make", "weights", "biases"):
+        monkeypatch.setattr(inputs, name, partial(getattr(inputs, name), device=DEVICE))
+    with settings.override(backend="triton", strict=True, compile=False, pdl=None), np.errstate(all="ignore"):
+        yield
+    dispatch.reset()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "without_kernels: needs neither a GPU nor the interpreter")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip what cannot run here, and thin out the grids of the specification."""
+    here = [item for item in items if HERE in item.path.parents and isinstance(item, pytest.Function)]
+    for item in here:
+        if item.get_closest_marker("without_kernels") is None and (reason := why_not()):
+            item.add_marker(pytest.mark.skip(reason=reason))
+    if os.environ.get("EVERY_KERNEL_TEST") == "1":
+        return
+    grids: dict[object, list[pytest.Function]] = {}
+    for item in here:
+        if item.function.__module__.startswith("tests.spec.") and hasattr(item, "callspec"):
+            grids.setdefault((item.path, item.function), []).append(item)
+    left_out: set[pytest.Item] = set()
+    for grid in grids.values():
+        points = [{name: str(value) for name, value in item.callspec.params.items()} for item in grid]
+        kept = set(covering(points))
+        left_out |= {item for place, item in enumerate(grid) if place not in kept}
+    if left_out:
+        config.hook.pytest_deselected(items=list(left_out))
+        items[:] = [item for item in items if item not in left_out]

@@ -1,0 +1,13 @@
+"""The norms with a quantised output on their kernels: the cases of the specification."""
+
+from tests.spec.test_quant import (
+    test_dynamic,
+    test_layernorm_quant,
+    test_static,
+)
+
+__all__ = [
+    "test_dynamic",
+    "test_layernorm_quant",
+    "test_static",
+]

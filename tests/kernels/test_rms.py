@@ -1,0 +1,17 @@
+"""RMSNorm, the fused add, Gemma's variant and the l2 norm on their kernel: the cases of the specification."""
+
+from tests.spec.test_rms import (
+    test_add_rmsnorm,
+    test_gemma_adds_one_in_fp32,
+    test_l2norm,
+    test_rmsnorm,
+    test_the_ops_that_write_give_the_bits_of_the_functional_ones,
+)
+
+__all__ = [
+    "test_add_rmsnorm",
+    "test_gemma_adds_one_in_fp32",
+    "test_l2norm",
+    "test_rmsnorm",
+    "test_the_ops_that_write_give_the_bits_of_the_functional_ones",
+]
