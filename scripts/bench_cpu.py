@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Times the native ops on this CPU, eager and compiled, against torch.nn.functional and the plain formula.
 
-The contenders of one op take turns, ABAB, and every ratio is one of neighbours in time. The plain formula is timed
-twice in every round: the ratio of the two is the noise, and what is less apart than that is not apart. One thread, and
-the time that the CPU spent on it: what else the machine does then adds little.
+The contenders of one op take turns, in another order every round, and every ratio is one within a round. The plain
+formula is timed twice in every round: the ratio of the two is the noise, and what is less apart than that is not apart.
+One thread, and the time that the CPU spent on it: what else the machine does then adds little.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import datetime
 import json
 import math
 import platform
+import random
 import statistics
 import sys
 import time
@@ -136,9 +137,14 @@ def measure(subject: Subject, dtype: str, rows: int, width: int) -> Row:
             call(*arguments)
         repeat[name] = max(1, round(SECONDS_A_SAMPLE * 1e6 / sample(call, arguments, 3)))
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(ROUNDS):
-        for name in calls if turn % 2 else reversed(calls):
+    for _ in range(ROUNDS):
+        # where tensors lie in memory makes one and the same code faster or slower: every round has its own places
+        elsewhere = torch.empty(random.randrange(1, 1 << 20), dtype=torch.uint8)
+        arguments = subject.arguments(rows, width, DTYPES[dtype])
+        for name in random.sample(list(calls), len(calls)):
+            calls[name](*arguments)  # what ran before has left its own data in the caches
             samples[name].append(sample(calls[name], arguments, repeat[name]))
+        del elsewhere
     if (backend := dispatch.routes()[0].backend) != "native, compiled":
         raise RuntimeError(f"{subject.name}: the public call ran on {backend!r}, not compiled: nothing to compare.")
     ratios = [ours / theirs for ours, theirs in zip(samples[NATIVE], samples[PLAIN], strict=True)]
