@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from norm_plugin import dispatch, settings
 from norm_plugin.verify import inputs
@@ -27,6 +28,13 @@ def repaired_interpreter() -> Iterator[None]:
         if INTERPRETED and not why_not():
             interpreter.install(patch)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def products_summed_in_fp32() -> None:
+    """The product of layernorm_linear is cuBLAS's, which may otherwise add up parts of it in bf16 or fp16."""
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
 @pytest.fixture(autouse=True)

@@ -11,12 +11,14 @@ from tests.spec import samples
 from tests.spec.test_layer import (
     test_layernorm,
     test_layernorm_linear,
+    test_rows_of_zeros_without_eps_are_nan_as_in_torch,
     test_weight_and_bias_may_have_different_dtypes,
 )
 
 __all__ = [
     "test_layernorm",
     "test_layernorm_linear",
+    "test_rows_of_zeros_without_eps_are_nan_as_in_torch",
     "test_weight_and_bias_may_have_different_dtypes",
 ]
 

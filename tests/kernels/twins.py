@@ -77,10 +77,9 @@ def native(op: Op, a: samples.Arguments) -> Outputs:
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
     """Equal, NaN where the other is NaN, and a zero of the same sign."""
-    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32}[one.itemsize]
-    nan = one.isnan() if one.is_floating_point() else torch.zeros_like(one, dtype=torch.bool)
-    other_nan = other.isnan() if other.is_floating_point() else nan
-    return torch.equal(nan, other_nan) and bool((nan | (one.view(kind) == other.view(kind))).all())
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32}[one.itemsize]
+    nan, other_nan = (t.float().isnan() for t in (one, other))
+    return torch.equal(nan, other_nan) and bool((nan | (one.view(bits) == other.view(bits))).all())
 
 
 def apart(op: Op, a: samples.Arguments, ours: Outputs, theirs: Outputs) -> list[Outputs]:

@@ -139,7 +139,7 @@ def test_numerics_differ() -> None:
 def test_gemma_adds_one_in_fp32() -> None:
     """1 + 2^-9 is 1 in bf16: added there, this weight would leave no trace."""
     x = inputs.make("normal", (8, 64), torch.bfloat16)
-    small = torch.full((64,), 2.0**-9, dtype=torch.bfloat16)
+    small = torch.full_like(inputs.weights(64, torch.bfloat16), 2.0**-9)
     ours = norm_plugin.gemma_rmsnorm(x, small, EPS)
     assert torch.equal(ours, norm_plugin.rmsnorm(x, 1 + small.float(), EPS))
     assert not torch.equal(ours, norm_plugin.rmsnorm(x, 1 + small, EPS))
