@@ -6,6 +6,7 @@ microseconds less than torch's dispatcher; where it is traced, transformed or di
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,12 +48,23 @@ def _known(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) ->
     return shortcut.find(op, tensors, rest)
 
 
-def _call(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -> Any:
-    """`op` on its tensors and its other arguments, by the shortest way that is right."""
+def _call(
+    op: Op,
+    tensors: tuple[Tensor | None, ...],
+    rest: tuple[Any, ...],
+    differentiable: Callable[..., Any] | None = None,
+) -> Any:
+    """`op` on its tensors and its other arguments, by the shortest way that is right.
+
+    An op that writes has no autograd formula: `differentiable` does the same where a gradient is wanted.
+    """
     route = _known(op, tensors, rest)
     if route is not None:
         route.calls += 1
         return route.run(*tensors, *rest)
+    if differentiable is not None and _needs_grad(*tensors):
+        op.check((*tensors, *rest))
+        return differentiable(*tensors, *rest)
     if not _only_values(*tensors):
         return getattr(torch.ops.norm_plugin, op.name)(*tensors, *rest)
     route = dispatch.find_route(op, (*tensors, *rest))
@@ -61,6 +73,21 @@ def _call(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -> 
     if route.backend == "triton":
         shortcut.remember(op, tensors, rest, route)
     return result
+
+
+def _differentiable_out(input: Tensor, weight: Tensor | None, out: Tensor, *how: Any) -> None:
+    kept = input.clone()  # what the gradient needs must not change, and out may be the input
+    out.copy_(_call(ops.RMSNORM, (kept, weight), how))
+
+
+def _differentiable_add(input: Tensor, residual: Tensor, weight: Tensor | None, *how: Any) -> None:
+    if not torch.compiler.is_compiling():  # only real tensors can tell
+        ops.FUSED_ADD_RMSNORM.check_disjoint((input, residual, weight))
+        checks.no_leaf("input", input)
+        checks.no_leaf("residual", residual)
+    out, new_residual = torch.ops.norm_plugin.add_rmsnorm(input.clone(), residual.clone(), weight, *how)
+    input.copy_(out)
+    residual.copy_(new_residual)
 
 
 def _rmsnorm(
@@ -77,12 +104,7 @@ def _rmsnorm(
     if out is None:
         result: Tensor = _call(ops.RMSNORM, (input, weight), how)
         return result
-    tensors = (input, weight, out)
-    if _needs_grad(input, weight):
-        ops.RMSNORM_OUT.check((*tensors, *how))
-        kept = input.clone()  # what the gradient needs must not change, and out may be the input
-        return out.copy_(_rmsnorm(kept, weight, eps, None, enable_pdl, numerics, gemma, variance_size))
-    _call(ops.RMSNORM_OUT, tensors, how)
+    _call(ops.RMSNORM_OUT, (input, weight, out), how, _differentiable_out)
     return out
 
 
@@ -95,18 +117,8 @@ def _fused_add_rmsnorm(
     numerics: str,
     gemma: bool,
 ) -> None:
-    tensors, how = (input, residual, weight), (eps, numerics, gemma, None, enable_pdl)
-    if _needs_grad(*tensors):  # a mutating op has no autograd formula: the functional twin has
-        ops.FUSED_ADD_RMSNORM.check((*tensors, *how))
-        if not torch.compiler.is_compiling():  # only real tensors can tell
-            ops.FUSED_ADD_RMSNORM.check_disjoint(tensors)
-            checks.no_leaf("input", input)
-            checks.no_leaf("residual", residual)
-        out, new_residual = torch.ops.norm_plugin.add_rmsnorm(input.clone(), residual.clone(), weight, *how)
-        input.copy_(out)
-        residual.copy_(new_residual)
-        return
-    _call(ops.FUSED_ADD_RMSNORM, tensors, how)
+    how = (eps, numerics, gemma, None, enable_pdl)
+    _call(ops.FUSED_ADD_RMSNORM, (input, residual, weight), how, _differentiable_add)
 
 
 def rmsnorm(

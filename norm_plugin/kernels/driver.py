@@ -90,7 +90,7 @@ def launcher(compiled: Any, pointers: int, integers: tuple[int, ...], rows: int,
     fill_eps = struct.Struct("=f").pack_into
     call = driver().cuLaunchKernelEx
 
-    def pack() -> tuple[Any, LaunchConfig, tuple[Any, ...]]:
+    def pack() -> list[Any]:
         values = ctypes.create_string_buffer(8 * len(expected))
         for i, integer in enumerate(integers):
             struct.pack_into("=q", values, eps_at + 8 * (1 + i), integer)
@@ -98,20 +98,23 @@ def launcher(compiled: Any, pointers: int, integers: tuple[int, ...], rows: int,
         places = (ctypes.c_void_p * len(expected))(*[base + 8 * i for i in order])
         attribute = Attribute(PDL_ATTRIBUTE, 0, 1, b"")
         config = LaunchConfig(1, 1, 1, threads, 1, 1, metadata.shared, None, ctypes.pointer(attribute), int(pdl))
-        return values, config, (ctypes.byref(config), ctypes.c_void_p(function), places, None)
+        return [values, config, (ctypes.byref(config), ctypes.c_void_p(function), places, None), None]
 
     free = [pack()]  # a thread takes one for itself: it could be interrupted between packing and launching
 
     def launch(stream: int, m: int, eps: float, addresses: list[int]) -> None:
         try:
             packed = free.pop()
-        except IndexError:
+        except IndexError:  # another thread has it
             packed = pack()
-        values, config, arguments = packed
+        values, config, arguments, last = packed
         fill(values, 0, *addresses, m)
-        fill_eps(values, eps_at, eps)
-        config.grid_x = -(-m // rows)
-        config.stream = stream
+        now = (stream, m, eps)
+        if now != last:
+            fill_eps(values, eps_at, eps)
+            config.grid_x = -(-m // rows)
+            config.stream = stream
+            packed[3] = now
         status = call(*arguments)
         free.append(packed)
         if status != 0:
