@@ -140,7 +140,8 @@ def gated_kernel(
 
     inverse = rstd
     if STATIC:
-        inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), tl.zeros([ROWS, 1], tl.float32) + tl.load(S))
+        tensor_scale = tl.zeros([ROWS, 1], tl.float32) + tl.load(S).to(tl.float32)
+        inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), tensor_scale)
     for c in tl.static_range(AGAIN, CHUNKS):
         cols = c * BLOCK + lane
         mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)

@@ -26,7 +26,7 @@ from norm_plugin.kernels.configs import UNROLL, Config
 
 VECTOR_BYTES = 16
 DIRECT_LIMIT = 2**31
-MOST_ROWS = 2**31 - 1
+MOST_ROWS = 2**31 - 64  # the rows of a last program that is not full are counted as well, in 32 bits
 
 log = logging.getLogger("norm_plugin")
 
@@ -178,6 +178,8 @@ class Launch:
     def __call__(self, m: int, eps: float, *pointers: Tensor | None) -> None:
         if m == 0:
             return
+        if m > MOST_ROWS:
+            raise ValueError(f"the input has {m} rows, and a kernel counts at most {MOST_ROWS}; split it.")
         if self.lean is not None and m >= self.lean_from:
             self.lean(m, eps, *pointers)
             return
@@ -194,11 +196,9 @@ class Launch:
 
     def through_jit(self, m: int, eps: float, pointers: Sequence[Tensor | None]) -> None:
         """Triton's own launch, which specialises for whatever it is given."""
-        if m >= MOST_ROWS:
-            raise ValueError(f"the input has {m} rows, and a kernel counts fewer than {MOST_ROWS}; split it.")
         grid = (triton.cdiv(m, self.rows),)
         with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            compiled = self.kernel[grid](*pointers, m, *self.integers, eps, **self.constants, **self.options)
+            compiled = self.kernel[grid](*pointers, m, *self.integers, float(eps), **self.constants, **self.options)
         aligned = all(p is None or p.data_ptr() % VECTOR_BYTES == 0 for p in pointers)
         if self.direct is None and not self.direct_reason and aligned:
             self.prepare_direct(compiled, pointers)

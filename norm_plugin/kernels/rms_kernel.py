@@ -154,7 +154,8 @@ def rms_kernel(
     inverse = s
     token_scale = s
     if QUANT == 1:
-        inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), tl.full([ROWS, 1], 0.0, tl.float32) + tl.load(S))
+        tensor_scale = tl.full([ROWS, 1], 0.0, tl.float32) + tl.load(S).to(tl.float32)
+        inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), tensor_scale)
     if QUANT == 2:
         largest = tl.zeros([ROWS, BLOCK], tl.float32)
         for c in tl.static_range(AGAIN, CHUNKS):
