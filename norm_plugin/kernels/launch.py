@@ -8,7 +8,6 @@ the JIT.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,14 +20,13 @@ from torch import Tensor
 from triton import knobs
 
 from norm_plugin import settings
+from norm_plugin.dispatch import log_once
 from norm_plugin.kernels import Refusal, driver
 from norm_plugin.kernels.configs import UNROLL, Config
 
 VECTOR_BYTES = 16
 DIRECT_LIMIT = 2**31
 MOST_ROWS = 2**31 - 64  # the rows of a last program that is not full are counted as well, in 32 bits
-
-log = logging.getLogger("norm_plugin")
 
 _current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 _raw_stream: Callable[[int], int] = getattr(
@@ -212,4 +210,4 @@ class Launch:
             self.direct = driver.launcher(compiled, given, integers, self.rows, threads, self.pdl)
         except driver.Unsupported as reason:
             self.direct_reason = str(reason)
-            log.warning("kernels are launched by Triton itself, which takes longer: %s", reason)
+            log_once(f"kernels are launched by Triton itself, which takes longer: {reason}")
