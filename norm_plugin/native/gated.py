@@ -10,7 +10,7 @@ from torch import Tensor
 
 from norm_plugin.native.layer import affine, standardized, standardized_backward
 from norm_plugin.native.rms import inverse_rms, stored, sum_rows, wide, wide_dtype
-from norm_plugin.numerics import FP32, GATED_NUMERICS
+from norm_plugin.numerics import ACTIVATIONS, FP32, GATED_NUMERICS
 
 
 def gate(z: Tensor, activation: str) -> Tensor:

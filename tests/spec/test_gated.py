@@ -183,3 +183,10 @@ def test_rows_of_zeros_without_eps_are_nan_as_in_torch(dtype: torch.dtype) -> No
     for is_rms_norm, before in product((True, False), (True, False)):
         ours = norm_plugin.layernorm_fn(x, None, None, z, 0.0, None, before, is_rms_norm)
         assert torch.equal(ours.isnan(), theirs)
+
+
+def test_an_unknown_activation_is_refused_by_the_native_functions_too() -> None:
+    """Their own door has no dispatch to check it, and an activation taken for SiLU would be a silent wrong answer."""
+    x = torch.randn(2, 8)
+    with pytest.raises(ValueError, match=r"activation is 'gelu'; it must be one of silu, swish, sigmoid\."):
+        rmsnorm_fn_native(x, None, None, z=x, activation="gelu")
