@@ -16,6 +16,8 @@ from norm_plugin.numerics import ACTIVATIONS, FP32, GATED_NUMERICS
 def gate(z: Tensor, activation: str) -> Tensor:
     """act(z) for z in the wide dtype, by exp alone: on a CPU the bits of torch.sigmoid and F.silu depend on where in a
     tensor a value lies, because they are computed in one way in vectors and in another in what is left over."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}.")
     divisor = 1 + torch.exp(-z)
     return divisor.reciprocal() if activation == "sigmoid" else z / divisor
 
