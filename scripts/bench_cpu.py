@@ -172,9 +172,9 @@ def render(rows: list[Row], console: Console) -> None:
         numbers += [f"{row.microseconds[name]:.1f}" if name in row.microseconds else "fails" for name in times]
         table.add_row(row.op, row.dtype, f"{row.rows}x{row.width}", *numbers, row.verdict)
     console.print(table)
-    console.print("ratio: native compiled over plain compiled, the median of neighbours in time, ± its standard error.")
+    console.print("ratio: native over plain, both compiled, the median over the rounds, ± its standard error.")
     console.print(
-        "noise: what the same ratio says of one function timed twice. public call: with the dispatch around it."
+        "noise: what that ratio is off for one function timed twice. public call: with the dispatch around it."
     )
     in_bar = [row for row in rows if row.in_bar]
     if in_bar:
