@@ -167,8 +167,8 @@ def reference(
 @pytest.mark.parametrize("name", ["normal", "outliers", "row_scales", "large_mean"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_no_worse_than_the_reference_of_mamba(dtype: torch.dtype, name: str, before: bool, is_rms_norm: bool) -> None:
-    x, z = inputs.make(name, (ROWS, 512), dtype, 1), inputs.make("normal", (ROWS, 512), dtype, 2)
-    weight, bias = inputs.weights(512, dtype), None if is_rms_norm else inputs.biases(512, dtype)
+    x, z = inputs.make(name, (ROWS, 256), dtype, 1), inputs.make("normal", (ROWS, 256), dtype, 2)
+    weight, bias = inputs.weights(256, dtype), None if is_rms_norm else inputs.biases(256, dtype)
     theirs = reference(x, weight, bias, z, 128, before, is_rms_norm).to(dtype)
     a = (x, weight, bias, z, EPS, 128, before, is_rms_norm)
     judge.no_worse(norm_plugin.layernorm_fn(*a), theirs, oracle.gated_norm(*a))

@@ -176,8 +176,8 @@ def test_no_worse_than_torch(dtype: torch.dtype, name: str, width: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_fused_add_no_worse_than_the_formula_of_its_engine(dtype: torch.dtype, name: str, numerics: str) -> None:
     """Each engine's lines in PyTorch, against the plain fp64 norm of x + residual."""
-    x, r = inputs.make(name, (ROWS, 768), dtype, 1), inputs.make("normal", (ROWS, 768), dtype, 2)
-    w = inputs.weights(768, dtype)
+    x, r = inputs.make(name, (ROWS, 256), dtype, 1), inputs.make("normal", (ROWS, 256), dtype, 2)
+    w = inputs.weights(256, dtype)
     h = x.float() + r.float()
     rounded = h.to(dtype).float()
     s, s_of_rounded = (torch.rsqrt(v.pow(2).mean(-1, keepdim=True) + EPS) for v in (h, rounded))
