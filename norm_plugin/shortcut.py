@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from norm_plugin.dispatch import Op, Route
@@ -26,18 +27,26 @@ MOST_PLANS = 8
 
 @dataclass(frozen=True)
 class Plan:
-    """One recognised signature: which tensors are given, what guards them, and what the other arguments are."""
+    """One recognised signature: which tensors are given, what guards them, and what the other arguments are.
+
+    The guards ask whether a tensor requires a gradient, and not whether gradients are recorded: `unrecorded` says that
+    they were not, where one does.
+    """
 
     given: tuple[int, ...]
     missing: tuple[int, ...]
+    unrecorded: bool
     recognises: Callable[..., bool]
     rest: tuple[Any, ...]
     route: Route
 
 
-def guard(tensors: list[Tensor]) -> Callable[..., bool] | None:
-    """A check for tensors like these, with any first size."""
-    sizes = [[None if t.dim() > 1 and i == 0 else n for i, n in enumerate(t.shape)] for t in tensors]
+def guard(tensors: list[Tensor], by_row: list[bool]) -> Callable[..., bool] | None:
+    """A check for tensors like these; those that go `by_row` may have any first size."""
+    sizes = [
+        [None if rows and t.dim() > 1 and i == 0 else n for i, n in enumerate(t.shape)]
+        for t, rows in zip(tensors, by_row, strict=True)
+    ]
     strides = [list(t.stride()) for t in tensors]
     try:
         guards: Any = dynamo_guards.TensorGuards
@@ -50,17 +59,19 @@ def guard(tensors: list[Tensor]) -> Callable[..., bool] | None:
 def remember(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...], route: Route) -> None:
     """Recognise this signature from now on."""
     given = tuple(i for i, t in enumerate(tensors) if t is not None)
-    recognises = guard([t for t in tensors if t is not None])
+    present = [t for t in tensors if t is not None]
+    recognises = guard(present, [i == op.x or i in op.alike for i in given])
     if recognises is not None:
         missing = tuple(i for i in range(len(tensors)) if i not in given)
-        op.plans.append(Plan(given, missing, recognises, rest, route))
+        unrecorded = any(t.requires_grad for t in present)
+        op.plans.append(Plan(given, missing, unrecorded, recognises, rest, route))
         del op.plans[:-MOST_PLANS]
 
 
 def find(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -> Route | None:
     """The route of a recognised call, or None."""
     for plan in op.plans:
-        if plan.rest != rest or any_given(tensors, plan.missing):
+        if plan.rest != rest or any_given(tensors, plan.missing) or (plan.unrecorded and torch.is_grad_enabled()):
             continue
         try:
             known = (

@@ -1,0 +1,311 @@
+"""The shortcut of eager calls: it recognises what it knows, and declines whatever differs in anything.
+
+Where it declines, the ordinary road takes the call; that the answer is right there is what all other tests show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import norm_plugin
+from norm_plugin import dispatch, functions, ops, settings, shortcut
+from norm_plugin.dispatch import Op
+from norm_plugin.native import rms
+from norm_plugin.verify import inputs
+from tests.kernels import twins
+from tests.kernels.device import DEVICE
+
+BF16 = torch.bfloat16
+WIDTH = 48
+
+pytestmark = pytest.mark.skipif(shortcut.dynamo_guards is None, reason="this torch has no guards")
+
+
+@pytest.fixture(autouse=True)
+def no_plans() -> Iterator[None]:
+    for op in ops.OPS.values():
+        op.plans.clear()
+    yield
+    for op in ops.OPS.values():
+        op.plans.clear()
+
+
+class Spy:
+    """Which calls the shortcut has recognised."""
+
+    def __init__(self) -> None:
+        self.found: list[bool] = []
+
+    def known(self, op: Op, tensors: Any, rest: Any) -> dispatch.Route | None:
+        route = original(op, tensors, rest)
+        self.found.append(route is not None)
+        return route
+
+
+original = functions._known
+
+
+@pytest.fixture
+def recognised(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    spy = Spy()
+    monkeypatch.setattr(functions, "_known", spy.known)
+    return spy.found
+
+
+def x_of(rows: int = 4, width: int = WIDTH, dtype: torch.dtype = BF16, seed: int = 1) -> Tensor:
+    return inputs.make("normal", (rows, width), dtype, seed)
+
+
+def weight_of(width: int = WIDTH) -> Tensor:
+    return inputs.weights(width, BF16)
+
+
+def test_the_second_call_is_recognised_and_counted(recognised: list[bool]) -> None:
+    weight = weight_of()
+    for rows in (4, 4, 1, 257, 0):
+        x = x_of(rows)
+        assert twins.same_bits(norm_plugin.rmsnorm(x, weight), torch.ops.norm_plugin.rmsnorm(x, weight))
+    assert recognised == [False, True, True, True, True]
+    assert dispatch.calls("rmsnorm", "triton") == 10
+
+
+CALLS: dict[str, Callable[[int], Any]] = {
+    "rmsnorm": lambda n: norm_plugin.rmsnorm(x_of(n), weight_of()),
+    "rmsnorm_out": lambda n: norm_plugin.rmsnorm(x_of(n), weight_of(), out=x_of(n, seed=2)),
+    "gemma_rmsnorm": lambda n: norm_plugin.gemma_rmsnorm(x_of(n), weight_of()),
+    "add_rmsnorm": lambda n: norm_plugin.add_rmsnorm(x_of(n), x_of(n, seed=2), weight_of()),
+    "fused_add_rmsnorm": lambda n: norm_plugin.fused_add_rmsnorm(x_of(n), x_of(n, seed=2), weight_of()),
+    "l2norm": lambda n: norm_plugin.l2norm(x_of(n)),
+    "layernorm": lambda n: norm_plugin.layernorm(x_of(n), weight_of(), None),
+    "layernorm_linear": lambda n: norm_plugin.layernorm_linear(x_of(n), None, weight_of(), x_of(5), None),
+    "layernorm_fn": lambda n: norm_plugin.layernorm_fn(x_of(n), weight_of(), None, x_of(n, seed=2)),
+    "rmsnorm_fn": lambda n: norm_plugin.rmsnorm_fn(x_of(n), weight_of(), None),
+    "rmsnorm_dynamic_quant": lambda n: norm_plugin.rmsnorm_dynamic_quant(x_of(n), weight_of()),
+    "rmsnorm_block_quant": lambda n: norm_plugin.rmsnorm_block_quant(x_of(n), weight_of(), x_of(n), group_size=16),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_function_is_recognised_with_any_number_of_rows(name: str, recognised: list[bool]) -> None:
+    for rows in (3, 4, 1):
+        CALLS[name](rows)
+    assert recognised == [False, True, True]
+
+
+def test_parameters_and_tensors_take_turns(recognised: list[bool]) -> None:
+    """A layer's weight is a Parameter; under no_grad its gradient is nobody's business."""
+    x, weight = x_of(), weight_of()
+    with torch.no_grad():
+        for w in (torch.nn.Parameter(weight), weight) * 2:
+            norm_plugin.rmsnorm(x, w)
+    assert recognised == [False, False, True, True]
+
+
+# --- what differs -------------------------------------------------------------------------------------------------
+
+#: Calls of rmsnorm other than rmsnorm(x, weight).
+OTHERS: dict[str, Callable[[], Any]] = {
+    "another dtype": lambda: norm_plugin.rmsnorm(x_of(dtype=torch.float16), weight_of()),
+    "another dtype of the weight": lambda: norm_plugin.rmsnorm(x_of(), weight_of().float()),
+    "another width": lambda: norm_plugin.rmsnorm(x_of(width=64), weight_of(64)),
+    "other strides": lambda: norm_plugin.rmsnorm(inputs.padded(x_of()), weight_of()),
+    "another rank": lambda: norm_plugin.rmsnorm(x_of().view(2, 2, WIDTH), weight_of()),
+    "one row without a dimension for it": lambda: norm_plugin.rmsnorm(x_of()[0], weight_of()),
+    "no weight": lambda: norm_plugin.rmsnorm(x_of(), None),
+    "another eps": lambda: norm_plugin.rmsnorm(x_of(), weight_of(), 1e-5),
+    "other numerics": lambda: norm_plugin.rmsnorm(x_of(), weight_of(), numerics="hf"),
+    "Gemma": lambda: norm_plugin.gemma_rmsnorm(x_of(), weight_of()),
+    "another launch": lambda: norm_plugin.rmsnorm(x_of(), weight_of(), enable_pdl=False),
+    "a parameter": lambda: norm_plugin.rmsnorm(x_of(), torch.nn.Parameter(weight_of(), requires_grad=False)),
+    "a gradient": lambda: norm_plugin.rmsnorm(x_of().requires_grad_(), weight_of()),
+    "a gradient of the weight": lambda: norm_plugin.rmsnorm(x_of(), weight_of().requires_grad_()),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_another_call_is_not_recognised(what: str, recognised: list[bool]) -> None:
+    x, weight = x_of(), weight_of()
+    expected = [norm_plugin.rmsnorm(x, weight) for _ in range(2)]
+    OTHERS[what]()
+    assert twins.same_bits(norm_plugin.rmsnorm(x, weight), expected[0])
+    assert recognised == [False, True, False, True]
+
+
+def test_a_weight_is_not_recognised_where_there_was_none(recognised: list[bool]) -> None:
+    x, weight = x_of(), weight_of()
+    plain = [norm_plugin.layernorm(x, None, None) for _ in range(2)]
+    with_bias = norm_plugin.layernorm(x, None, weight)
+    with_weight = norm_plugin.layernorm(x, weight, None)
+    assert recognised == [False, True, False, False]
+    assert len({tuple(t.flatten().tolist()) for t in (plain[1], with_bias, with_weight)}) == 3
+
+
+class Passing(TorchDispatchMode):
+    """A mode that looks at every op, and changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_mode_sees_the_op(recognised: list[bool]) -> None:
+    x, weight = x_of(), weight_of()
+    for mode in (nullcontext(), nullcontext(), Passing()):
+        with mode:
+            norm_plugin.rmsnorm(x, weight)
+    assert recognised == [False, True, False]
+    assert "rmsnorm" in mode.seen
+
+
+def test_fake_tensors_are_not_recognised(recognised: list[bool]) -> None:
+    x, weight = x_of(), weight_of()
+    for _ in range(2):
+        norm_plugin.rmsnorm(x, weight)
+    before = dispatch.calls("rmsnorm")
+    with FakeTensorMode() as mode:
+        fake = norm_plugin.rmsnorm(mode.from_tensor(x), mode.from_tensor(weight))
+    outside = norm_plugin.rmsnorm(mode.from_tensor(x), mode.from_tensor(weight))
+    assert type(fake) is type(outside) is type(mode.from_tensor(x))
+    assert recognised == [False, True, False, False]
+    assert dispatch.calls("rmsnorm") == before
+
+
+def test_transforms_are_not_recognised(recognised: list[bool]) -> None:
+    """vmap over x, with a weight that is no part of it."""
+    x, weight = x_of().float(), weight_of().float()
+    for _ in range(2):
+        norm_plugin.rmsnorm(x, weight)
+    batched = torch.func.vmap(lambda row: norm_plugin.rmsnorm(row[None], weight)[0])(x)
+    torch.testing.assert_close(batched, rms.rmsnorm(x, weight))
+    assert recognised[:2] == [False, True]
+    assert not any(recognised[2:])
+
+
+def test_a_transform_around_plain_tensors_is_not_recognised(recognised: list[bool]) -> None:
+    """The tensors are the ones that are known; what goes on around them is not."""
+    x, weight = x_of(), weight_of()
+    for _ in range(2):
+        norm_plugin.rmsnorm(x, weight)
+
+    def inside(t: Tensor) -> Tensor:
+        return norm_plugin.rmsnorm(x, weight).sum() + t
+
+    torch.func.vmap(inside)(torch.zeros(2, device=x.device))
+    torch.func.grad(inside)(torch.zeros((), device=x.device))
+    assert recognised == [False, True, False, False]
+
+
+def test_forward_mode_gradients_are_not_recognised(recognised: list[bool]) -> None:
+    x, weight = x_of(), weight_of()
+    for _ in range(2):
+        norm_plugin.rmsnorm(x, weight)
+    with forward_ad.dual_level():
+        norm_plugin.rmsnorm(x, weight)
+    assert recognised == [False, True, False]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_modes_without_gradients_are_recognised_in_themselves(
+    mode: Callable[[], AbstractContextManager[None]], recognised: list[bool]
+) -> None:
+    """And what was learnt in one of them is not taken outside for a tensor that wants a gradient."""
+    x, weight = x_of(), weight_of().requires_grad_()
+    with mode():
+        for _ in range(3):
+            norm_plugin.rmsnorm(x, weight)
+    assert recognised == [False, True, True]
+    assert norm_plugin.rmsnorm(x, weight).requires_grad
+    assert recognised[-1] is False
+
+
+def test_compiled_code_calls_the_op() -> None:
+    """Dynamo traces the function without looking into the shortcut: one graph, with the op in it."""
+    x, weight = x_of(), weight_of()
+    for _ in range(2):
+        norm_plugin.rmsnorm(x, weight)
+    graphs = []
+
+    def backend(graph: Any, examples: Any) -> Any:
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph.forward
+
+    compiled = torch.compile(lambda t: norm_plugin.rmsnorm(t, weight), backend=backend, fullgraph=True)
+    assert twins.same_bits(compiled(x), norm_plugin.rmsnorm(x, weight))
+    (graph,) = graphs
+    assert any("norm_plugin.rmsnorm" in target for target in graph)
+
+
+# --- what is refused stays refused --------------------------------------------------------------------------------
+
+
+def test_tensors_that_do_not_fit_together_are_refused_after_good_calls(recognised: list[bool]) -> None:
+    weight = weight_of()
+    for _ in range(2):
+        norm_plugin.add_rmsnorm(x_of(4), x_of(4), weight)
+        norm_plugin.rmsnorm(x_of(4), weight, out=x_of(4))
+        norm_plugin.fused_add_rmsnorm(x_of(4), x_of(4, seed=2), weight)
+    recognised.clear()
+    with pytest.raises(ValueError, match="residual has shape"):
+        norm_plugin.add_rmsnorm(x_of(4), x_of(5), weight)
+    with pytest.raises(ValueError, match="out has shape"):
+        norm_plugin.rmsnorm(x_of(4), weight, out=x_of(3))
+    x = x_of(4)
+    with pytest.raises(ValueError, match="are the same memory"):
+        norm_plugin.fused_add_rmsnorm(x, x, weight)
+    assert twins.same_bits(x, x_of(4))
+    assert recognised == [False] * 3
+
+
+def test_new_settings_forget_what_was_known(recognised: list[bool]) -> None:
+    x, weight = x_of(), weight_of()
+    for _ in range(2):
+        norm_plugin.rmsnorm(x, weight)
+    with settings.override(backend="native"):
+        for _ in range(2):
+            norm_plugin.rmsnorm(x, weight)
+        assert dispatch.calls("rmsnorm", "native") == 2
+    norm_plugin.rmsnorm(x, weight)
+    assert recognised == [False, True, False, False, False]
+
+
+def test_the_latest_signatures_are_kept(recognised: list[bool]) -> None:
+    widths = range(16, 16 + 8 * (shortcut.MOST_PLANS + 1), 8)
+    for width in widths:
+        norm_plugin.rmsnorm(x_of(width=width), None)
+    assert len(ops.RMSNORM.plans) == shortcut.MOST_PLANS
+    recognised.clear()
+    for width in reversed(widths):
+        norm_plugin.rmsnorm(x_of(width=width), None)
+    assert recognised == [True] * shortcut.MOST_PLANS + [False]
+
+
+def test_a_torch_without_guards_takes_the_ordinary_road(
+    monkeypatch: pytest.MonkeyPatch, recognised: list[bool]
+) -> None:
+    monkeypatch.setattr(shortcut, "dynamo_guards", None)
+    x, weight = x_of(), weight_of()
+    results = [norm_plugin.rmsnorm(x, weight) for _ in range(3)]
+    assert recognised == [False] * 3
+    assert all(twins.same_bits(result, results[0]) for result in results)
+    assert dispatch.calls("rmsnorm", "triton") == 3
+
+
+def test_a_linear_weight_of_another_height_is_not_taken_for_the_one_before() -> None:
+    """Only what goes by row may change its first size; elsewhere the bias would no longer be checked against it."""
+    x, bias = torch.randn(4, 64, device=DEVICE), torch.randn(8, device=DEVICE)
+    norm_plugin.layernorm_linear(x, None, None, torch.randn(8, 64, device=DEVICE), bias)
+    with pytest.raises(ValueError, match=r"linear_bias has shape \[8\]"):
+        norm_plugin.layernorm_linear(x, None, None, torch.randn(16, 64, device=DEVICE), bias)
