@@ -149,6 +149,15 @@ def test_a_weight_is_not_recognised_where_there_was_none(recognised: list[bool])
     assert len({tuple(t.flatten().tolist()) for t in (plain[1], with_bias, with_weight)}) == 3
 
 
+def test_only_rows_may_be_another_number(recognised: list[bool]) -> None:
+    """The first size of a matrix of weights is no number of rows."""
+    x = x_of()
+    for features in (5, 5, 6):
+        linear_weight = x_of(features, seed=3)
+        assert norm_plugin.layernorm_linear(x, None, None, linear_weight, None).shape == (4, features)
+    assert recognised == [False, True, False]
+
+
 class Passing(TorchDispatchMode):
     """A mode that looks at every op, and changes nothing."""
 
