@@ -1,18 +1,20 @@
-# Sourced by the other scripts: the one Python environment of this checkout, .venv, made at the first use.
+# Sourced by the other scripts: the Python environments of this checkout, each made at its first use. .venv is the one
+# for development; a script that sets $venv before it sources this file has another.
 #
-# `environment` makes or completes it and sets $python. A stamp in .venv says what it was made from; while nothing of
+# `environment` makes or completes it and sets $python. A stamp in it says what it was made from; while nothing of
 # that changed, making it again is one comparison.
 
 called_from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
-python=$PWD/.venv/bin/python
-log=.venv/install.log
-stamp=.venv/made-from
+venv=${venv:-.venv}
+python=$PWD/$venv/bin/python
+log=$venv/install.log
+stamp=$venv/made-from
 
 torch=${NORM_PLUGIN_TORCH:-torch==2.13.0}
 triton=triton==3.7.1   # the kernels' tests run it on the CPU, in its interpreter
 extras=cli,test,lint
-room_mb=3000           # .venv with the CPU build of torch, the downloads beside it, and some to spare
+room_mb=${room_mb:-3000} # .venv with the CPU build of torch, the downloads beside it, and some to spare
 
 fail() { # fail "what is wrong" "what to do about it"
     printf '\nerror: %s\n' "$1" >&2
@@ -58,8 +60,8 @@ find_python() { # the Python that the environment is made with: 3.11 if there is
 
 make_venv() {
     local base
-    "$python" -c '' 2>/dev/null && has pip && fail "the .venv here is $("$python" -V); norm_plugin needs Python 3.10 or newer." \
-        "move it away (mv .venv .venv.old) and run this again."
+    "$python" -c '' 2>/dev/null && has pip && fail "the $venv here is $("$python" -V); norm_plugin needs Python 3.10 or newer." \
+        "move it away (mv $venv $venv.old) and run this again."
     base=$(find_python) || fail "no Python 3.10 or newer on the PATH$(found_python)." \
         "install Python 3.11 (Debian, Ubuntu: apt install python3.11 python3.11-venv; anywhere: https://www.python.org/downloads) and run this again."
     "$base" -c 'import venv' 2>/dev/null || fail "$base has no venv module." \
@@ -68,15 +70,15 @@ make_venv() {
     free_mb=$(df -Pm . | awk 'NR == 2 {print $4}')
     [ "$free_mb" -ge "$room_mb" ] || fail "$free_mb MB are free in $PWD and the environment takes up to $room_mb MB." \
         "free some space, or put the checkout on another disk."
-    rm -rf .venv && mkdir .venv
+    rm -rf $venv && mkdir $venv
     if "$base" -c 'import ensurepip' 2>/dev/null; then
-        step "making .venv with $("$base" -V)" "$base" -m venv .venv
+        step "making $venv with $("$base" -V)" "$base" -m venv $venv
     elif "$base" -m pip --version >/dev/null 2>&1; then # as Debian packages it: the system's pip can fill a bare one
-        step "making .venv with $("$base" -V)" "$base" -m venv --without-pip .venv &&
+        step "making $venv with $("$base" -V)" "$base" -m venv --without-pip $venv &&
             step "installing pip" "$base" -m pip --python "$python" install pip
     else
         fail "$base has neither ensurepip nor pip." "install one (Debian, Ubuntu: apt install $base-venv) and run this again."
-    fi || fail "the environment could not be made; the lines above say why." "mend that, delete .venv, run this again."
+    fi || fail "the environment could not be made; the lines above say why." "mend that, delete $venv, run this again."
 }
 
 found_python() { # what there is instead, for the message
@@ -95,7 +97,7 @@ pip_install() { # pip_install "what" requirement...
         fail "the disk is full." "free $room_mb MB where $PWD and the temporary folder (${TMPDIR:-/tmp}) are, run this again."
     elif grep -q 'No matching distribution' "$log"; then
         fail "pip finds no $what for $("$python" -V) on this machine." \
-            "if it is torch, name one that it finds: NORM_PLUGIN_TORCH='torch>=2.11' $0; or use Python 3.11 (delete .venv first)."
+            "if it is torch, name one that it finds: NORM_PLUGIN_TORCH='torch>=2.11' $0; or use Python 3.11 (delete $venv first)."
     fi
     fail "pip could not install $what; the lines above and $log say why." "mend that (no network? a proxy?), run this again."
 }
