@@ -27,7 +27,7 @@ def row_start(row, n1, n2, s0, s1, s2, LEVELS: tl.constexpr, ALIGN: tl.constexpr
 
 @triton.jit
 def wait_for_producer(PDL: tl.constexpr, LATE: tl.constexpr):
-    """Before this, nothing but parameters may be read, and nothing written."""
+    """Before this, nothing may be read, not even a weight, and nothing written."""
     if PDL:
         gdc_wait()
         if not LATE:
@@ -66,8 +66,8 @@ ANY, KEEP, DROP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
-def read(places, mask, STAY: tl.constexpr = 0):
-    """Values in fp32, 0 where the mask is off."""
+def read_raw(places, mask, STAY: tl.constexpr = 0):
+    """Values as they are, which takes half the registers of fp32; 0 where the mask is off."""
     if mask is None:
         x = tl.load(places)
     elif STAY == KEEP:
@@ -76,18 +76,30 @@ def read(places, mask, STAY: tl.constexpr = 0):
         x = tl.load(places, mask=mask, other=0.0, eviction_policy="evict_first")
     else:
         x = tl.load(places, mask=mask, other=0.0)
-    return x.to(tl.float32)
+    return x
 
 
 @triton.jit
-def read_raw(places, mask):
-    """Values as they are, which takes half the registers of fp32; 0 where the mask is off."""
-    return tl.load(places) if mask is None else tl.load(places, mask=mask, other=0.0)
+def read(places, mask, STAY: tl.constexpr = 0):
+    """The same in fp32."""
+    return read_raw(places, mask, STAY).to(tl.float32)
 
 
 @triton.jit
-def preloaded(P, at, lane, in_batch, N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):
-    """All chunks of a weight or bias, read before the wait: parameters are not what a preceding kernel writes."""
+def expect(P, at, N: tl.constexpr, PDL: tl.constexpr):
+    """Have a weight or bias brought to the L2 cache during the wait. No value is read: a preceding kernel may still be
+    writing it."""
+    if PDL:
+        LINE: tl.constexpr = 1024 // P.dtype.element_ty.primitive_bitwidth  # 128 bytes
+        LINES: tl.constexpr = triton.next_power_of_2((N + LINE - 1) // LINE)
+        places = P + at + tl.minimum(tl.arange(0, LINES) * LINE, N - 1)[None, :]
+        asm: tl.constexpr = "prefetch.global.L2 [$1]; // $0"
+        tl.inline_asm_elementwise(asm, "=r,l", [places.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def read_early(P, at, lane, in_batch, N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):
+    """All chunks of a weight or bias, read with the row, so that they are there when its sum is."""
     chunks = ()
     for c in tl.static_range(CHUNKS):
         mask = chunk_mask(c * BLOCK + lane, in_batch, c * BLOCK + BLOCK > N, False, N)

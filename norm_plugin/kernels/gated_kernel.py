@@ -10,10 +10,11 @@ from norm_plugin.kernels.common import (
     KEEP,
     cast,
     chunk_mask,
+    expect,
     gate,
     mean_of,
-    preloaded,
     read,
+    read_early,
     read_raw,
     release_consumer,
     row_start,
@@ -74,12 +75,10 @@ def gated_kernel(
     z_at = row_start(row, n1, n2, z0, z1, z2, LEVELS, ALIGN) + w_at if GATE_FIRST or GATE_LAST else x_at
     lane = tl.arange(0, BLOCK)[None, :]
     dtype: tl.constexpr = X.dtype.element_ty
-    weights = ()
-    biases = ()
     if PRELOAD and HAS_WEIGHT:
-        weights = preloaded(W, w_at, lane, in_batch, N, BLOCK, CHUNKS)
+        expect(W, w_at, N, PDL)
     if PRELOAD and HAS_BIAS:
-        biases = preloaded(B, w_at, lane, in_batch, N, BLOCK, CHUNKS)
+        expect(B, w_at, N, PDL)
     wait_for_producer(PDL, LATE)
 
     sums = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -110,6 +109,13 @@ def gated_kernel(
             held += (read_raw(X + x_at + cols, mask),)
         if GATE_LAST:  # read with x, not after the reduction: one memory latency instead of two
             gates += (read_raw(Z + z_at + cols, mask),)
+    weights = ()
+    biases = ()
+    if PRELOAD and HAS_WEIGHT:
+        weights = read_early(W, w_at, lane, in_batch, N, BLOCK, CHUNKS)
+    if PRELOAD and HAS_BIAS:
+        biases = read_early(B, w_at, lane, in_batch, N, BLOCK, CHUNKS)
+    given_scale = tl.load(S).to(tl.float32) if STATIC else 0.0
     release_consumer(PDL, LATE)
     if AGAIN == 0 and not RMS:
         for c in tl.static_range(CHUNKS):
@@ -140,7 +146,7 @@ def gated_kernel(
 
     inverse = rstd
     if STATIC:
-        tensor_scale = tl.zeros([ROWS, 1], tl.float32) + tl.load(S).to(tl.float32)
+        tensor_scale = tl.zeros([ROWS, 1], tl.float32) + given_scale
         inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), tensor_scale)
     for c in tl.static_range(AGAIN, CHUNKS):
         cols = c * BLOCK + lane

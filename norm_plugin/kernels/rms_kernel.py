@@ -10,11 +10,12 @@ from norm_plugin.kernels.common import (
     KEEP,
     cast,
     chunk_mask,
+    expect,
     larger,
     largest_of,
     mean_of,
-    preloaded,
     read,
+    read_early,
     read_raw,
     release_consumer,
     row_start,
@@ -26,19 +27,28 @@ NO_QUANT, STATIC, PER_TOKEN, PER_BLOCK = 0, 1, 2, 3
 
 
 @triton.jit
-def load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL: tl.constexpr, STAY: tl.constexpr = 0):
-    """(x + r before rounding, the same rounded to r's dtype) for one chunk; x twice where there is no residual."""
-    x = read(X + x_at + cols, mask, STAY)
+def sum_of(x, r, HAS_RESIDUAL: tl.constexpr):
+    """(x + r before rounding, the same rounded to r's dtype), in fp32; x twice where there is no residual."""
+    total = x.to(tl.float32)
+    rounded = total
     if HAS_RESIDUAL:
-        total = x + read(R + r_at + cols, mask, STAY)
-        return total, total.to(R.dtype.element_ty).to(tl.float32)
-    return x, x
+        total += r.to(tl.float32)
+        rounded = total.to(r.dtype).to(tl.float32)
+    return total, rounded
+
+
+@triton.jit
+def load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL: tl.constexpr, STAY: tl.constexpr):
+    """The sum of one chunk that is read for it."""
+    x = read_raw(X + x_at + cols, mask, STAY)
+    r = read_raw(R + r_at + cols, mask, STAY) if HAS_RESIDUAL else None
+    return sum_of(x, r, HAS_RESIDUAL)
 
 
 @triton.jit
 def weight_chunk(W, weights, c: tl.constexpr, lane, in_batch, N: tl.constexpr, BLOCK: tl.constexpr,
                  PRELOAD: tl.constexpr, HAS_WEIGHT: tl.constexpr):  # fmt: skip
-    """The weight of chunk c: read before the wait, or now; None where there is no weight."""
+    """The weight of chunk c: read with the row, or now; None where there is no weight."""
     if not HAS_WEIGHT:
         w = None
     elif PRELOAD:
@@ -118,9 +128,8 @@ def rms_kernel(
     lane = tl.arange(0, BLOCK)[None, :]
     dtype: tl.constexpr = X.dtype.element_ty
 
-    weights = ()
     if PRELOAD and HAS_WEIGHT:
-        weights = preloaded(W, 0, lane, in_batch, N, BLOCK, CHUNKS)
+        expect(W, 0, N, PDL)
     wait_for_producer(PDL, LATE)
 
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -133,19 +142,32 @@ def rms_kernel(
                 total, rounded = load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL, KEEP)
                 v = rounded if VARIANCE_OF_ROUNDED else total
                 squares += v * v
-    held = ()
+    # Everything that the row needs is asked for at once, before the first store: no load is moved across one.
+    xs = ()
+    rs = ()
     for c in tl.static_range(AGAIN, CHUNKS):
         cols = c * BLOCK + lane
         mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
+        xs += (read_raw(X + x_at + cols, mask),)
         if HAS_RESIDUAL:
-            total, rounded = load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL)
+            rs += (read_raw(R + r_at + cols, mask),)
+    weights = ()
+    if PRELOAD and HAS_WEIGHT:
+        weights = read_early(W, 0, lane, in_batch, N, BLOCK, CHUNKS)
+    given_scale = tl.load(S).to(tl.float32) if QUANT == 1 else 0.0
+    bound = tl.load(UB).to(tl.float32) if UB is not None else 0.0
+    held = ()
+    for c in tl.static_range(AGAIN, CHUNKS):
+        if HAS_RESIDUAL:
+            total, rounded = sum_of(xs[c - AGAIN], rs[c - AGAIN], HAS_RESIDUAL)
+            cols = c * BLOCK + lane
+            mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
             tl.store(T + t_at + cols, rounded.to(T.dtype.element_ty), mask=mask)
             held += ((rounded if OUTPUT_OF_ROUNDED else total),)
             v = rounded if VARIANCE_OF_ROUNDED else total
         else:
-            raw = read_raw(X + x_at + cols, mask)
-            held += (raw,)
-            v = raw.to(tl.float32)
+            held += (xs[c - AGAIN],)
+            v = xs[c - AGAIN].to(tl.float32)
         squares += v * v
     release_consumer(PDL, LATE)
     sum_of_squares = tl.sum(squares, axis=1, keep_dims=True)
@@ -154,7 +176,7 @@ def rms_kernel(
     inverse = s
     token_scale = s
     if QUANT == 1:
-        tensor_scale = tl.full([ROWS, 1], 0.0, tl.float32) + tl.load(S).to(tl.float32)
+        tensor_scale = tl.full([ROWS, 1], 0.0, tl.float32) + given_scale
         inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), tensor_scale)
     if QUANT == 2:
         largest = tl.zeros([ROWS, BLOCK], tl.float32)
@@ -172,7 +194,7 @@ def rms_kernel(
                 largest = larger(largest, tl.abs(y.to(dtype).to(tl.float32) if HF else y))
         top = largest_of(largest, 1)
         if UB is not None:
-            top = tl.minimum(top, tl.load(UB).to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
+            top = tl.minimum(top, bound, propagate_nan=tl.PropagateNan.ALL)
         token_scale = larger(tl.div_rn(top, tl.full([ROWS, 1], QMAX, tl.float32)), MIN_SCALE)
         inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), token_scale)
         tl.store(S + safe, token_scale, mask=in_batch)
