@@ -68,7 +68,13 @@ def parameter_sizes(function: int) -> list[int]:
 Launcher = Callable[[int, int, float, list[int]], None]
 
 
-def launcher(compiled: Any, pointers: int, integers: tuple[int, ...], rows: int, threads: int, pdl: bool) -> Launcher:
+#: The number of programs that a launch takes for m rows.
+Programs = Callable[[int], int]
+
+
+def launcher(
+    compiled: Any, pointers: int, integers: tuple[int, ...], programs: Programs, threads: int, pdl: bool
+) -> Launcher:
     """launch(stream, m, eps, addresses) for a kernel of `pointers` pointers, m, `integers` and eps, in this order.
 
     Triton appends two scratch pointers, which these kernels do not use.
@@ -112,7 +118,7 @@ def launcher(compiled: Any, pointers: int, integers: tuple[int, ...], rows: int,
         now = (stream, m, eps)
         if now != last:
             fill_eps(values, eps_at, eps)
-            config.grid_x = -(-m // rows)
+            config.grid_x = programs(m)
             config.stream = stream
             packed[3] = now
         status = call(*arguments)

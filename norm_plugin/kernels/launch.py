@@ -15,7 +15,6 @@ from functools import cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from triton import knobs
 
@@ -77,6 +76,11 @@ def has_pdl(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
+def has_fp8_unit(device: torch.device) -> bool:
+    """Whether a GPU converts to both fp8 formats in one instruction that saturates (Ada, Hopper and later)."""
+    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def use_pdl(asked: bool | None, device: torch.device) -> bool:
     """Whether to launch dependently: the call's own word first, then the flag's; never where the GPU cannot."""
     wanted = settings.get().pdl if asked is None else asked
@@ -125,8 +129,71 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-class Launch:
-    """One kernel for one signature: everything but pointers, the number of rows and eps is fixed.
+class KernelLaunch:
+    """One kernel for one signature: everything but pointers, the number of rows and eps is fixed."""
+
+    def __init__(
+        self,
+        kernel: Any,
+        warps: int,
+        layout: Layout,
+        device: torch.device,
+        pdl: bool,
+        constants: dict[str, Any],
+        programs: driver.Programs,
+    ) -> None:
+        self.kernel, self.warps, self.device, self.pdl, self.programs = kernel, warps, device, pdl, programs
+        self.options: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": True}
+        if pdl:
+            self.options["launch_pdl"] = True
+        self.integers = (*layout.sizes, *(s for strides in layout.strides for s in strides))
+        self.constants = {"LEVELS": layout.levels, "ALIGN": layout.align, "PDL": pdl, **constants}
+        self.direct: driver.Launcher | None = None
+        self.direct_reason = ""
+        self.index = device.index
+        if device.type != "cuda" or torch.version.hip is not None:
+            self.direct_reason = "only the CUDA driver is called directly"
+        elif any(s is not None and not -DIRECT_LIMIT <= s < DIRECT_LIMIT for s in self.integers):
+            self.direct_reason = "a stride takes more than 32 bits"
+
+    def __call__(self, m: int, eps: float, *pointers: Tensor | None) -> None:
+        if m == 0:
+            return
+        if m > MOST_ROWS:
+            raise ValueError(f"the input has {m} rows, and a kernel counts at most {MOST_ROWS}; split it.")
+        direct = self.direct
+        if direct is not None and _current_device() == self.index and not hooked():
+            addresses = [p.data_ptr() for p in pointers if p is not None]
+            for address in addresses:
+                if address % VECTOR_BYTES:
+                    break
+            else:
+                direct(_raw_stream(self.index), m, eps, addresses)
+                return
+        self.through_jit(m, eps, pointers)
+
+    def through_jit(self, m: int, eps: float, pointers: Sequence[Tensor | None]) -> None:
+        """Triton's own launch, which specialises for whatever it is given."""
+        grid = (self.programs(m),)
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            compiled = self.kernel[grid](*pointers, m, *self.integers, float(eps), **self.constants, **self.options)
+        aligned = all(p is None or p.data_ptr() % VECTOR_BYTES == 0 for p in pointers)
+        if self.direct is None and not self.direct_reason and aligned:
+            self.prepare_direct(compiled, pointers)
+
+    def prepare_direct(self, compiled: Any, pointers: Sequence[Tensor | None]) -> None:
+        """Launch through the driver from now on, or say why not."""
+        given = sum(p is not None for p in pointers)
+        integers = tuple(i for i in self.integers if i is not None)
+        try:
+            self.direct = driver.launcher(compiled, given, integers, self.programs, self.warps * 32, self.pdl)
+        except driver.Unsupported as reason:
+            self.direct_reason = str(reason)
+            log_once(f"kernels are launched by Triton itself, which takes longer: {reason}")
+
+
+class Launch(KernelLaunch):
+    """A kernel whose programs take a few rows each, as a table's entry says.
 
     A large batch goes to a `lean` launch, of the same kernel without preloaded weights.
     """
@@ -141,12 +208,7 @@ class Launch:
         constants: dict[str, Any],
         lean: bool = False,
     ) -> None:
-        self.kernel, self.config, self.device, self.pdl = kernel, config, device, pdl
-        self.options: dict[str, Any] = {"num_warps": config.warps, "enable_fp_fusion": True}
-        if pdl:
-            self.options["launch_pdl"] = True
-        self.integers = (*layout.sizes, *(s for strides in layout.strides for s in strides))
-        self.constants = {
+        made = {
             "BLOCK": config.block,
             "CHUNKS": config.chunks,
             "UNROLL": UNROLL,
@@ -154,60 +216,19 @@ class Launch:
             "PRELOAD": config.preload and not lean,
             "LATE": config.late,
             "ROWS": config.rows,
-            "LEVELS": layout.levels,
-            "ALIGN": layout.align,
-            "PDL": pdl,
             **constants,
         }
-        self.rows = config.rows
+        rows = config.rows
+        super().__init__(kernel, config.warps, layout, device, pdl, made, lambda m: -(-m // rows))
+        self.config = config
         self.lean: Launch | None = None
         self.lean_from = 0
         if config.lean and config.preload and not lean:
             self.lean = Launch(kernel, config, layout, device, pdl, constants, lean=True)
             self.lean_from = processors(device) * config.lean * config.rows
-        self.direct: driver.Launcher | None = None
-        self.direct_reason = ""
-        self.index = device.index
-        if device.type != "cuda" or torch.version.hip is not None:
-            self.direct_reason = "only the CUDA driver is called directly"
-        elif any(s is not None and not -DIRECT_LIMIT <= s < DIRECT_LIMIT for s in self.integers):
-            self.direct_reason = "a stride takes more than 32 bits"
 
     def __call__(self, m: int, eps: float, *pointers: Tensor | None) -> None:
-        if m == 0:
-            return
-        if m > MOST_ROWS:
-            raise ValueError(f"the input has {m} rows, and a kernel counts at most {MOST_ROWS}; split it.")
         if self.lean is not None and m >= self.lean_from:
             self.lean(m, eps, *pointers)
-            return
-        direct = self.direct
-        if direct is not None and _current_device() == self.index and not hooked():
-            addresses = [p.data_ptr() for p in pointers if p is not None]
-            for address in addresses:
-                if address % VECTOR_BYTES:
-                    break
-            else:
-                direct(_raw_stream(self.index), m, eps, addresses)
-                return
-        self.through_jit(m, eps, pointers)
-
-    def through_jit(self, m: int, eps: float, pointers: Sequence[Tensor | None]) -> None:
-        """Triton's own launch, which specialises for whatever it is given."""
-        grid = (triton.cdiv(m, self.rows),)
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            compiled = self.kernel[grid](*pointers, m, *self.integers, float(eps), **self.constants, **self.options)
-        aligned = all(p is None or p.data_ptr() % VECTOR_BYTES == 0 for p in pointers)
-        if self.direct is None and not self.direct_reason and aligned:
-            self.prepare_direct(compiled, pointers)
-
-    def prepare_direct(self, compiled: Any, pointers: Sequence[Tensor | None]) -> None:
-        """Launch through the driver from now on, or say why not."""
-        given = sum(p is not None for p in pointers)
-        integers = tuple(i for i in self.integers if i is not None)
-        threads = self.config.warps * 32
-        try:
-            self.direct = driver.launcher(compiled, given, integers, self.rows, threads, self.pdl)
-        except driver.Unsupported as reason:
-            self.direct_reason = str(reason)
-            log_once(f"kernels are launched by Triton itself, which takes longer: {reason}")
+        else:
+            super().__call__(m, eps, *pointers)
