@@ -59,7 +59,7 @@ def tune(options: argparse.Namespace, console: Console) -> None:
     entries = tuning.table(tuning.tune())
     options.json.write_text(json.dumps({gpu: entries}, indent=1) + "\n")
     shown = Table(title=f"Launch configurations of {gpu}, by row bytes", title_justify="left")
-    for heading in ("op", "up to bytes", "warps", "rows", "late", "loop"):
+    for heading in ("op", "up to bytes", "warps", "rows", "late", "lean", "vector"):
         shown.add_column(heading, justify="left" if heading == "op" else "right")
     for family, rows in entries.items():
         for row in rows:

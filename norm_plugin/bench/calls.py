@@ -10,6 +10,7 @@ from torch import Tensor
 import norm_plugin
 
 DTYPE = torch.bfloat16
+FP8 = torch.float8_e4m3fn
 
 
 def normal(*shape: int) -> Tensor:
@@ -38,10 +39,29 @@ def gated(rows: int, width: int) -> Callable[[], object]:
     return lambda: norm_plugin.rmsnorm_fn(x, w, None, z)
 
 
+def static(rows: int, width: int) -> Callable[[], object]:
+    x, w = normal(rows, width), normal(width)
+    out, scale = torch.empty_like(x, dtype=FP8), torch.full((1,), 0.02, device="cuda")
+    return lambda: norm_plugin.rmsnorm_quant(out, x, w, scale)
+
+
+def token(rows: int, width: int) -> Callable[[], object]:
+    x, w = normal(rows, width), normal(width)
+    return lambda: norm_plugin.rmsnorm_dynamic_quant(x, w)
+
+
+def block(rows: int, width: int) -> Callable[[], object]:
+    x, w = normal(rows, width), normal(width)
+    return lambda: norm_plugin.rmsnorm_block_quant(x, w, group_size=128 if width % 128 == 0 else 64)
+
+
 #: Family of configurations -> what is timed for it, and how often it moves a row through memory.
-CALLS: dict[str, tuple[Callable[[int, int], Callable[[], object]], int]] = {
+CALLS: dict[str, tuple[Callable[[int, int], Callable[[], object]], float]] = {
     "rms": (rms, 2),
     "add": (add, 4),
     "layer": (layer, 2),
     "gated": (gated, 3),
+    "static": (static, 1.5),
+    "token": (token, 1.5),
+    "block": (block, 1.5),
 }

@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import multiprocessing
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
+from itertools import product
 
 import torch
 from triton.runtime.errors import OutOfResources
@@ -21,7 +22,8 @@ from norm_plugin.bench.timing import graph_time
 from norm_plugin.kernels import configs
 
 WIDTHS = (
-    64, 128, 256, 512, 1024, 1280, 1536, 2048, 2880, 4096, 5120, 7168, 8192, 12288, 16384, 18432, 32768, 65536, 131072,
+    64, 128, 256, 512, 1024, 1280, 1536, 2048, 2880, 4096, 5120, 5376, 7168, 8192, 12288, 16384, 18432, 32768, 65536,
+    131072,
 )  # fmt: skip
 DECODE_ROWS = (1, 16, 64, 256)
 #: Up to here the next kernel is let in after the row is read, beyond at once: what was better at nearly every width.
@@ -39,6 +41,7 @@ class Candidate:
     rows: int
     late: int
     lean: int
+    vector: int
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,17 @@ def candidates(family: str, width: int) -> Iterator[Candidate]:
     for warps in (1, 2, 4, 8, 16, 32):
         for rows in (1, 2, 4, 8, 16, 32):
             share = width * rows / (warps * 32)
-            fits = 2 <= share <= 32 if rows > 1 else 4 <= share <= 64 or (warps >= 8 and width >= 32768)
+            fits = 2 <= share <= 32 if rows > 1 else 4 <= share <= 72 or (warps >= 8 and width >= 32768)
             if fits and (rows == 1 or width <= 2048):
                 late = int(width * DTYPE.itemsize <= LATE_BYTES)
                 leans = (0, 1, 4) if width >= 1024 else (0,)
-                yield from (Candidate(family, width, warps, rows, late, lean) for lean in leans)
+                vectors = (16, 8) if width >= 2048 else (16,)  # a narrower chunk leaves fewer lanes idle at the end
+                yield from (Candidate(family, width, warps, rows, late, *rest) for rest in product(leans, vectors))
+
+
+def forced(c: Candidate) -> AbstractContextManager[None]:
+    """The candidate in place of any table."""
+    return configs.forced(c.warps, c.rows, c.late, c.lean, c.vector)
 
 
 def row_counts(width: int) -> list[int]:
@@ -70,7 +79,7 @@ def row_counts(width: int) -> list[int]:
 def compile_all(chunk: list[Candidate]) -> None:
     """Fill Triton's cache; run in processes of their own, since compiling takes most of the time."""
     for c in chunk:
-        with configs.forced(c.warps, c.rows, c.late, c.lean), suppress(OutOfResources):
+        with forced(c), suppress(OutOfResources):
             dispatch.reset()
             for rows in (2, 132 * c.lean * c.rows + 1):  # the preloading kernel and the lean one
                 CALLS[c.family][0](rows, c.width)()
@@ -81,7 +90,7 @@ def measure(c: Candidate) -> Measured:
     """The times of one candidate."""
     times = {}
     make, passes = CALLS[c.family]
-    with configs.forced(c.warps, c.rows, c.late, c.lean):
+    with forced(c):
         dispatch.reset()
         for rows in row_counts(c.width):
             large = rows * c.width * DTYPE.itemsize * passes >= 32 << 20
@@ -123,7 +132,8 @@ def table(measured: Iterable[Measured]) -> dict[str, list[list[int]]]:
     entries: dict[str, list[list[int]]] = {}
     for (family, width), group in sorted(grouped.items()):
         c = choose(group).candidate
-        entries.setdefault(family, []).append([width * DTYPE.itemsize, c.warps, c.rows, c.late, c.lean])
+        entry = [width * DTYPE.itemsize, c.warps, c.rows, c.late, c.lean, c.vector]
+        entries.setdefault(family, []).append(entry)
     return entries
 
 

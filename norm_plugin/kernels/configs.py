@@ -1,10 +1,10 @@
 """Launch configurations: data, a function of (family, N, element size, GPU), never of the number of rows.
 
-A row is held by `warps` warps in chunks of BLOCK columns, one 16-byte load a thread and chunk; a program takes `rows`
-rows. The order of a row's sum follows from these alone, so a row's result cannot depend on the batch around it.
+A row is held by `warps` warps in chunks of BLOCK columns, one load of `vector` bytes a thread and chunk; a program has
+`rows` rows. The order of a row's sum follows from these alone, so a row's result cannot depend on the batch around it.
 `late` says when the next kernel may start beside this one: after the row is read, or at once. `lean` is the number of
-programs per multiprocessor from which on weights are read after the row, not before it, so that more programs fit (0:
-never). Neither changes a bit, so the second may look at the batch.
+programs per multiprocessor from which on weights are read after the row's sum, not with it, so that more programs fit
+(0: never). Neither changes a bit, so the second may look at the batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HELD_BYTES = 98304
 #: How many of the chunks that are read twice are read at once.
 UNROLL = 4
 
-#: The most elements a thread may hold for its weight to be read before the wait, beside the row itself.
+#: The most elements a thread may hold for its weight to be read with the row, and held beside it.
 PRELOAD_ELEMENTS = 32
 
 
@@ -42,7 +42,7 @@ class Config:
 
 @cache
 def tables() -> dict[str, dict[str, list[list[int]]]]:
-    """GPU -> family -> [[largest row in bytes, warps, rows, late, lean], ...]; "default" for any other GPU."""
+    """GPU -> family -> [[largest row in bytes, warps, rows, late, lean, vector], ...]; "default" for any other GPU."""
     found: dict[str, dict[str, list[list[int]]]] = json.loads(
         resources.files("norm_plugin.kernels").joinpath("configs.json").read_text()
     )
@@ -71,10 +71,12 @@ def forced(*entry: int) -> Iterator[None]:
         _forced = None
 
 
-def make(family: str, width: int, itemsize: int, warps: int, rows: int, late: int, lean: int) -> Config:
+def make(
+    family: str, width: int, itemsize: int, warps: int, rows: int, late: int, lean: int, vector: int = 16
+) -> Config:  # fmt: skip
     """The configuration that a table's entry stands for: the rest follows from the width."""
     power = 1 << (width - 1).bit_length()
-    block = power if rows > 1 else min(power, warps * 32 * 16 // itemsize)
+    block = power if rows > 1 else min(power, warps * 32 * max(1, vector // itemsize))
     chunks = -(-width // block)
     room = HELD_BYTES // (block * rows * bytes_held(family, itemsize))
     held = min(chunks, max(1, room))

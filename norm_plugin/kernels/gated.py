@@ -11,7 +11,7 @@ from torch import Tensor
 from norm_plugin.kernels import Kernel
 from norm_plugin.kernels.configs import config
 from norm_plugin.kernels.gated_kernel import gated_kernel
-from norm_plugin.kernels.launch import Launch, gpu_of, layout_or_refuse, refuse_strange, use_pdl
+from norm_plugin.kernels.launch import Launch, gpu_of, has_fp8_unit, layout_or_refuse, refuse_strange, use_pdl
 from norm_plugin.numerics import FP32, GATED_NUMERICS
 
 
@@ -40,6 +40,7 @@ def bind(
             "HF": GATED_NUMERICS[numerics].round_before_weight,
             "STATIC": qmax is not None,
             "QMAX": 1.0 if qmax is None else qmax,
+            "FP8_UNIT": has_fp8_unit(x.device),
         },
     )
 

@@ -62,6 +62,7 @@ def gated_kernel(
     PDL: tl.constexpr, LATE: tl.constexpr,
     RMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, GATE_FIRST: tl.constexpr,
     GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr, HF: tl.constexpr, STATIC: tl.constexpr, QMAX: tl.constexpr,
+    FP8_UNIT: tl.constexpr,
 ):  # fmt: skip
     """Y = norm of ROWS groups of width N; M groups in all, G of them a row; S is the scale of a quantised Y."""
     index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -162,7 +163,7 @@ def gated_kernel(
         z = gates[c - AGAIN] if GATE_LAST else None
         y = finish(xhat, w, b, z, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
         if STATIC:
-            y = cast(y * inverse, QMAX, Y.dtype.element_ty)
+            y = cast(y * inverse, QMAX, Y.dtype.element_ty, FP8_UNIT)
         tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=mask)
     if AGAIN > 0:  # from the end: what was read last is what the L2 cache still holds
         for back in tl.range(0, AGAIN, UNROLL):
@@ -177,5 +178,5 @@ def gated_kernel(
                 gating = read(Z + z_at + cols, inside, DROP) if GATE_LAST else None
                 y = finish(xhat, weight, bias, gating, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
                 if STATIC:
-                    y = cast(y * inverse, QMAX, Y.dtype.element_ty)
+                    y = cast(y * inverse, QMAX, Y.dtype.element_ty, FP8_UNIT)
                 tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=inside)

@@ -10,15 +10,18 @@ from torch import Tensor
 
 from norm_plugin.kernels import Kernel, Refusal
 from norm_plugin.kernels.configs import config
-from norm_plugin.kernels.launch import Launch, gpu_of, layout_or_refuse, refuse_strange, use_pdl
-from norm_plugin.kernels.rms_kernel import rms_kernel
+from norm_plugin.kernels.launch import Launch, gpu_of, has_fp8_unit, layout_or_refuse, refuse_strange, use_pdl
+from norm_plugin.kernels.rms_kernel import NO_QUANT, PER_BLOCK, PER_TOKEN, STATIC, rms_kernel
 from norm_plugin.numerics import NUMERICS, Numerics
+
+#: The table of configurations by the quantisation of the output. With a residual, that decides.
+FAMILIES = {NO_QUANT: "rms", STATIC: "static", PER_TOKEN: "token", PER_BLOCK: "block"}
 
 
 def bind(
     input: Tensor, residual: Tensor | None, weight: Tensor | None, out: Tensor, total: Tensor | None,
     numerics: Numerics, gemma: bool = False, variance_size: int | None = None, enable_pdl: bool | None = None,
-    *, l2: bool = False, quant: int = 0, group: int = 1, qmax: float = 1.0, min_scale: float = 1.0,
+    *, l2: bool = False, quant: int = NO_QUANT, group: int = 1, qmax: float = 1.0, min_scale: float = 1.0,
 ) -> Launch:  # fmt: skip
     """The launch for a signature, from tensors that have it."""
     if variance_size is not None:
@@ -29,7 +32,7 @@ def bind(
     added = residual is not None
     return Launch(
         rms_kernel,
-        config("rms" if residual is None else "add", width, input.element_size(), gpu_of(input.device)),
+        config(FAMILIES[quant] if residual is None else "add", width, input.element_size(), gpu_of(input.device)),
         rows,
         input.device,
         use_pdl(enable_pdl, input.device),
@@ -47,6 +50,7 @@ def bind(
             "GROUP": group,
             "QMAX": qmax,
             "MIN_SCALE": min_scale,
+            "FP8_UNIT": has_fp8_unit(input.device),
         },
     )
 

@@ -14,6 +14,7 @@ from norm_plugin.kernels.common import (
     larger,
     largest_of,
     mean_of,
+    quotient,
     read,
     read_early,
     read_raw,
@@ -80,24 +81,23 @@ def scale(h, s, w, dtype: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.cons
 @triton.jit
 def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column, END: tl.constexpr,
           N: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, QUANT: tl.constexpr, GROUP: tl.constexpr,
-          QMAX: tl.constexpr, MIN_SCALE: tl.constexpr):  # fmt: skip
+          QMAX: tl.constexpr, MIN_SCALE: tl.constexpr, FP8_UNIT: tl.constexpr):  # fmt: skip
     """Round one chunk and write it; with PER_BLOCK its scales too, up to column END."""
     out: tl.constexpr = Y.dtype.element_ty
     if QUANT == 0:
         y = y.to(out)
     elif QUANT == 1:
-        y = cast(y * inverse, QMAX, out)
+        y = cast(y * inverse, QMAX, out, FP8_UNIT)
     elif QUANT == 2:
-        y = cast(y * inverse if out == tl.int8 else tl.div_rn(y, token_scale), QMAX, out)
+        y = y * inverse if out == tl.int8 else quotient(y, inverse, token_scale, FP8_UNIT)
+        y = cast(y, QMAX, out, FP8_UNIT)
     else:
         blocks = tl.reshape(y, [ROWS, BLOCK // GROUP, GROUP])
         largest = largest_of(blocks, 2)
         scales = larger(tl.div_rn(largest, tl.full([ROWS, BLOCK // GROUP, 1], QMAX, tl.float32)), MIN_SCALE)
-        if out == tl.int8:
-            blocks = cast(blocks * tl.div_rn(scales * 0.0 + 1.0, scales), QMAX, out)
-        else:
-            blocks = cast(tl.div_rn(blocks, tl.broadcast_to(scales, [ROWS, BLOCK // GROUP, GROUP])), QMAX, out)
-        y = tl.reshape(blocks, [ROWS, BLOCK])
+        inverses = tl.div_rn(tl.full([ROWS, BLOCK // GROUP, 1], 1.0, tl.float32), scales)
+        blocks = blocks * inverses if out == tl.int8 else quotient(blocks, inverses, scales, FP8_UNIT)
+        y = tl.reshape(cast(blocks, QMAX, out, FP8_UNIT), [ROWS, BLOCK])
         block = column // GROUP + tl.arange(0, BLOCK // GROUP)[None, :]
         in_row = (block < END // GROUP) & (rows[:, None] >= 0)
         place = S + rows[:, None].to(tl.int64) * (N // GROUP) + block
@@ -114,6 +114,7 @@ def rms_kernel(
     HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.constexpr, HF: tl.constexpr,
     VARIANCE_OF_ROUNDED: tl.constexpr, OUTPUT_OF_ROUNDED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
     L2: tl.constexpr, QUANT: tl.constexpr, GROUP: tl.constexpr, QMAX: tl.constexpr, MIN_SCALE: tl.constexpr,
+    FP8_UNIT: tl.constexpr,
 ):  # fmt: skip
     """Y = norm(X [+ R]) of ROWS rows, T = X + R; S holds or takes the scales of a quantised Y, UB bounds them."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -207,7 +208,7 @@ def rms_kernel(
         if HF and QUANT > 0:
             y = y.to(dtype).to(tl.float32)
         store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, c * BLOCK,
-              N, N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE)  # fmt: skip
+              N, N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE, FP8_UNIT)  # fmt: skip
     if AGAIN > 0:  # from the end: what was read last is what the L2 cache still holds
         for back in tl.range(0, AGAIN, UNROLL):
             for u in tl.static_range(UNROLL):
@@ -223,4 +224,4 @@ def rms_kernel(
                 if HF and QUANT > 0:
                     y = y.to(dtype).to(tl.float32)
                 store(Y, y_at, S, y, inverse, token_scale, cols, inside, rows, column,
-                      AGAIN * BLOCK, N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE)  # fmt: skip
+                      AGAIN * BLOCK, N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE, FP8_UNIT)  # fmt: skip

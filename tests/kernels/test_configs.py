@@ -71,6 +71,19 @@ def test_right_in_every_configuration(
     twins.seldom_apart(op, a, outputs, twins.native(op, a))
 
 
+@pytest.mark.parametrize("vector", [8, 4, 2])
+@pytest.mark.parametrize(("name", "variant"), CALLS, ids=LABELS)
+def test_right_in_narrower_chunks(name: str, variant: samples.Arguments, vector: int) -> None:
+    """Loads of fewer bytes a thread: more chunks, of which the last may have fewer columns than the others."""
+    op = OPS[name]
+    a = samples.arguments(op, (3, 1200), torch.bfloat16, **variant)
+    with configs.forced(4, 1, 1, 0, vector):
+        assert configs.config("rms", 1200, 2, "").block == 4 * 32 * vector // 2
+        outputs = samples.outputs(op, a)
+    judge.check(op, a, outputs)
+    twins.seldom_apart(op, a, outputs, twins.native(op, a))
+
+
 @pytest.mark.parametrize("entry", [(4, 1), (4, 4)], ids=str)
 @pytest.mark.parametrize(("name", "variant"), CALLS, ids=LABELS)
 def test_lean_launches_of_large_batches_change_no_bit(
@@ -102,7 +115,7 @@ def test_releasing_the_next_kernel_early_or_late_changes_no_bit(name: str, varia
     assert all(twins.same_bits(*pair) for pair in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("family", ["rms", "add", "layer", "gated"])
+@pytest.mark.parametrize("family", ["rms", "add", "layer", "gated", "static", "token", "block"])
 def test_every_table_serves_every_width(family: str) -> None:
     """Its limits ascend, and what it makes of a width holds the row: chunks that cover it, powers of two."""
     for gpu, table in configs.tables().items():
