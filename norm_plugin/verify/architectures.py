@@ -26,6 +26,7 @@ class Architecture:
     shapes: Callable[[], Shapes]
     one_plus: bool = False
     tied: bool = False
+    engines: tuple[str, ...] = ("vllm", "sglang")
 
 
 def _config(architecture: str, model_type: str, **fields: Any) -> dict[str, Any]:
@@ -142,34 +143,43 @@ def _mamba2(groups: int) -> Architecture:
     return Architecture(config, shapes)
 
 
-QWEN3_NEXT_LAYERS = ("linear_attention", "linear_attention", "linear_attention", "full_attention")
+QWEN_LAYERS = ("linear_attention", "linear_attention", "linear_attention", "full_attention")
 LINEAR_HEAD, LINEAR_K_HEADS, LINEAR_V_HEADS, EXPERTS, EXPERT = 64, 2, 4, 4, 64
+KEYS, VALUES = LINEAR_K_HEADS * LINEAR_HEAD, LINEAR_V_HEADS * LINEAR_HEAD
 
 
-def _qwen3_next() -> Shapes:
-    keys, values = LINEAR_K_HEADS * LINEAR_HEAD, LINEAR_V_HEADS * LINEAR_HEAD
-    yield "model.embed_tokens.weight", (VOCAB, HIDDEN)
-    for i, kind in enumerate(QWEN3_NEXT_LAYERS):
-        at = f"model.layers.{i}"
-        yield from _norm(*(f"{at}.{norm}" for norm in TWO))
-        if kind == "full_attention":
-            yield from _attention(f"{at}.self_attn", q=2 * HEADS * HEAD)  # the queries and their gate
-            yield from _norm(f"{at}.self_attn.q_norm", f"{at}.self_attn.k_norm", width=HEAD)
-        else:
-            yield from _linear(f"{at}.linear_attn.in_proj_qkvz", 2 * keys + 2 * values, HIDDEN)
-            yield from _linear(f"{at}.linear_attn.in_proj_ba", 2 * LINEAR_V_HEADS, HIDDEN)
-            yield f"{at}.linear_attn.conv1d.weight", (2 * keys + values, 1, CONV)
-            yield f"{at}.linear_attn.dt_bias", (LINEAR_V_HEADS,)
-            yield f"{at}.linear_attn.A_log", (LINEAR_V_HEADS,)
-            yield from _norm(f"{at}.linear_attn.norm", width=LINEAR_HEAD)
-            yield from _linear(f"{at}.linear_attn.out_proj", HIDDEN, values)
-        yield from _linear(f"{at}.mlp.gate", EXPERTS, HIDDEN)
-        for expert in range(EXPERTS):
-            yield from _mlp(f"{at}.mlp.experts.{expert}", EXPERT)
-        yield from _mlp(f"{at}.mlp.shared_expert", EXPERT)
-        yield from _linear(f"{at}.mlp.shared_expert_gate", 1, HIDDEN)
-    yield from _norm("model.norm")
-    yield "lm_head.weight", (VOCAB, HIDDEN)
+def _experts(at: str) -> Shapes:
+    yield from _linear(f"{at}.gate", EXPERTS, HIDDEN)
+    for expert in range(EXPERTS):
+        yield from _mlp(f"{at}.experts.{expert}", EXPERT)
+    yield from _mlp(f"{at}.shared_expert", EXPERT)
+    yield from _linear(f"{at}.shared_expert_gate", 1, HIDDEN)
+
+
+def _gated_delta(into: dict[str, int], mlp: Callable[[str], Shapes]) -> Callable[[], Shapes]:
+    """Qwen3-Next and Qwen3.5: they differ in how the projections into linear attention are put together."""
+
+    def shapes() -> Shapes:
+        yield "model.embed_tokens.weight", (VOCAB, HIDDEN)
+        for i, kind in enumerate(QWEN_LAYERS):
+            at = f"model.layers.{i}"
+            yield from _norm(*(f"{at}.{norm}" for norm in TWO))
+            if kind == "full_attention":
+                yield from _attention(f"{at}.self_attn", q=2 * HEADS * HEAD)  # the queries and their gate
+                yield from _norm(f"{at}.self_attn.q_norm", f"{at}.self_attn.k_norm", width=HEAD)
+            else:
+                for name, width in into.items():
+                    yield from _linear(f"{at}.linear_attn.in_proj_{name}", width, HIDDEN)
+                yield f"{at}.linear_attn.conv1d.weight", (2 * KEYS + VALUES, 1, CONV)
+                yield f"{at}.linear_attn.dt_bias", (LINEAR_V_HEADS,)
+                yield f"{at}.linear_attn.A_log", (LINEAR_V_HEADS,)
+                yield from _norm(f"{at}.linear_attn.norm", width=LINEAR_HEAD)
+                yield from _linear(f"{at}.linear_attn.out_proj", HIDDEN, VALUES)
+            yield from mlp(f"{at}.mlp")
+        yield from _norm("model.norm")
+        yield "lm_head.weight", (VOCAB, HIDDEN)
+
+    return shapes
 
 
 NEMOTRON_LAYERS, NEMOTRON_GROUPS = "M-*-M", 2
@@ -211,6 +221,12 @@ GEMMA = {
     "query_pre_attn_scalar": HEAD, "sliding_window": 64, "tie_word_embeddings": True,
 }  # fmt: skip
 UNTIED = {**ATTENTION, "tie_word_embeddings": False}
+GATED_DELTA = {
+    **UNTIED, "num_hidden_layers": len(QWEN_LAYERS), "layer_types": list(QWEN_LAYERS), "rms_norm_eps": 1e-6,
+    "partial_rotary_factor": 0.5, "full_attention_interval": len(QWEN_LAYERS), "linear_conv_kernel_dim": CONV,
+    "linear_key_head_dim": LINEAR_HEAD, "linear_value_head_dim": LINEAR_HEAD,
+    "linear_num_key_heads": LINEAR_K_HEADS, "linear_num_value_heads": LINEAR_V_HEADS,
+}  # fmt: skip
 
 ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(
@@ -243,14 +259,22 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mamba2_groups": _mamba2(groups=2),
     "qwen3_next": Architecture(
         _config(
-            "Qwen3NextForCausalLM", "qwen3_next", **{**UNTIED, "num_hidden_layers": len(QWEN3_NEXT_LAYERS)},
-            rms_norm_eps=1e-6, partial_rotary_factor=0.5, full_attention_interval=len(QWEN3_NEXT_LAYERS),
-            linear_key_head_dim=LINEAR_HEAD, linear_value_head_dim=LINEAR_HEAD, linear_num_key_heads=LINEAR_K_HEADS,
-            linear_num_value_heads=LINEAR_V_HEADS, linear_conv_kernel_dim=CONV, num_experts=EXPERTS,
-            num_experts_per_tok=2, moe_intermediate_size=EXPERT, shared_expert_intermediate_size=EXPERT,
-            norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[], router_aux_loss_coef=0.001,
+            "Qwen3NextForCausalLM", "qwen3_next", **GATED_DELTA, num_experts=EXPERTS, num_experts_per_tok=2,
+            moe_intermediate_size=EXPERT, shared_expert_intermediate_size=EXPERT, norm_topk_prob=True,
+            decoder_sparse_step=1, mlp_only_layers=[], router_aux_loss_coef=0.001,
         ),
-        _qwen3_next, one_plus=True,
+        _gated_delta({"qkvz": 2 * KEYS + 2 * VALUES, "ba": 2 * LINEAR_V_HEADS}, _experts), one_plus=True,
+    ),
+    "qwen3_5": Architecture(
+        _config(
+            "Qwen3_5ForCausalLM", "qwen3_5_text", **GATED_DELTA,
+            rope_parameters={
+                "rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5,
+                "mrope_section": [4, 2, 2], "mrope_interleaved": True,
+            },
+        ),
+        _gated_delta({"qkv": 2 * KEYS + VALUES, "z": VALUES, "b": LINEAR_V_HEADS, "a": LINEAR_V_HEADS}, _mlp),
+        one_plus=True, engines=("sglang",),  # vLLM's needs torchvision, which has no build for the CPU
     ),
     "nemotron_h": Architecture(
         _config(

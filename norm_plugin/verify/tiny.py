@@ -27,6 +27,11 @@ SPECIAL = {BOS: "<s>", EOS: "</s>", PAD: "<pad>", PAD + 1: "<unk>"}
 CHAT = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}assistant: "
 
 
+def names(engine: str) -> tuple[str, ...]:
+    """The models that an engine runs on every device."""
+    return tuple(name for name, architecture in ARCHITECTURES.items() if engine in architecture.engines)
+
+
 def cache() -> Path:
     """Where the models are kept: another folder for every version of what makes them."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
