@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from norm_plugin.native.quant import QMAX
-from norm_plugin.numerics import ACTIVATIONS, GATED_NUMERICS, NUMERICS
+from norm_plugin.numerics import ACTIVATIONS, GATED_NUMERICS, LAYER_NUMERICS, NUMERICS
 
 ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -93,7 +93,8 @@ class Call:
             raise ValueError("weight is None; Gemma's norm scales by 1 + weight and needs one.")
 
     def numerics(self, name: str, value: str) -> None:
-        _one_of(name, value, GATED_NUMERICS if "norm_before_gate" in self.arguments else NUMERICS)
+        allowed = LAYER_NUMERICS if "bias" in self.arguments else NUMERICS
+        _one_of(name, value, GATED_NUMERICS if "norm_before_gate" in self.arguments else allowed)
 
     def activation(self, name: str, value: str) -> None:
         _one_of(name, value, ACTIVATIONS)

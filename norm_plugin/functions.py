@@ -197,10 +197,17 @@ def l2norm(x: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None
     return result
 
 
-def layernorm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-6) -> Tensor:
+def layernorm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float = 1e-6,
+    *,
+    numerics: str = FP32.name,
+) -> Tensor:
     """(input - mean) / std * weight + bias, row by row."""
     tensors = (input, weight, bias)
-    result: Tensor = _call(ops.LAYERNORM, tensors, (eps,))
+    result: Tensor = _call(ops.LAYERNORM, tensors, (eps, numerics))
     return result
 
 

@@ -20,6 +20,7 @@ class Numerics:
     output_of_rounded_sum: bool = False
     round_before_weight: bool = False
     weight_before_scale: bool = False
+    torch_functions: bool = False
 
 
 FP32 = Numerics(
@@ -30,7 +31,7 @@ FP32 = Numerics(
 HF = Numerics(
     "hf",
     "b(b(h * s) * w)",
-    "Hugging Face Llama; vLLM's native path with a bf16 weight; Mixer2's native path",
+    "Hugging Face Llama; vLLM's native path with a bf16 weight",
     round_before_weight=True,
 )
 VLLM_C = Numerics(
@@ -47,11 +48,27 @@ SGL_JIT = Numerics(
     output_of_rounded_sum=True,
     weight_before_scale=True,
 )
+TORCH = Numerics(
+    "torch",
+    "b(h * s * w), by PyTorch's own layer_norm, silu, sigmoid",
+    "vLLM's LayerNorm; the native paths of its gated norms",
+    torch_functions=True,
+)
+TORCH_HF = Numerics(
+    "torch_hf",
+    "b(b(h * s) * w), by PyTorch's own silu, sigmoid",
+    "Mixer2's native path",
+    round_before_weight=True,
+    torch_functions=True,
+)
 
 NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, HF, VLLM_C, SGL_JIT)}
 
-#: The gated norms keep fp32 throughout, or round before the weight; nobody computes them in another way.
-GATED_NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, HF)}
+#: The gated norms keep fp32 throughout, or round before the weight; nobody computes them in another way. On a CPU the
+#: last bits of PyTorch's own functions depend on where in a tensor a value lies, and so are a choice of their own.
+GATED_NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, HF, TORCH, TORCH_HF)}
+
+LAYER_NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, TORCH)}
 
 #: silu and swish are two names of one function: z * sigmoid(z).
 ACTIVATIONS: tuple[str, ...] = ("silu", "swish", "sigmoid")
@@ -59,5 +76,5 @@ ACTIVATIONS: tuple[str, ...] = ("silu", "swish", "sigmoid")
 
 def table() -> str:
     """The named roundings as a Markdown table."""
-    rows = [f"| `{n.name}` | `{n.formula}` | {n.used_by} |" for n in NUMERICS.values()]
+    rows = [f"| `{n.name}` | `{n.formula}` | {n.used_by} |" for n in (NUMERICS | GATED_NUMERICS).values()]
     return "\n".join(["| numerics | output | who computes so |", "|---|---|---|", *rows])

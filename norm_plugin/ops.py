@@ -161,7 +161,7 @@ _differentiable(L2NORM, 1, ("eps",), _l2norm_backward)
 # --- layer --------------------------------------------------------------------------------------------------------
 
 LAYERNORM = _register(
-    "layernorm(Tensor input, Tensor? weight, Tensor? bias, float eps=1e-6) -> Tensor",
+    'layernorm(Tensor input, Tensor? weight, Tensor? bias, float eps=1e-6, str numerics="fp32") -> Tensor',
     "layer",
     layer.layernorm,
     lambda a: torch.empty_like(a["input"]),

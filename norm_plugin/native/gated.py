@@ -6,18 +6,21 @@ The gate act(z) multiplies the normalized row (norm_before_gate) or the input (o
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from norm_plugin.native.layer import affine, standardized, standardized_backward
 from norm_plugin.native.rms import inverse_rms, stored, sum_rows, wide, wide_dtype
-from norm_plugin.numerics import ACTIVATIONS, FP32, GATED_NUMERICS
+from norm_plugin.numerics import ACTIVATIONS, FP32, GATED_NUMERICS, Numerics
 
 
-def gate(z: Tensor, activation: str) -> Tensor:
+def gate(z: Tensor, activation: str, numerics: Numerics = FP32) -> Tensor:
     """act(z) for z in the wide dtype, by exp alone: on a CPU the bits of torch.sigmoid and F.silu depend on where in a
     tensor a value lies, because they are computed in one way in vectors and in another in what is left over."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}.")
+    if numerics.torch_functions:
+        return torch.sigmoid(z) if activation == "sigmoid" else F.silu(z)
     divisor = 1 + torch.exp(-z)
     return divisor.reciprocal() if activation == "sigmoid" else z / divisor
 
@@ -58,7 +61,7 @@ def gated_norm_with_stats(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """(out, mean, rstd); the statistics are [..., G] for G groups, and mean is None for RMSNorm."""
     h = wide(x)
-    act = None if z is None else gate(z.to(h.dtype), activation)
+    act = None if z is None else gate(z.to(h.dtype), activation, GATED_NUMERICS[numerics])
     if act is not None and not norm_before_gate:
         h = h * act
     xhat, mean, rstd = grouped(h, group_size, eps, is_rms_norm)

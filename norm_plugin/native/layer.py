@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from norm_plugin.native.rms import by_row, stored, sum_rows, wide
+from norm_plugin.numerics import FP32, LAYER_NUMERICS
 
 
 def standardized(h: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,10 +29,23 @@ def affine(xhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return xhat + offset if weight is None else torch.addcmul(offset, xhat, weight.to(xhat.dtype))
 
 
-def layernorm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-6) -> Tensor:
+def layernorm(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-6, numerics: str = FP32.name
+) -> Tensor:
     """The LayerNorm of every row, with one rounding."""
+    if LAYER_NUMERICS[numerics].torch_functions:
+        return stored(torch_layernorm(input, weight, bias, eps), input)
     xhat, _, _ = standardized(wide(input), eps)
     return stored(affine(xhat, weight, bias), input)
+
+
+def torch_layernorm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """PyTorch's own. It takes parameters of x's dtype, or all of fp32 for an x in half precision: others are widened."""
+    if {p.dtype for p in (weight, bias) if p is not None} <= {input.dtype}:
+        return F.layer_norm(input, input.shape[-1:], weight, bias, eps)
+    h = wide(input)
+    w, b = (None if p is None else p.to(h.dtype) for p in (weight, bias))
+    return F.layer_norm(h, h.shape[-1:], w, b, eps)
 
 
 def simple_layernorm_native(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-6) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import norm_plugin
-from norm_plugin.numerics import GATED_NUMERICS, NUMERICS
+from norm_plugin.numerics import FP32, GATED_NUMERICS, HF, LAYER_NUMERICS, NUMERICS
 from norm_plugin.verify import bounds, inputs, oracle
 
 ROWS, WIDTH, GROUP, FEATURES = 16, 2048, 128, 64
@@ -108,13 +108,17 @@ def gemma_cases() -> Iterator[Case]:
     )  # fmt: skip
 
 
-def layer_cases() -> Iterator[Case]:
-    yield Case(
-        "layernorm", "", "fp32",
-        lambda i: (norm_plugin.layernorm(i.x, i.weight, i.bias, EPS),),
+def layernorm_case(numerics: str) -> Case:
+    return Case(
+        "layernorm", "", numerics,
+        lambda i: (norm_plugin.layernorm(i.x, i.weight, i.bias, EPS, numerics=numerics),),
         lambda i, nudge: (oracle.layernorm(i.x, i.weight, i.bias, EPS),),
         lambda i: bounds.layernorm(i.x, i.weight, i.bias, EPS),
     )  # fmt: skip
+
+
+def layer_cases() -> Iterator[Case]:
+    yield from map(layernorm_case, LAYER_NUMERICS)
     yield Case(
         "layernorm_linear", "", "fp32",
         lambda i: (norm_plugin.layernorm_linear(i.x, i.weight, i.bias, i.linear_weight, i.linear_bias, EPS),),
@@ -206,6 +210,7 @@ def cases() -> list[Case]:
     found += [*gemma_cases(), *layer_cases()]
     for numerics in GATED_NUMERICS:
         found += [case for before in (True, False) for case in gated_cases(numerics, before)]
+    for numerics in (FP32.name, HF.name):
         found += [case for name, dtype in QUANTISED.items() for case in quant_cases(name, dtype, numerics)]
     found += [layernorm_quant_case(name, dtype) for name, dtype in QUANTISED.items()]
     return sorted(found, key=lambda case: norm_plugin.__all__.index(case.op))
