@@ -15,10 +15,11 @@ from norm_plugin import dispatch, settings
 from norm_plugin.verify import inputs
 from tests.kernels import interpreter, twins
 from tests.kernels.covering import covering
-from tests.kernels.device import DEVICE, INTERPRETED, why_not
+from tests.kernels.device import COMPILED, DEVICE, INTERPRETED, why_not
 from tests.spec import samples
 
 HERE = Path(__file__).parent
+MOST_KEPT = 2**31  # bytes of GPU memory between tests: other processes test beside this one
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,10 +49,13 @@ def kernels_or_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with settings.override(backend="triton", strict=True, compile=False, pdl=None), np.errstate(all="ignore"):
         yield
     dispatch.reset()
+    if COMPILED and torch.cuda.memory_reserved() > MOST_KEPT:
+        torch.cuda.empty_cache()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "without_kernels: needs neither a GPU nor the interpreter")
+    config.addinivalue_line("markers", "alone: wants the GPU for itself, its memory or its time")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -27,6 +27,7 @@ from tests.kernels.device import COMPILED, DEVICE, on_a_gpu
 from tests.spec import samples
 
 pytestmark = [
+    pytest.mark.alone,
     on_a_gpu,
     pytest.mark.skipif(
         COMPILED and torch.cuda.get_device_capability() < (9, 0), reason="needs dependent launches: Hopper or later"
