@@ -1,0 +1,155 @@
+"""SGLang's gated norms: two Triton files with one function each that all their users call, and Mixer2's class.
+
+The functions return new tensors. SGLang's `fused_norm_gate` writes into x instead and returns that, which no caller in
+SGLang counts on: x stays as it was here.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+from torch import Tensor
+
+from norm_plugin import functions
+from norm_plugin.engines import ledger
+from norm_plugin.engines.common import asked, refused, traced
+from norm_plugin.engines.record import Record
+from norm_plugin.engines.sglang_norms import Forward
+from norm_plugin.numerics import ACTIVATIONS, TORCH_HF
+
+
+def _everywhere(module: ModuleType, record: Record, hook: str, name: str, make: Any) -> None:
+    """Replace a function in its module, and wherever it was imported by name before we came."""
+    original = getattr(module, name, None)
+    if not record.replace(hook, module, name, make):
+        return
+    ours = getattr(module, name)
+    for other in [m for n, m in sys.modules.items() if n.startswith("sglang.")]:
+        if other is not module and vars(other).get(name) is original:
+            setattr(other, name, ours)
+            record.on_undo(lambda other=other: setattr(other, name, original))
+
+
+def hook_layernorm_gated(module: ModuleType, record: Record) -> None:
+    """sglang...fla.layernorm_gated: Qwen3.5, Mamba2 and its family, Ling."""
+    if asked("gated"):
+        _everywhere(module, record, "gated:layernorm_gated", "rms_norm_gated", lambda f: _layernorm_gated(f, record))
+
+
+def _layernorm_gated(original: Forward, record: Record) -> Forward:
+    def rms_norm_gated(
+        *,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        z: Tensor | None = None,
+        eps: float = 1e-6,
+        group_size: int | None = None,
+        norm_before_gate: bool = True,
+        is_rms_norm: bool = False,
+        activation: str = "swish",
+        **more: Any,
+    ) -> Any:
+        how = {"eps": eps, "group_size": group_size, "norm_before_gate": norm_before_gate, "activation": activation}
+        reason = f"an activation {activation!r}" if activation not in ACTIVATIONS else ""
+        reason = next((f"an argument {name}" for name, value in more.items() if value is not None), reason)
+        if traced() or not record.live or reason:
+            if reason and not traced():
+                refused("gated_norm", x, weight, reason)
+            return original(x=x, weight=weight, bias=bias, z=z, is_rms_norm=is_rms_norm, **how, **more)
+        ledger.count("gated_norm", x, weight)
+        rows = _last_contiguous(x)
+        if z is not None and z.shape != x.shape:  # [tokens, heads, N] beside [tokens * heads, N]
+            rows = rows.reshape(z.shape)
+        out = functions.layernorm_fn(
+            rows, weight, bias, None if z is None else _last_contiguous(z), is_rms_norm=is_rms_norm, **how
+        )
+        return out.reshape(x.shape)
+
+    return rms_norm_gated
+
+
+def _last_contiguous(t: Tensor) -> Tensor:
+    return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def hook_fused_norm_gate(module: ModuleType, record: Record) -> None:
+    """sglang...fla.fused_norm_gate: Qwen3-Next, Kimi. Another function of the same name, with other arguments."""
+    if asked("gated"):
+        _everywhere(module, record, "gated:fused_norm_gate", "rms_norm_gated", lambda f: _fused_norm_gate(f, record))
+
+
+def _fused_norm_gate(original: Forward, record: Record) -> Forward:
+    def rms_norm_gated(
+        x: Tensor,
+        g: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        activation: str = "swish",
+        residual: Tensor | None = None,
+        prenorm: bool = False,
+        residual_in_fp32: bool = False,
+        eps: float = 1e-6,
+    ) -> Any:
+        reason = ""
+        if residual is not None or prenorm or residual_in_fp32:
+            reason = "a residual in a gated norm"
+        elif activation not in ACTIVATIONS:
+            reason = f"an activation {activation!r}"
+        if traced() or not record.live or reason:
+            if reason and not traced():
+                refused("gated_norm", x, weight, reason)
+            return original(x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps)
+        ledger.count("gated_norm", x, weight)
+        rows = x.reshape(g.shape) if x.shape != g.shape else x
+        out = functions.rmsnorm_fn(rows, weight, bias, g, eps, activation=activation)
+        return out.reshape(x.shape)
+
+    return rms_norm_gated
+
+
+def hook_mixer2(module: ModuleType, record: Record, method: str) -> None:
+    """Mixer2RMSNormGated: its `forward_cuda` ends in layernorm_gated or in `forward_native`."""
+    if asked("mixer2"):
+        make = _mixer2 if method == "forward_native" else _mixer2_cuda
+        owner = getattr(module, "Mixer2RMSNormGated", None)
+        if owner is None:
+            record.missed("mixer2:Mixer2RMSNormGated", f"{module.__name__} has no Mixer2RMSNormGated")
+        else:
+            record.replace("mixer2:Mixer2RMSNormGated", owner, method, lambda original: make(original, record))
+
+
+def _not_ours(layer: Any) -> str:
+    if not layer.use_rms_norm:
+        return "a gate without a norm"
+    if layer.tp_size > 1 and layer.n_groups % layer.tp_size != 0:
+        return "groups that are spread over ranks"
+    return ""
+
+
+def _mixer2_cuda(original: Forward, record: Record) -> Forward:
+    """Only counts what does not end in layernorm_gated."""
+
+    def forward_cuda(self: Any, x: Tensor, gate: Tensor) -> Any:
+        if record.live and not traced() and (reason := _not_ours(self)):
+            ledger.count("gated_norm", x, self.weight, reason)
+        return original(self, x, gate)
+
+    return forward_cuda
+
+
+def _mixer2(original: Forward, record: Record) -> Forward:
+    def forward_native(self: Any, x: Tensor, gate: Tensor) -> Any:
+        if traced() or not record.live:
+            return original(self, x, gate)
+        if reason := _not_ours(self):
+            ledger.count("gated_norm", x, self.weight, reason)
+            return original(self, x, gate)
+        ledger.count("gated_norm", x, self.weight)
+        group = None if self.n_groups == 1 else self.group_size
+        how = (self.variance_epsilon, group, False)
+        return functions.rmsnorm_fn(x, self.weight, None, gate, *how, numerics=TORCH_HF.name)
+
+    return forward_native

@@ -1,0 +1,216 @@
+"""The classes of sglang.srt.layers.layernorm, taken where SGLang dispatches to: what each computes, on which platform.
+
+`forward_cuda` updates a residual in place and returns the same two tensors; `forward_native`, which SGLang runs on a
+CPU, returns new ones. Whoever takes one keeps its contract.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from norm_plugin import functions
+from norm_plugin.engines import ledger
+from norm_plugin.engines.common import asked, refused, traced, widened_sum
+from norm_plugin.engines.record import Record
+from norm_plugin.numerics import FP32, HF, TORCH, VLLM_C
+
+Forward = Callable[..., Any]
+
+#: class, family, and who makes the replacement.
+CLASSES: list[tuple[str, str, Callable[[Forward, ModuleType, bool, Record], Forward]]] = []
+
+
+def _taken(cls: str, family: str) -> Callable[[Any], Any]:
+    def enter(make: Any) -> Any:
+        CLASSES.append((cls, family, make))
+        return make
+
+    return enter
+
+
+def hook(module: ModuleType, record: Record, method: str) -> None:
+    """Take `method` of every class that the module has."""
+    for cls, family, make in CLASSES:
+        name = f"{family}:{cls}"
+        if not asked(family):
+            continue
+        owner = getattr(module, cls, None)
+        if owner is None:
+            record.missed(name, f"{module.__name__} has no {cls}")
+            continue
+        in_place = method == "forward_cuda"
+        record.replace(name, owner, method, lambda original, make=make: make(original, module, in_place, record))
+
+
+def _add_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, numerics: str, gemma: bool, in_place: bool
+) -> tuple[Tensor, Tensor]:
+    if not in_place:
+        return functions.add_rmsnorm(x, residual, weight, eps, numerics=numerics, gemma=gemma)
+    if gemma:
+        functions.gemma_fused_add_rmsnorm(x, residual, weight, eps, numerics=numerics)
+    else:
+        functions.fused_add_rmsnorm(x, residual, weight, eps, numerics=numerics)
+    return x, residual
+
+
+def _add_three_and_norm(
+    x: Tensor, residual: Tensor, addition: Tensor, weight: Tensor, eps: float, numerics: str
+) -> tuple[Tensor, Tensor]:
+    """The norm of (x + residual) + addition, of which nothing is rounded before the end; new tensors."""
+    out, total = functions.add_rmsnorm(addition, widened_sum(x, residual), weight, eps, numerics=numerics)
+    return out, total.to(x.dtype)
+
+
+@_taken("RMSNorm", "rmsnorm")
+def _rmsnorm(original: Forward, module: ModuleType, in_place: bool, record: Record) -> Forward:
+    later = tuple(inspect.signature(original).parameters)[4:]  # self, x, residual, post_residual_addition, ...
+    invariant: Callable[[], bool] = module.is_batch_invariant_mode_enabled
+    quantised_scale: Callable[[Any], Any] = getattr(module, "_fp8_static_input_scale", lambda linear: linear)
+
+    def why_not(layer: Any, x: Tensor, addition: Tensor | None, native: bool, more: dict[str, Any]) -> str:
+        if layer.variance_size_override is not None:
+            return "the variance of part of a row"
+        if layer.fp32_residual:
+            return "an fp32 residual"
+        if layer.override_orig_dtype is not None:
+            return "an output of another dtype"
+        if native and in_place and module.get_exec().deterministic.rl_on_policy_target == "fsdp":
+            return "on-policy training wants the bits of its trainer"
+        linear = more.pop("quant_linear", None)
+        if linear is None:
+            linear = getattr(layer, "_quant_linear", None)
+        if linear is not None and quantised_scale(linear) is not None:
+            return "SGLang quantises in its norm"
+        for name, value in more.items():
+            if value is not None:
+                return f"an argument {name}"
+        if layer.cast_x_before_out_mul:
+            if layer.weight.dtype != x.dtype:
+                return "rounded before a weight of another dtype"
+            if addition is not None and not native:
+                return "post_residual_addition, rounded before the weight"
+        return ""
+
+    def forward(
+        self: Any,
+        x: Tensor,
+        residual: Tensor | None = None,
+        post_residual_addition: Tensor | None = None,
+        *positional: Any,
+        **named: Any,
+    ) -> Any:
+        op = "rmsnorm" if residual is None else "fused_add_rmsnorm"
+        if traced() or not record.live:
+            return original(self, x, residual, post_residual_addition, *positional, **named)
+        native = not in_place or invariant()  # with SGLang's order of additions
+        weight = self.weight
+        more = dict(zip(later, positional, strict=False)) | named
+        reason = "no rows" if x.numel() == 0 else why_not(self, x, post_residual_addition, native, more)
+        if reason:
+            if reason == "no rows":
+                ledger.count(op, x, weight, reason)
+            else:
+                refused(op, x, weight, reason)
+            return original(self, x, residual, post_residual_addition, *positional, **named)
+        ledger.count(op, x, weight)
+        eps, numerics = self.variance_epsilon, HF.name if self.cast_x_before_out_mul else FP32.name
+        if residual is None:
+            return functions.rmsnorm(_dense(x), weight, eps, numerics=numerics)
+        if post_residual_addition is not None:
+            if native:
+                return _add_three_and_norm(x, residual, post_residual_addition, weight, eps, numerics)
+            residual = residual + post_residual_addition
+        return _add_norm(x, residual, weight, eps, numerics, False, in_place)
+
+    return forward
+
+
+def _dense(x: Tensor) -> Tensor:
+    """What SGLang's callers may count on: the output of a tensor of more dimensions is contiguous."""
+    return x if x.dim() == 2 else x.contiguous()
+
+
+def _gemma(epsilon: str, with_addition: bool, dense: bool) -> Callable[[Forward, ModuleType, bool, Record], Forward]:
+    """GemmaRMSNorm and Gemma3RMSNorm. Their kernels normalize the sum as it is, their PyTorch the rounded one."""
+
+    def make(original: Forward, module: ModuleType, in_place: bool, record: Record) -> Forward:
+        numerics = FP32.name if in_place else VLLM_C.name
+
+        def forward(self: Any, x: Tensor, residual: Tensor | None = None, *positional: Any, **named: Any) -> Any:
+            if traced() or not record.live:
+                return original(self, x, residual, *positional, **named)
+            op, weight = "rmsnorm" if residual is None else "fused_add_rmsnorm", self.weight
+            more = dict(zip(("post_residual_addition",), positional, strict=False)) | named
+            addition = more.pop("post_residual_addition", None) if with_addition else None
+            unknown = [name for name, value in more.items() if value is not None]
+            if unknown:
+                refused(op, x, weight, f"an argument {unknown[0]}")
+                return original(self, x, residual, *positional, **named)
+            ledger.count(op, x, weight)
+            eps = getattr(self, epsilon)
+            if residual is None:
+                return functions.gemma_rmsnorm(_dense(x) if dense and in_place else x, weight, eps)
+            if addition is not None:
+                residual = residual + addition
+            return _add_norm(x, residual, weight, eps, numerics, True, in_place)
+
+        return forward
+
+    return make
+
+
+CLASSES.append(("GemmaRMSNorm", "gemma", _gemma("variance_epsilon", with_addition=True, dense=True)))
+CLASSES.append(("Gemma3RMSNorm", "gemma", _gemma("eps", with_addition=False, dense=False)))
+
+
+@_taken("Gemma4RMSNorm", "gemma")
+def _gemma4(original: Forward, module: ModuleType, in_place: bool, record: Record) -> Forward:
+    def forward(self: Any, x: Tensor) -> Any:
+        if traced() or not record.live:
+            return original(self, x)
+        weight = self.weight if self.with_scale else None
+        if weight is not None and self.scale_shift not in (0.0, 1.0):
+            refused("rmsnorm", x, weight, f"a weight shifted by {self.scale_shift}")
+            return original(self, x)
+        ledger.count("rmsnorm", x, weight)
+        x = _dense(x) if in_place else x
+        if weight is not None and self.scale_shift == 1.0:
+            return functions.gemma_rmsnorm(x, weight, self.eps)
+        return functions.rmsnorm(x, weight, self.eps)
+
+    return forward
+
+
+@_taken("RMSNormWithoutScale", "rmsnorm")
+def _without_scale(original: Forward, module: ModuleType, in_place: bool, record: Record) -> Forward:
+    def forward(self: Any, x: Tensor) -> Any:
+        if traced() or not record.live:
+            return original(self, x)
+        ledger.count("rmsnorm", x, None)
+        return functions.rmsnorm(x, None, self.eps)
+
+    return forward
+
+
+@_taken("LayerNorm", "layernorm")
+def _layernorm(original: Forward, module: ModuleType, in_place: bool, record: Record) -> Forward:
+    def forward(self: Any, x: Tensor) -> Any:
+        if traced() or not record.live:
+            return original(self, x)
+        weight = self.weight if self.elementwise_affine else None
+        bias = self.bias if self.use_bias else None
+        if torch.promote_types(x.dtype, self.dtype) != self.dtype:
+            refused("layernorm", x, weight, f"x is rounded to {self.dtype} before it is normalized")
+            return original(self, x)
+        ledger.count("layernorm", x, weight)
+        numerics = FP32.name if in_place else TORCH.name
+        return functions.layernorm(x, weight, bias, self.variance_epsilon, numerics=numerics)
+
+    return forward
