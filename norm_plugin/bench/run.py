@@ -22,7 +22,7 @@ from norm_plugin import settings
 from norm_plugin.bench import arguments, summary, warm
 from norm_plugin.bench import results as stored
 from norm_plugin.bench.families import Buffers
-from norm_plugin.bench.grid import COLD_BYTES, COMPILED_NOTE, PARTS, Point, points, same_kernels
+from norm_plugin.bench.grid import COLD_BYTES, COMPILED_NOTE, PARTS, WARM_BYTES, Point, points, same_kernels
 from norm_plugin.bench.host import host_costs, memory
 from norm_plugin.bench.libraries import LIBRARIES
 from norm_plugin.bench.peers import Broken, LeftOut, Peer, attempt, candidates, checked, unavailable
@@ -31,7 +31,6 @@ from norm_plugin.bench.timing import Call, Time, graph_time
 from norm_plugin.bench.walls import Copy, best_copy, floor
 
 ROUNDS = 2
-WARM_BYTES = 16 << 20
 LARGE = 16 << 20
 SAVE_EVERY = 15.0
 

@@ -18,6 +18,7 @@ from triton.runtime.errors import OutOfResources
 
 from norm_plugin import dispatch
 from norm_plugin.bench.calls import CALLS, DTYPE
+from norm_plugin.bench.grid import WARM_BYTES
 from norm_plugin.bench.timing import graph_time
 from norm_plugin.kernels import configs
 
@@ -60,7 +61,7 @@ def candidates(family: str, width: int) -> Iterator[Candidate]:
             fits = 2 <= share <= 32 if rows > 1 else 4 <= share <= 72 or (warps >= 8 and width >= 32768)
             if fits and (rows == 1 or width <= 2048):
                 late = int(width * DTYPE.itemsize <= LATE_BYTES)
-                leans = (0, 1, 4) if width >= 1024 else (0,)
+                leans = (0, 1) if width >= 1024 else (0,)
                 vectors = (16, 8) if width >= 2048 else (16,)  # a narrower chunk leaves fewer lanes idle at the end
                 yield from (Candidate(family, width, warps, rows, late, *rest) for rest in product(leans, vectors))
 
@@ -86,6 +87,11 @@ def compile_all(chunk: list[Candidate]) -> None:
     torch.cuda.synchronize()
 
 
+def buffers_of(traffic: int) -> int:
+    """As many as stay in the L2 together."""
+    return min(8, max(2, WARM_BYTES // traffic))
+
+
 def measure(c: Candidate) -> Measured:
     """The times of one candidate."""
     times = {}
@@ -93,8 +99,9 @@ def measure(c: Candidate) -> Measured:
     with forced(c):
         dispatch.reset()
         for rows in row_counts(c.width):
-            large = rows * c.width * DTYPE.itemsize * passes >= 32 << 20
-            calls = [make(rows, c.width) for _ in range(3 if large else 8)]
+            traffic = rows * c.width * DTYPE.itemsize * passes
+            large = traffic >= 32 << 20
+            calls = [make(rows, c.width) for _ in range(3 if large else buffers_of(int(traffic)))]
             times[rows] = graph_time(calls, replays=12, launches=6 if large else 64).median
     return Measured(c, times)
 

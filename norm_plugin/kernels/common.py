@@ -86,10 +86,10 @@ def read(places, mask, STAY: tl.constexpr = 0):
 
 
 @triton.jit
-def expect(P, at, N: tl.constexpr, PDL: tl.constexpr):
-    """Have a weight or bias brought to the L2 cache during the wait. No value is read: a preceding kernel may still be
-    writing it."""
-    if PDL:
+def expect(P, at, first, N: tl.constexpr, PDL: tl.constexpr):
+    """Have a weight or bias brought to the L2 cache during the wait, by the first program that reads it: all of them
+    at once would stand in line. No value is read: a preceding kernel may still be writing it."""
+    if PDL and first:
         LINE: tl.constexpr = 1024 // P.dtype.element_ty.primitive_bitwidth  # 128 bytes
         LINES: tl.constexpr = triton.next_power_of_2((N + LINE - 1) // LINE)
         places = P + at + tl.minimum(tl.arange(0, LINES) * LINE, N - 1)[None, :]
