@@ -1,0 +1,105 @@
+"""The patches there are: patches/index.json, and the diff that each entry names."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+from norm_plugin.patching.diff import Diff, Hunk, parse
+from norm_plugin.patching.errors import PatchError
+
+
+def sha256(text: bytes) -> str:
+    """How a file is known."""
+    return hashlib.sha256(text).hexdigest()
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch of one release of an engine: `files` has the hash of each file that it is for."""
+
+    engine: str
+    release: str
+    name: str
+    versions: tuple[str, ...]
+    summary: str
+    unasked: bool
+    files: dict[str, str]
+
+    @property
+    def place(self) -> Path:
+        """The diff."""
+        return folder() / self.engine / self.release / f"{self.name}.diff"
+
+    @cached_property
+    def diff(self) -> Diff:
+        """The diff, parsed; its files are those of the index."""
+        found = parse(self.place.read_bytes())
+        if set(found.files) != set(self.files):
+            raise PatchError(f"{self.place} changes {sorted(found.files)}, and the index says {sorted(self.files)}")
+        return found
+
+    def hunks(self, path: str) -> tuple[Hunk, ...]:
+        """What it does to one file; nothing to a file that it does not name."""
+        return self.diff.files.get(path, ())
+
+
+def folder() -> Path:
+    """Where the diffs lie: inside the package, as it was installed."""
+    return Path(str(importlib.resources.files("norm_plugin"))) / "patches"
+
+
+@cache
+def patches() -> tuple[Patch, ...]:
+    """All of them, in the order of the index."""
+    found = []
+    for release in json.loads((folder() / "index.json").read_text()):
+        for entry in release["patches"]:
+            files = {path: release["files"][path] for path in entry["files"]}
+            versions = tuple(release["versions"])
+            about = (entry["name"], versions, entry["summary"], entry["unasked"])
+            found.append(Patch(release["engine"], release["release"], *about, files))
+    return tuple(found)
+
+
+def engines() -> tuple[str, ...]:
+    """The engines that have patches."""
+    return tuple(dict.fromkeys(patch.engine for patch in patches()))
+
+
+def of(engine: str, version: str) -> tuple[Patch, ...]:
+    """The patches of one version of an engine; what stands behind a + in a version is who built it."""
+    public = version.split("+")[0]
+    found = tuple(patch for patch in patches() if patch.engine == engine and public in patch.versions)
+    if not found:
+        known = sorted({v for patch in patches() if patch.engine == engine for v in patch.versions})
+        raise PatchError(f"there are no patches for {engine} {version}; there are for {', '.join(known)}")
+    return found
+
+
+def named(known: Iterable[Patch], names: Iterable[str]) -> tuple[Patch, ...]:
+    """The patches of these names."""
+    by_name = {patch.name: patch for patch in known}
+    for name in names:
+        if name not in by_name:
+            raise PatchError(f"there is no patch {name!r} here; there are {', '.join(by_name)}")
+    return tuple(by_name[name] for name in dict.fromkeys(names))
+
+
+def together(chosen: Iterable[Patch]) -> None:
+    """Raise if two of the patches touch the same place of a file."""
+    seen: list[Patch] = []
+    for patch in chosen:
+        for other in seen:
+            for path in set(patch.files) & set(other.files):
+                if any(a.meets(b) for a in patch.hunks(path) for b in other.hunks(path)):
+                    raise PatchError(
+                        f"{patch.name} and {other.name} change the same lines of {path}: apply one of them, "
+                        f"and revert the other first if it is applied"
+                    )
+        seen.append(patch)

@@ -1,0 +1,167 @@
+"""list, check, apply and revert: what `norm-plugin patch` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from norm_plugin.patching import catalog, diff
+from norm_plugin.patching.catalog import Patch, sha256
+from norm_plugin.patching.errors import PatchError
+from norm_plugin.patching.site import Site
+from norm_plugin.patching.store import Change, Record, Store
+
+
+@dataclass(frozen=True)
+class State:
+    """One patch and the engine's files: applied, ready, or refused with a reason."""
+
+    patch: Patch
+    state: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A record to make true, with the text of every file it needs, by hash."""
+
+    record: Record
+    texts: dict[str, bytes]
+
+
+def states(site: Site) -> list[State]:
+    """Every patch of the engine's version, each looked at alone."""
+    store = Store(site.folder, site.engine)
+    record = _recorded(store, site)
+    if store.interrupted():
+        reason = "a run was killed half-way here: apply or revert, whichever comes next, begins by taking that back"
+        return [State(patch, "interrupted", reason) for patch in catalog.of(site.engine, site.version)]
+    found = []
+    for patch in catalog.of(site.engine, site.version):
+        if patch.name in record.patches:
+            found.append(State(patch, "applied"))
+        elif by_hand(site, patch):
+            found.append(
+                State(patch, "refused", "its lines are in the files already, and were not put there by this tool")
+            )
+        else:
+            try:
+                plan(store, site, record, [patch.name])
+                found.append(State(patch, "ready"))
+            except PatchError as reason:
+                found.append(State(patch, "refused", str(reason)))
+    return found
+
+
+def by_hand(site: Site, patch: Patch) -> bool:
+    """Whether every line that a patch adds stands in the files, whoever put it there."""
+    for path, hunks in patch.diff.files.items():
+        place = site.folder / path
+        text = place.read_bytes() if place.is_file() else b""
+        if any(b"".join(hunk.added) not in text for hunk in hunks):
+            return False
+    return True
+
+
+def check(site: Site, names: Iterable[str]) -> Plan:
+    """What `apply` would do, with nothing written."""
+    store = Store(site.folder, site.engine)
+    if store.interrupted():
+        raise PatchError("a run was killed half-way here: apply or revert, whichever comes next, takes that back first")
+    return plan(store, site, _recorded(store, site), list(names))
+
+
+def apply(site: Site, names: Iterable[str]) -> tuple[str, ...]:
+    """Apply all of the patches or none; the names of those that were not in yet."""
+    store = Store(site.folder, site.engine)
+    with store.changing():
+        record = _settled(store, site)
+        wanted = plan(store, site, record, list(names))
+        new = tuple(name for name in wanted.record.patches if name not in record.patches)
+        if new:
+            store.change(wanted.record, wanted.texts)
+    return new
+
+
+def revert(site: Site, names: Iterable[str] | None = None) -> tuple[str, ...]:
+    """Take the patches back, or all that are in; the names of those that were."""
+    store = Store(site.folder, site.engine)
+    with store.changing():
+        record = _settled(store, site)
+        going = record.patches if names is None else tuple(dict.fromkeys(names))
+        for name in going:
+            if name not in record.patches:
+                raise PatchError(f"{name} is not applied here; applied are: {', '.join(record.patches) or 'none'}")
+        if going:
+            _unchanged(store, record)
+            left = [name for name in record.patches if name not in going]
+            wanted = _plan(store, site, Record(record.version), left) if left else Plan(Record(record.version), {})
+            store.change(wanted.record, wanted.texts)
+    return going
+
+
+def plan(store: Store, site: Site, record: Record, names: list[str]) -> Plan:
+    """The record with these patches as well; raises with the reason if that cannot be."""
+    _unchanged(store, record)
+    return _plan(store, site, record, [*record.patches, *(name for name in names if name not in record.patches)])
+
+
+def _plan(store: Store, site: Site, record: Record, names: list[str]) -> Plan:
+    chosen = catalog.named(catalog.of(site.engine, site.version), names)
+    catalog.together(chosen)
+    changes, texts = {}, {}
+    for path in dict.fromkeys(path for patch in chosen for path in patch.files):
+        before = _original(store, site, path, next(patch.files[path] for patch in chosen if path in patch.files))
+        hunks = [hunk for patch in chosen for hunk in patch.hunks(path)]
+        after = diff.apply(before, hunks, path)
+        try:
+            compile(after, path, "exec", dont_inherit=True)
+        except SyntaxError as wrong:
+            raise PatchError(f"{path} would not compile with {', '.join(names)}: {wrong}") from None
+        changes[path] = Change(sha256(before), sha256(after))
+        texts[sha256(before)], texts[sha256(after)] = before, after
+    return Plan(Record(site.version, tuple(patch.name for patch in chosen), changes), texts)
+
+
+def _original(store: Store, site: Site, path: str, expected: str) -> bytes:
+    text = store.original(path)
+    if text is None:
+        raise PatchError(f"{site.folder / path} does not exist, which {site.engine} {site.version} should have")
+    if sha256(text) != expected:
+        raise PatchError(
+            f"{site.folder / path} is not the file of {site.engine} {site.version}: its sha256 is {sha256(text)[:12]}, "
+            f"not {expected[:12]}. Somebody changed it, or it is another build; patch it by hand or install it again"
+        )
+    return text
+
+
+def _unchanged(store: Store, record: Record) -> None:
+    for path, change in record.files.items():
+        text = store.current(path)
+        if text is None or sha256(text) != change.after:
+            raise PatchError(
+                f"{store.site / path} was changed after {', '.join(record.patches)} had been applied: "
+                f"its original is {store.folder / 'kept' / change.before}"
+            )
+
+
+def _settled(store: Store, site: Site) -> Record:
+    record = _recorded(store, site)
+    if not record.patches:
+        store.forget()
+    return record
+
+
+def _recorded(store: Store, site: Site) -> Record:
+    """What is applied; nothing, if the engine was installed anew since."""
+    record = store.record()
+    if not store.interrupted() and record.files and all(_is_new(store, site, record, path) for path in record.files):
+        return Record()
+    return record
+
+
+def _is_new(store: Store, site: Site, record: Record, path: str) -> bool:
+    text, change = store.current(path), record.files[path]
+    if text is None:
+        return site.version != record.version
+    return sha256(text) == change.before or (site.version != record.version and sha256(text) != change.after)
