@@ -131,6 +131,7 @@ def find_route(op: Op, args: tuple[Any, ...]) -> Route:
         if len(_routes) >= MOST_ROUTES:
             _forget_routes()
         route = _routes[signature] = _resolve(op, signature, args)
+        _tell()
     else:
         op.check_shapes(args)
     if len(op.written) > 1:
@@ -200,11 +201,25 @@ def _guarded(route: Route, run: Callable[..., Any], what: str) -> Callable[..., 
             x = args[route.op.x]
             _broken[route.op.name, x.dtype, x.shape[-1]] = reason
             route.backend, route.reason, route.fallback, route.run = "native", reason, True, route.op.native
+            _tell()
             return route.op.native(*args)
         route.run = run
         return result
 
     return first
+
+
+_watchers: list[Callable[[], None]] = []
+
+
+def on_resolve(tell: Callable[[], None]) -> None:
+    """Have `tell` called whenever a route is new, or has become another."""
+    _watchers.append(tell)
+
+
+def _tell() -> None:
+    for tell in _watchers:
+        tell()
 
 
 def log_once(message: str) -> None:

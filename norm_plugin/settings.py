@@ -105,8 +105,8 @@ FLAGS: tuple[Flag, ...] = (
         _switch,
     ),
     Flag(
-        "NORM_PLUGIN_REPORT", "report", "a path", "",
-        "write the report there when the engine process ends",
+        "NORM_PLUGIN_REPORT", "report", "a folder", "",
+        "every engine process keeps a JSON file there of which layer ran what, how often; `norm-plugin report` reads it",
         lambda name, text: text or None,
     ),
 )  # fmt: skip

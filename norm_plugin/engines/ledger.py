@@ -1,54 +1,106 @@
 """Who normalized: calls by layer, op and, where the engine's own norm was kept, the reason.
 
-A layer is known by where its weight lies, because an op inside the engine sees tensors and no module.
+A layer is known by where its weight lies, because an op inside the engine sees tensors and no module. With
+NORM_PLUGIN_REPORT all of it is in a file too, as it happens (`report_file`), and CUDA graphs are followed (`graphs`):
+without it a call inside a graph is counted when it is captured, and not when it is replayed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import sys
+import threading
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from norm_plugin import dispatch, settings
+from norm_plugin.engines import ENGINES, graphs, implementations, report_file
 
-@dataclass
+#: More than any model has norms; a weight that is made anew for every call would fill the memory.
+MOST_ROWS = 2048
+BEYOND = f"(beyond the first {MOST_ROWS} layers)"
+
+Key = tuple[str, int, str]
+
+
+@dataclass(eq=False)
 class Row:
-    """One layer, one op, and one reason for not having taken it ("" where ours ran)."""
+    """One layer, one op, and one reason for not having taken it ("" where ours ran).
+
+    `inputs` are the (dtype, width, strides) that were seen at calls 1, 2, 4, 8 and so on. `cell` is where the number
+    of calls stands in the report.
+    """
 
     op: str
-    reason: str
-    width: int
-    dtype: torch.dtype
-    stride: tuple[int, ...]
     weight: int
+    reason: str
+    inputs: list[implementations.Input] = field(default_factory=list)
     calls: int = 0
+    cell: memoryview | None = None
 
     @property
     def layer(self) -> tuple[str, str]:
         """The layer's name in the model and its class."""
         return _layers.get(self.weight, ("", ""))
 
+    def replayed(self) -> int:
+        """How many more calls replays of CUDA graphs have made."""
+        return sum(graph.replays * graph.calls.get(self, 0) for graph in graphs.captured())
 
-_rows: dict[tuple[str, int, str, int], Row] = {}
+
+_rows: dict[Key, Row] = {}
+_counting = _rows  # other ones while a CUDA graph is captured
 _layers: dict[int, tuple[str, str]] = {}
+_unweighted: list[tuple[str, str]] = []
+_lock = threading.RLock()
+_reported = False
 
 
 def count(op: str, x: Tensor, weight: Tensor | None, reason: str = "") -> None:
-    """One call of `op` on x: ours ran it, or the engine's own did for this reason."""
-    place = 0 if weight is None else weight.data_ptr()
-    key = (op, place, reason, x.shape[-1])
-    row = _rows.get(key)
+    """One call of `op` on x: ours runs it, or the engine's own does for this reason."""
+    row = _counting.get((op, 0 if weight is None else weight.data_ptr(), reason))
     if row is None:
-        row = _rows[key] = Row(op, reason, x.shape[-1], x.dtype, x.stride(), place)
-    row.calls += 1
+        row = _open(op, 0 if weight is None else weight.data_ptr(), reason)
+    calls = row.calls = row.calls + 1
+    if row.cell is not None:
+        row.cell[:] = b"%16d" % calls
+    if not calls & (calls - 1):
+        _look(row, x)
+
+
+def _open(op: str, weight: int, reason: str) -> Row:
+    with _lock:
+        _begin()
+        if len(_rows) >= MOST_ROWS:
+            op, weight = BEYOND, 0
+        key = (op, weight, reason)
+        return _counting.setdefault(key, Row(*key))
+
+
+def _look(row: Row, x: Tensor) -> None:
+    """Learn what the row's inputs are like; the first look puts the row into the report."""
+    seen = (str(x.dtype).removeprefix("torch."), x.shape[-1], tuple(x.stride()))
+    if seen not in row.inputs:
+        with _lock:
+            row.inputs.append(seen)
+            _write()
 
 
 def name_layers(model: nn.Module) -> None:
-    """Learn the names of the layers of a model that is loaded."""
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, Tensor) and weight.numel() and not weight.is_meta:
-            _layers.setdefault(weight.data_ptr(), (name, type(module).__name__))
+    """Learn the names of the norms of a model that is loaded."""
+    with _lock:
+        for name, module in model.named_modules():
+            if "norm" not in type(module).__name__.lower():
+                continue
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, Tensor) and weight.numel() and not weight.is_meta:
+                _layers.setdefault(weight.data_ptr(), (name, type(module).__name__))
+            elif next(module.children(), None) is None:
+                _unweighted.append((name, type(module).__name__))
+        _begin()
+        _write()
 
 
 def rows() -> tuple[Row, ...]:
@@ -58,10 +110,128 @@ def rows() -> tuple[Row, ...]:
 
 def calls(op: str, reason: str | None = "") -> int:
     """How often ours ran `op`; with a reason, how often the engine's own did for it; with None, all together."""
-    return sum(row.calls for row in _rows.values() if row.op == op and reason in (None, row.reason))
+    wanted = (row for row in rows() if row.op == op and reason in (None, row.reason))
+    return sum(row.calls + row.replayed() for row in wanted)
 
 
 def reset() -> None:
-    """Forget everything."""
+    """Forget everything. A report that has been written stays as it is."""
+    global _reported, _counting
+    with _lock:
+        _counting = _rows
+        _rows.clear()
+        _layers.clear()
+        _unweighted.clear()
+        graphs.forget()
+        report_file.close()
+        _reported = False
+
+
+# --- the report ---------------------------------------------------------------------------------------------------
+
+
+def facts() -> list[dict[str, Any]]:
+    """The rows as plain values, and one for each layer that nobody has called."""
+    found = [{**_fact(row), "calls": row.calls + row.replayed(), "replayed": row.replayed()} for row in rows()]
+    return found + [{**fact, "calls": 0, "replayed": 0} for fact in _silent()]
+
+
+def _fact(row: Row) -> dict[str, Any]:
+    """Everything but the numbers."""
+    layer, kind = row.layer
+    dtype, width, _ = row.inputs[0] if row.inputs else ("", 0, ())
+    return {
+        "layer": layer,
+        "class": kind,
+        "op": row.op,
+        "reason": row.reason,
+        "width": width,
+        "dtype": dtype,
+        "strides": [list(strides) for _, _, strides in row.inputs],
+        "implementations": implementations.find(row.op, row.inputs) if not row.reason else [],
+    }
+
+
+_NOT_CALLED: dict[str, Any] = {
+    "layer": "", "class": "", "op": "", "reason": "", "width": 0, "dtype": "", "strides": [], "implementations": [],
+}  # fmt: skip
+
+
+def _silent() -> list[dict[str, Any]]:
+    """The layers that nobody has called, or whose calls cannot be told from others' because they have no weight."""
+    called = {row.weight for row in rows()}
+    layers = [layer for weight, layer in _layers.items() if weight not in called]
+    layers += [] if 0 in called else _unweighted
+    return [{**_NOT_CALLED, "layer": name, "class": kind} for name, kind in layers]
+
+
+def _begin() -> None:
+    """The first time: follow CUDA graphs and open the report, if one is wanted."""
+    global _reported
+    if _reported or not settings.get().report:
+        return
+    _reported = True
+    graphs.follow(_capture_begins, _capture_ends, _write)
+    if not _hooked:
+        _hooked.append(True)
+        dispatch.on_resolve(_write)
+        os.register_at_fork(after_in_child=_forked)
+
+
+_hooked: list[bool] = []
+
+
+def _write() -> None:
+    """The whole report anew: only when something but a number has changed."""
+    global _reported
+    with _lock:
+        if not _reported or _counting is not _rows:
+            return
+        places = {row: i for i, row in enumerate(rows())}
+        written = report_file.write(
+            {"engines": _engines()},
+            [*((_fact(row), row, row.calls) for row in places), *((fact, None, 0) for fact in _silent())],
+            [
+                ({"calls": {places[row]: calls for row, calls in graph.calls.items()}}, graph, graph.replays)
+                for graph in graphs.captured()
+            ],
+        )
+        _reported = written
+
+
+def _engines() -> list[dict[str, Any]]:
+    """What the adapters of this process changed."""
+    adapters = [sys.modules.get(f"norm_plugin.engines.{name}") for name in ENGINES]
+    records = [adapter.record() for adapter in adapters if adapter is not None]
+    return [
+        {"engine": record.engine, "version": record.version, "hooks": record.live, "missing": record.missing}
+        for record in records
+        if record is not None
+    ]
+
+
+def _capture_begins() -> None:
+    global _counting
+    _counting = {}
+
+
+def _capture_ends() -> dict[Row, int]:
+    """The rows that were called while a graph was captured; what was captured has not run."""
+    global _counting
+    with _lock:
+        seen, _counting = _counting, _rows
+        calls: dict[Row, int] = {}
+        for key, row in seen.items():
+            place = _rows.setdefault(key, Row(*key))
+            place.inputs += [one for one in row.inputs if one not in place.inputs]
+            calls[place] = row.calls
+        return calls
+
+
+def _forked() -> None:
+    """A child has a report of its own, and has called nothing yet; its layers are its parent's."""
+    global _reported
+    _reported = False
+    report_file.close()
+    graphs.forget()
     _rows.clear()
-    _layers.clear()

@@ -1,0 +1,97 @@
+"""CUDA graphs: which calls were captured into each, and how often it was replayed.
+
+Python does not run at a replay, so what is counted while a graph is captured is counted again at each of its replays:
+one number a replay, whatever the graph holds. Graphs with the same calls (one layer at fifty batch sizes) share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+
+from norm_plugin.engines.record import Record
+
+#: Where a torch.cuda.CUDAGraph keeps its Graph.
+_ATTRIBUTE = "_norm_plugin_graph"
+
+
+@dataclass(eq=False)
+class Graph:
+    """Calls by row, and how often they were replayed. `cell` is where that number stands in the report."""
+
+    calls: dict[Any, int]
+    replays: int = 0
+    cell: memoryview | None = None
+
+    def replay(self) -> None:
+        """One replay more."""
+        replays = self.replays = self.replays + 1
+        if self.cell is not None:
+            self.cell[:] = b"%16d" % replays
+
+
+_graphs: dict[frozenset[tuple[Any, int]], Graph] = {}
+_record: Record | None = None
+
+
+def captured() -> tuple[Graph, ...]:
+    """All of them."""
+    return tuple(_graphs.values())
+
+
+def follow(begin: Callable[[], None], end: Callable[[], dict[Any, int]], changed: Callable[[], None]) -> None:
+    """Call `begin` and `end` around every capture; `end` answers with the calls in between. `changed`: a new graph."""
+    global _record
+    if _record is not None:
+        return
+    _record = Record("torch", torch.__version__)
+
+    def beginning(original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def capture_begin(graph: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(graph, *args, **kwargs)
+            begin()
+            return result
+
+        return capture_begin
+
+    def ending(original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def capture_end(graph: Any, *args: Any, **kwargs: Any) -> Any:
+            calls = end()
+            result = original(graph, *args, **kwargs)
+            setattr(graph, _ATTRIBUTE, _of(calls))
+            changed()
+            return result
+
+        return capture_end
+
+    def replaying(original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def replay(graph: Any, *args: Any, **kwargs: Any) -> Any:
+            known = getattr(graph, _ATTRIBUTE, None)
+            if known is not None:
+                known.replay()
+            return original(graph, *args, **kwargs)
+
+        return replay
+
+    for name, make in (("capture_begin", beginning), ("capture_end", ending), ("replay", replaying)):
+        _record.replace(name, torch.cuda.CUDAGraph, name, make)
+
+
+def _of(calls: dict[Any, int]) -> Graph:
+    return _graphs.setdefault(frozenset(calls.items()), Graph(calls))
+
+
+def forget() -> None:
+    """Stop following, and forget what was captured."""
+    global _record
+    if _record is not None:
+        _record.undo()
+        _record = None
+    _graphs.clear()

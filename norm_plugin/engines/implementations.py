@@ -1,0 +1,57 @@
+"""What runs a layer: the routes of dispatch that inputs like its own have taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from norm_plugin import dispatch
+from norm_plugin.dispatch import Route
+
+#: dtype, width, strides
+Input = tuple[str, int, tuple[int, ...]]
+
+
+def find(op: str, inputs: list[Input]) -> list[dict[str, str]]:
+    """Backend, reason for it, numerics and launch configuration: one entry, or several if the inputs differ."""
+    found: list[dict[str, str]] = []
+    for route in dispatch.routes():
+        if route.op.name == op and _input(route) in inputs:
+            entry = {
+                "backend": route.backend,
+                "because": route.reason,
+                "numerics": _numerics(route),
+                "configuration": _configuration(route),
+            }
+            if entry not in found:
+                found.append(entry)
+    return found
+
+
+def _input(route: Route) -> Input:
+    dtype, shape, strides, _ = route.signature[1 + route.op.x]
+    return str(dtype).removeprefix("torch."), shape[-1], tuple(strides)
+
+
+def _numerics(route: Route) -> str:
+    given = dict(zip(route.op.arguments, route.signature[1:], strict=True))
+    return f"{given.get('numerics', 'fp32')}{', 1 + w' if given.get('gemma') else ''}"
+
+
+def _configuration(route: Route) -> str:
+    """How the kernel is launched, which the function that runs the route holds."""
+    for cell in getattr(route.run, "__closure__", None) or ():
+        launch = cell.cell_contents
+        if hasattr(launch, "constants") and hasattr(launch, "warps"):
+            return _described(launch)
+    return ""
+
+
+def _described(launch: Any) -> str:
+    words = [f"{launch.warps} warps"]
+    config = getattr(launch, "config", None)
+    if config is not None:
+        words.append(f"{config.rows} rows a program")
+        words.append(f"{config.chunks} x {config.block} columns")
+    if launch.pdl:
+        words.append("PDL")
+    return ", ".join(words)
