@@ -106,7 +106,7 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "NORM_PLUGIN_REPORT", "report", "a folder", "",
-        "every engine process keeps a JSON file there of which layer ran what, how often; `norm-plugin report` reads it",
+        "every engine process keeps a JSON file there of what ran each layer, how often; `norm-plugin report` reads it",
         lambda name, text: text or None,
     ),
 )  # fmt: skip
