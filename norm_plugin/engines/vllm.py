@@ -1,0 +1,220 @@
+"""norm_plugin in vLLM: the entry point of the group vllm.general_plugins, which vLLM calls in each of its processes.
+
+The `forward` of vLLM's norm classes is replaced, and nothing that vLLM compiles: a traced call takes the way that it
+takes without us, so Inductor and the fusion passes see what they always see. NORM_PLUGIN_SCOPE=all adds our ops to
+compiled code as well, through a provider of vLLM's IR where there is one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable
+from functools import partial, wraps
+from types import ModuleType
+from typing import Any, NamedTuple
+from weakref import WeakSet
+
+from torch import Tensor, nn
+
+from norm_plugin import settings
+from norm_plugin.dispatch import BackendError
+from norm_plugin.engines import ledger, vllm_layers
+from norm_plugin.engines.common import asked, refused, traced
+from norm_plugin.engines.fingerprint import fingerprint
+from norm_plugin.engines.on_import import after_import
+from norm_plugin.engines.record import Record
+from norm_plugin.engines.vllm_layers import Kept, LayerForward
+
+log = logging.getLogger("norm_plugin")
+
+
+class Hook(NamedTuple):
+    """One class of norm layers, the families of which it may be, and what runs instead of its forward."""
+
+    families: tuple[str, ...]
+    module: str
+    layer: str
+    ours: LayerForward
+    in_ir: bool = False
+
+
+_NORMS = "vllm.model_executor.layers.layernorm"
+_KDA = "vllm.third_party.flash_linear_attention.ops.kda"
+_MIXER2 = "vllm.model_executor.layers.mamba.mamba_mixer2"
+_LOADERS = "vllm.model_executor.model_loader"
+
+HOOKS = (
+    Hook(("rmsnorm", "qknorm"), _NORMS, "RMSNorm", vllm_layers.rms_norm, in_ir=True),
+    Hook(("gemma", "qknorm"), _NORMS, "GemmaRMSNorm", vllm_layers.gemma_rms_norm, in_ir=True),
+    Hook(("layernorm",), _NORMS, "LayerNorm", vllm_layers.layer_norm),
+    Hook(("gated",), _NORMS, "RMSNormGated", vllm_layers.rms_norm_gated),
+    Hook(("gated",), _KDA, "FusedRMSNormGated", vllm_layers.fused_rms_norm_gated),
+    Hook(("mixer2",), _MIXER2, "Mixer2RMSNormGated", vllm_layers.mixer2_rms_norm_gated),
+)
+
+_record: Record | None = None
+
+
+def register() -> None:
+    """Hook in, if the flags say so. It may be called again, and raises only for a misspelt flag or a strict one."""
+    global _record
+    wanted = settings.get()
+    if wanted.backend == "off" or _record is not None:
+        return
+    import vllm
+
+    record = _record = Record("vLLM", vllm.__version__)
+    _join_log(record)
+    try:
+        _install(record, wanted)
+    except (AttributeError, ImportError, TypeError, ValueError, AssertionError) as error:  # a vLLM built otherwise
+        record.undo()
+        record.missed("everything", f"{type(error).__name__}: {error}")
+    for hook, reason in record.missing.items():
+        log.warning("norm_plugin: %s of vLLM %s stays as it is: %s", hook, record.version, reason)
+    if record.missing and wanted.strict:
+        raise BackendError(f"NORM_PLUGIN_STRICT=1, and these hooks are missing: {record.missing}.")
+    log.info("norm_plugin, backend %s, scope %s, in %s", wanted.backend, wanted.scope, record.line())
+
+
+def undo() -> None:
+    """vLLM as it was."""
+    global _record
+    if _record is not None:
+        _record.undo()
+    _record = None
+
+
+def record() -> Record | None:
+    """What is hooked in this process, or None where nothing was asked for."""
+    return _record
+
+
+def _join_log(record: Record) -> None:
+    """vLLM shows what its own loggers write, and nobody else's below a warning."""
+    before = log.parent
+    log.parent = logging.getLogger("vllm")
+    record.on_undo(lambda: setattr(log, "parent", before))
+
+
+def _install(record: Record, wanted: settings.Settings) -> None:
+    from vllm import envs
+
+    if getattr(envs, "VLLM_BATCH_INVARIANT", False):
+        record.missed("everything", "VLLM_BATCH_INVARIANT=1 is a promise of vLLM's own norms")
+        return
+    _mark_compiled_code(record, envs)
+    has_ir = importlib.util.find_spec("vllm.ir") is not None
+    if has_ir and "rmsnorm" in wanted.ops:
+        from norm_plugin.engines import vllm_ir
+
+        vllm_ir.install(record, first=wanted.scope == "all")
+    for hook in HOOKS:
+        if any(map(asked, hook.families)):
+            # the nodes of vLLM's IR must stay in compiled code, for the fusion passes: the provider takes them later
+            in_graphs = wanted.scope == "all" and not (has_ir and hook.in_ir)
+            _when_there(record, hook.module, hook.layer, partial(_replace_forward, record, hook, in_graphs))
+    _when_there(record, _LOADERS, "layer names", partial(_watch_loaders, record))
+
+
+def _when_there(record: Record, module: str, name: str, do: Callable[[ModuleType], None]) -> None:
+    """`do` with the module once it is imported; a module that this vLLM does not have is missing."""
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # of a package above it
+        found = None
+    if found is None:
+        record.missed(name, f"there is no {module}")
+        return
+    record.live[name] = "when imported"
+    record.on_undo(after_import(module, do))
+
+
+def _mark_compiled_code(record: Record, envs: ModuleType) -> None:
+    """Make our flags and sources part of the key of vLLM's compile cache, which knows nothing of plugins."""
+    flags = [flag.name for flag in settings.FLAGS if flag.name != "NORM_PLUGIN_REPORT"]
+    facts: dict[str, Callable[[], Any]] = {flag: partial(os.environ.get, flag) for flag in flags}
+    for name, value in (facts | {"NORM_PLUGIN_FINGERPRINT": fingerprint}).items():
+        envs.environment_variables[name] = value
+        record.on_undo(partial(envs.environment_variables.pop, name, None))
+
+
+# --- layers -------------------------------------------------------------------------------------------------------
+
+
+def _replace_forward(record: Record, hook: Hook, in_graphs: bool, module: ModuleType) -> None:
+    record.live.pop(hook.layer, None)
+    owner = getattr(module, hook.layer, None)
+    if owner is None:
+        record.missed(hook.layer, f"{module.__name__} has no {hook.layer}")
+        return
+    record.replace(hook.layer, owner, "forward", lambda original: _forward(hook, original, in_graphs))
+
+
+def _forward(hook: Hook, original: Callable[..., Any], in_graphs: bool) -> Callable[..., Any]:
+    """Ours; or the original, where it is traced, where ours cannot, or where it was not asked for."""
+    ours = hook.ours
+    left_out = [family for family in hook.families if not asked(family)]
+
+    @wraps(original)
+    def forward(self: Any, *args: Any, **named: Any) -> Any:
+        if traced() and not in_graphs:
+            return original(self, *args, **named)
+        if left_out and _family(self, hook) in left_out:
+            return original(self, *args, **named)
+        found = ours(self, *args, **named)
+        if type(found) is not Kept:
+            return found
+        weight = getattr(self, "weight", None)
+        x = args[0] if args and isinstance(args[0], Tensor) else weight
+        if isinstance(x, Tensor) and not traced():
+            refused(found.op, x, weight, found.reason)
+        return original(self, *args, **named)
+
+    return forward
+
+
+#: The norms of q and k among the layers of the loaded models: they have no class of their own.
+_of_heads: WeakSet[nn.Module] = WeakSet()
+_HEADS = ("q_norm", "k_norm", "v_norm", "q_layernorm", "k_layernorm", "query_norm", "key_norm", "qk_norm")
+
+
+def _family(layer: nn.Module, hook: Hook) -> str:
+    return "qknorm" if layer in _of_heads else hook.families[0]
+
+
+# --- once a model is loaded ---------------------------------------------------------------------------------------
+
+
+def _watch_loaders(record: Record, module: ModuleType) -> None:
+    record.live.pop("layer names", None)
+    loaders = {value for value in vars(module).values() if isinstance(value, type) and "load_model" in vars(value)}
+    for loader in sorted(loaders, key=lambda loader: loader.__name__):
+        record.replace(f"layer names by {loader.__name__}", loader, "load_model", partial(_load_model, record))
+
+
+def _load_model(record: Record, original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    @wraps(original)
+    def load_model(*args: Any, **named: Any) -> nn.Module:
+        model = original(*args, **named)
+        vllm_layers.forget_choices()
+        ledger.name_layers(model)
+        _of_heads.update(layer for name, layer in model.named_modules() if name.rpartition(".")[2] in _HEADS)
+        log.info("norm_plugin: %s has %s", type(model).__name__, _kinds(model))
+        return model
+
+    return load_model
+
+
+def _kinds(model: nn.Module) -> str:
+    """The norm layers of a model, and whose each is."""
+    kinds = Counter(type(layer) for layer in model.modules() if "Norm" in type(layer).__name__)
+    ours = tuple(hook.layer for hook in HOOKS)
+    described = []
+    for kind, number in kinds.items():
+        whose = "ours" if any(base.__name__ in ours for base in kind.__mro__) else f"{kind.__module__.split('.')[0]}'s own"
+        described.append(f"{number} {kind.__name__} ({whose})")
+    return ", ".join(described) or "no norm layers"

@@ -1,0 +1,215 @@
+"""The norm layers of vLLM on our ops: what each runs instead of its forward, and when its own is kept.
+
+Where a layer's own way is kept the answer is a Kept with the reason. The numerics are those of what is replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from norm_plugin import functions
+from norm_plugin.engines import ledger
+from norm_plugin.engines.common import traced
+from norm_plugin.numerics import FP32, HF, TORCH, TORCH_HF, VLLM_C
+
+#: What vLLM's norms are given; others are left to vLLM.
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Ours does not do this call, and why."""
+
+    op: str
+    reason: str
+
+
+Answer = Tensor | tuple[Tensor, Tensor] | Kept
+LayerForward = Callable[..., Answer]
+
+
+def count(op: str, x: Tensor, weight: Tensor | None) -> None:
+    """One call of ours, where it really runs: a traced one is counted by nobody."""
+    if not traced():
+        ledger.count(op, x, weight)
+
+
+def why_not(x: Any, *others: Tensor | None) -> str:
+    """Why a norm of x is not for us; `others` must have x's shape."""
+    if not isinstance(x, Tensor):
+        return f"x is a {type(x).__name__}"
+    if x.dtype not in DTYPES:
+        return f"x has dtype {x.dtype}"
+    for other in others:
+        if other is not None and other.shape != x.shape:
+            return "what goes with x has another shape"
+    return ""
+
+
+# --- RMSNorm ------------------------------------------------------------------------------------------------------
+
+
+def chosen_provider(name: str, *args: Any) -> str:
+    """Who would compute this call of a vLLM IR op if we were not there; "" in a vLLM without IR."""
+    try:
+        from vllm import ir
+    except ImportError:
+        return ""
+    op = getattr(ir.ops, name)
+    for provider in op.get_priority():
+        if not provider.startswith("norm_plugin") and op.impls[provider].supports_args(*args):
+            return str(provider)
+    return "native"
+
+
+def rounds_before_weight(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether vLLM's native path does: it multiplies in the weight's dtype."""
+    return weight is not None and weight.dtype == x.dtype and x.dtype != torch.float32
+
+
+def native_numerics(x: Tensor, weight: Tensor | None) -> str:
+    """The numerics of vLLM's native RMSNorm."""
+    return HF.name if rounds_before_weight(x, weight) else FP32.name
+
+
+def rms_numerics(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, size: int | None) -> str:
+    """The numerics of what vLLM would run: its native path, or a kernel that rounds once."""
+    if residual is None:
+        provider = chosen_provider("rms_norm", x, weight, eps, size)
+    else:
+        provider = chosen_provider("fused_add_rms_norm", x, residual, weight, eps, size)
+    if provider == "native" or (provider == "" and x.device.type == "cpu"):
+        return native_numerics(x, weight)
+    return FP32.name if residual is None else VLLM_C.name
+
+
+#: rms_numerics by all that it depends on while one model is loaded.
+_numerics: dict[tuple[Any, ...], str] = {}
+
+
+def forget_choices() -> None:
+    """Another model may have another configuration."""
+    _numerics.clear()
+
+
+def known_numerics(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, size: int | None) -> str:
+    """rms_numerics, asked once for each kind of call."""
+    kind = (x.dtype, x.device.type, None if weight is None else weight.dtype, size, residual is None)
+    found = _numerics.get(kind)
+    if found is None:
+        found = _numerics[kind] = rms_numerics(x, residual, weight, eps, size)
+    return found
+
+
+def rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: Any, **others: Any) -> Answer:
+    """RMSNorm. vLLM gives x and residual away: they may be overwritten, as its own kernels do."""
+    op = "rmsnorm" if residual is None else "fused_add_rmsnorm"
+    reason = unknown(rest, others) or why_not(x, residual)
+    if reason:
+        return Kept(op, reason)
+    given = layer.pass_weight if residual is None else layer.pass_weight_add
+    weight: Tensor | None = layer.weight if given else None
+    if weight is not None and weight.dtype != x.dtype and weight.dtype != torch.float32:
+        return Kept(op, f"x has dtype {x.dtype} and the weight {weight.dtype}")
+    eps, size = layer.variance_epsilon, layer.variance_size_override
+    numerics = known_numerics(x, residual, weight, eps, size)
+    if residual is None:
+        count(op, x, weight)
+        return functions.rmsnorm(x, weight, eps, numerics=numerics, variance_size=size)
+    if residual.dtype != x.dtype:
+        return Kept(op, f"x has dtype {x.dtype} and the residual {residual.dtype}")
+    count(op, x, weight)
+    if size is not None or not (writable(x) and writable(residual)) or x.data_ptr() == residual.data_ptr():
+        return functions.add_rmsnorm(x, residual, weight, eps, numerics=numerics, variance_size=size)
+    functions.fused_add_rmsnorm(x, residual, weight, eps, numerics=numerics)
+    return x, residual
+
+
+def writable(t: Tensor) -> bool:
+    """Whether every element has a place of its own; only real tensors can be written, and traced ones are not."""
+    return not traced() and t.is_contiguous()
+
+
+def gemma_rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: Any, **others: Any) -> Answer:
+    """GemmaRMSNorm: 1 + weight, in fp32. Its residual is not given away."""
+    op = "rmsnorm" if residual is None else "fused_add_rmsnorm"
+    reason = unknown(rest, others) or why_not(x, residual)
+    if reason:
+        return Kept(op, reason)
+    if residual is not None and residual.dtype != x.dtype:
+        return Kept(op, f"x has dtype {x.dtype} and the residual {residual.dtype}")
+    count(op, x, layer.weight)
+    if residual is None:
+        return functions.gemma_rmsnorm(x, layer.weight, layer.variance_epsilon)
+    return functions.add_rmsnorm(x, residual, layer.weight, layer.variance_epsilon, gemma=True)
+
+
+def unknown(rest: tuple[Any, ...], others: dict[str, Any]) -> str:
+    """Why a call with arguments that this file has never heard of is not for us."""
+    if any(value is not None for value in (*rest, *others.values())):
+        return f"arguments that norm_plugin does not know: {', '.join(others) or len(rest)}"
+    return ""
+
+
+# --- LayerNorm ----------------------------------------------------------------------------------------------------
+
+
+def layer_norm(layer: Any, x: Any, *rest: Any, **others: Any) -> Answer:
+    """LayerNorm, which in vLLM is PyTorch's."""
+    if reason := unknown(rest, others) or why_not(x):
+        return Kept("layernorm", reason)
+    count("layernorm", x, layer.weight)
+    return functions.layernorm(x, layer.weight, layer.bias, layer.eps, numerics=TORCH.name)
+
+
+# --- gated --------------------------------------------------------------------------------------------------------
+
+
+def rms_norm_gated(layer: Any, x: Any, z: Tensor | None = None, *rest: Any, **others: Any) -> Answer:
+    """RMSNormGated."""
+    if reason := unknown(rest, others) or why_not(x, z):
+        return Kept("gated_norm", reason)
+    count("gated_norm", x, layer.weight)
+    how = (layer.eps, layer.group_size, layer.norm_before_gate, layer.activation)
+    return functions.rmsnorm_fn(x, layer.weight, None, z, *how, numerics=TORCH.name)
+
+
+def fused_rms_norm_gated(
+    layer: Any,
+    x: Any,
+    g: Tensor,
+    residual: Tensor | None = None,
+    prenorm: bool = False,
+    residual_in_fp32: bool = False,
+    *rest: Any,
+    **others: Any,
+) -> Answer:
+    """FusedRMSNormGated of the Kimi models: norm, then gate."""
+    reason = unknown(rest, others) or why_not(x, g)
+    if reason or residual is not None or prenorm:
+        return Kept("gated_norm", reason or "with a residual or prenorm")
+    count("gated_norm", x, layer.weight)
+    return functions.rmsnorm_fn(
+        x, layer.weight, layer.bias, g, layer.eps, None, True, layer.activation, numerics=TORCH.name
+    )
+
+
+def mixer2_rms_norm_gated(layer: Any, x: Any, gate: Tensor, *rest: Any, **others: Any) -> Answer:
+    """Mixer2RMSNormGated: gate, then norm by groups. The width, groups and weight of x are this rank's share."""
+    op = "gated_norm"
+    if reason := unknown(rest, others) or why_not(x, gate):
+        return Kept(op, reason)
+    if not layer.use_rms_norm:
+        return Kept(op, "use_rms_norm=False: a gate without a norm")
+    if layer.n_groups % layer.tp_size != 0:
+        return Kept(op, f"{layer.n_groups} groups over {layer.tp_size} ranks: some group has parts on several")
+    count(op, x, layer.weight)
+    one_kernel = layer.n_groups == 1 and x.device.type != "cpu"  # vLLM's own, which rounds once
+    numerics = FP32.name if one_kernel else TORCH_HF.name
+    how = (layer.variance_epsilon, layer.group_size, False)
+    return functions.rmsnorm_fn(x, layer.weight, None, gate, *how, numerics=numerics)

@@ -1,0 +1,119 @@
+"""Runs the real vLLM on one model after another and writes what it answered: a process of `norm-plugin verify`.
+
+All models run in this process, or with --processes each in an engine with processes of its own, as `vllm serve` has
+them; the flags come from the environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from norm_plugin.engines import ledger
+from norm_plugin.verify import child
+from norm_plugin.verify.outcome import Answer, Outcome
+
+#: What every run has; a variable that is set already stays.
+ALWAYS = {
+    "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+}  # fmt: skip
+
+
+class Worker:
+    """What vLLM's workers get as further methods: what was hooked there, and who normalized."""
+
+    def norm_plugin_forget(self) -> None:
+        """Begin to count at 0: what vLLM runs to find out how much memory it has does not matter."""
+        for row in ledger.rows():
+            row.calls = 0
+
+    def norm_plugin_report(self) -> dict[str, Any]:
+        """In words and numbers that can travel between processes."""
+        from norm_plugin.engines import vllm
+
+        record = vllm.record()
+        rows = [
+            {
+                "op": row.op, "reason": row.reason, "width": row.width, "dtype": str(row.dtype).removeprefix("torch."),
+                "stride": list(row.stride), "layer": row.layer[0], "kind": row.layer[1], "calls": row.calls,
+            }
+            for row in ledger.rows() if row.calls
+        ]  # fmt: skip
+        hooks = {"hooks": {}, "missing": {}} if record is None else {"hooks": record.live, "missing": record.missing}
+        return hooks | {"rows": rows}
+
+
+def engine_arguments(model: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """What vllm.LLM is given: few requests at a time, and nothing that a norm does not need."""
+    given: dict[str, Any] = {
+        "model": str(model), "dtype": options.dtype, "tensor_parallel_size": options.tp, "seed": 0,
+        "enforce_eager": options.mode == "eager", "max_model_len": 256, "max_num_seqs": 8,
+        "max_num_batched_tokens": 512, "kv_cache_memory_bytes": 64 << 20, "disable_log_stats": True,
+        "skip_tokenizer_init": True, "worker_extension_cls": f"{__name__}.{Worker.__name__}",
+    }  # fmt: skip
+    if options.device == "cuda":
+        given |= {"attention_backend": "TRITON_ATTN", "gpu_memory_utilization": 0.3}
+    return given | child.others(options)
+
+
+def answer(prompt: list[int], output: Any) -> Answer:
+    """One prompt's answer, from what vLLM says of it."""
+    chosen = output.outputs[0]
+    logprobs = [position[token].logprob for token, position in zip(chosen.token_ids, chosen.logprobs, strict=True)]
+    top = [{str(token): said.logprob for token, said in position.items()} for position in chosen.logprobs]
+    return Answer(prompt, list(chosen.token_ids), logprobs, top)
+
+
+def ask(llm: Any, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
+    """All prompts in one batch, greedy, to the last token."""
+    from vllm import SamplingParams
+
+    how = SamplingParams(temperature=0, max_tokens=max_tokens, logprobs=child.TOP, ignore_eos=True, detokenize=False)
+    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], how, use_tqdm=False)
+    return [answer(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
+
+
+def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> Outcome:
+    """One model in an engine of its own."""
+    import vllm
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    begin = time.perf_counter()
+    llm = vllm.LLM(**engine_arguments(model, options))
+    try:
+        llm.collective_rpc("norm_plugin_forget")
+        answers = ask(llm, prompts, options.max_tokens)
+        reports = llm.collective_rpc("norm_plugin_report")
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        ledger.reset()
+        cleanup_dist_env_and_memory()
+        gc.collect()
+    return Outcome(
+        "vllm", vllm.__version__, model.name, options.dtype, options.device, options.mode, child.flags(), answers,
+        rows=[row for report in reports for row in report["rows"]],
+        hooks=reports[0]["hooks"], missing=reports[0]["missing"], seconds=time.perf_counter() - begin,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = child.parser("python -m norm_plugin.verify.vllm_child", __doc__, "vllm.LLM")
+    parser.add_argument("--processes", action="store_true", help="the engine and its workers in their own processes")
+    options = parser.parse_args()
+    for name, value in ALWAYS.items():
+        os.environ.setdefault(name, value)
+    if not options.processes:
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if options.mode == "eager" and options.device == "cpu":  # else a small function of the sampler is compiled
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    child.run_all(run, options)
+
+
+if __name__ == "__main__":
+    main()
