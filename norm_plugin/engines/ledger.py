@@ -45,6 +45,21 @@ class Row:
         """The layer's name in the model and its class."""
         return _layers.get(self.weight, ("", ""))
 
+    @property
+    def dtype(self) -> str:
+        """Of the first input."""
+        return self.inputs[0][0] if self.inputs else ""
+
+    @property
+    def width(self) -> int:
+        """Of the first input."""
+        return self.inputs[0][1] if self.inputs else 0
+
+    @property
+    def stride(self) -> tuple[int, ...]:
+        """Of the first input."""
+        return self.inputs[0][2] if self.inputs else ()
+
     def replayed(self) -> int:
         """How many more calls replays of CUDA graphs have made."""
         return sum(graph.replays * graph.calls.get(self, 0) for graph in graphs.captured())
@@ -139,14 +154,13 @@ def facts() -> list[dict[str, Any]]:
 def _fact(row: Row) -> dict[str, Any]:
     """Everything but the numbers."""
     layer, kind = row.layer
-    dtype, width, _ = row.inputs[0] if row.inputs else ("", 0, ())
     return {
         "layer": layer,
         "class": kind,
         "op": row.op,
         "reason": row.reason,
-        "width": width,
-        "dtype": dtype,
+        "width": row.width,
+        "dtype": row.dtype,
         "strides": [list(strides) for _, _, strides in row.inputs],
         "implementations": implementations.find(row.op, row.inputs) if not row.reason else [],
     }
