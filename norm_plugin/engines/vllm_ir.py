@@ -70,7 +70,7 @@ def install(record: Record, first: bool) -> None:
         record.replace("ir priority", platform, "get_default_ir_op_priority", _ours_first)
 
 
-def _ours_first(original: Callable[..., Any]) -> classmethod[Any, ..., Any]:
+def _ours_first(original: Callable[..., Any]) -> Any:
     def get_default_ir_op_priority(cls: Any, vllm_config: Any) -> Any:
         priority = original(vllm_config)
         for name in OPS:

@@ -24,37 +24,13 @@ ALWAYS = {
 }  # fmt: skip
 
 
-class Worker:
-    """What vLLM's workers get as further methods: what was hooked there, and who normalized."""
-
-    def norm_plugin_forget(self) -> None:
-        """Begin to count at 0: what vLLM runs to find out how much memory it has does not matter."""
-        for row in ledger.rows():
-            row.calls = 0
-
-    def norm_plugin_report(self) -> dict[str, Any]:
-        """In words and numbers that can travel between processes."""
-        from norm_plugin.engines import vllm
-
-        record = vllm.record()
-        rows = [
-            {
-                "op": row.op, "reason": row.reason, "width": row.width, "dtype": str(row.dtype).removeprefix("torch."),
-                "stride": list(row.stride), "layer": row.layer[0], "kind": row.layer[1], "calls": row.calls,
-            }
-            for row in ledger.rows() if row.calls
-        ]  # fmt: skip
-        hooks = {"hooks": {}, "missing": {}} if record is None else {"hooks": record.live, "missing": record.missing}
-        return hooks | {"rows": rows}
-
-
 def engine_arguments(model: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What vllm.LLM is given: few requests at a time, and nothing that a norm does not need."""
     given: dict[str, Any] = {
         "model": str(model), "dtype": options.dtype, "tensor_parallel_size": options.tp, "seed": 0,
         "enforce_eager": options.mode == "eager", "max_model_len": 256, "max_num_seqs": 8,
         "max_num_batched_tokens": 512, "kv_cache_memory_bytes": 64 << 20, "disable_log_stats": True,
-        "skip_tokenizer_init": True, "worker_extension_cls": f"{__name__}.{Worker.__name__}",
+        "skip_tokenizer_init": True, "worker_extension_cls": "norm_plugin.verify.vllm_worker.Worker",
     }  # fmt: skip
     if options.device == "cuda":
         given |= {"attention_backend": "TRITON_ATTN", "gpu_memory_utilization": 0.3}
