@@ -12,7 +12,7 @@ from typing import Any
 
 VOCAB, BOS, EOS, PAD = 320, 256, 257, 258
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD, POSITIONS = 128, 256, 3, 4, 2, 32, 512
-MAMBA_HEADS, MAMBA_HEAD, STATE, CONV = 8, 32, 32, 4
+MAMBA_LAYERS, MAMBA_HEADS, MAMBA_HEAD, STATE, CONV = 2, 8, 32, 16, 4
 MAMBA = MAMBA_HEADS * MAMBA_HEAD
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
@@ -124,7 +124,7 @@ def _gpt2() -> Shapes:
 
 def _mamba2(groups: int) -> Architecture:
     config = _config(
-        "Mamba2ForCausalLM", "mamba2", num_hidden_layers=LAYERS, num_heads=MAMBA_HEADS, head_dim=MAMBA_HEAD,
+        "Mamba2ForCausalLM", "mamba2", num_hidden_layers=MAMBA_LAYERS, num_heads=MAMBA_HEADS, head_dim=MAMBA_HEAD,
         state_size=STATE, n_groups=groups, conv_kernel=CONV, expand=MAMBA // HIDDEN, chunk_size=64, hidden_act="silu",
         layer_norm_epsilon=1e-5, use_bias=False, use_conv_bias=True, rms_norm=True, residual_in_fp32=True,
         time_step_rank=8, time_step_limit=[0.0, 1e9], tie_word_embeddings=False,
@@ -134,7 +134,7 @@ def _mamba2(groups: int) -> Architecture:
 
     def shapes() -> Shapes:
         yield "backbone.embeddings.weight", (VOCAB, HIDDEN)
-        for i in range(LAYERS):
+        for i in range(MAMBA_LAYERS):
             yield from _norm(f"backbone.layers.{i}.norm")
             yield from _mamba(f"backbone.layers.{i}.mixer", groups)
         yield from _norm("backbone.norm_f")
@@ -206,7 +206,7 @@ FALCON_GROUPS = 2
 
 def _falcon_h1() -> Shapes:
     yield "model.embed_tokens.weight", (VOCAB, HIDDEN)
-    for i in range(LAYERS):
+    for i in range(MAMBA_LAYERS):
         at = f"model.layers.{i}"
         yield from _norm(f"{at}.input_layernorm", f"{at}.pre_ff_layernorm")
         yield from _mamba(f"{at}.mamba", FALCON_GROUPS)
@@ -289,7 +289,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "falcon_h1": Architecture(
         _config(
-            "FalconH1ForCausalLM", "falcon_h1", **UNTIED, rms_norm_eps=1e-5, mlp_bias=False, projectors_bias=False,
+            "FalconH1ForCausalLM", "falcon_h1", **{**UNTIED, "num_hidden_layers": MAMBA_LAYERS}, rms_norm_eps=1e-5,
+            mlp_bias=False, projectors_bias=False,
             mamba_d_ssm=MAMBA, mamba_n_heads=MAMBA_HEADS, mamba_d_head=MAMBA_HEAD, mamba_n_groups=FALCON_GROUPS,
             mamba_d_state=STATE, mamba_d_conv=CONV, mamba_expand=MAMBA // HIDDEN, mamba_chunk_size=64,
             mamba_conv_bias=True, mamba_proj_bias=False, mamba_rms_norm=True, mamba_norm_before_gate=False,

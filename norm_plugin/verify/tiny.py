@@ -106,7 +106,7 @@ def _norm_weight(architecture: Architecture, name: str, noise: Tensor) -> Tensor
     one_plus = architecture.one_plus and "linear_attn" not in name
     middle, spread = (0.0 if one_plus else 1.0), 0.3
     if architecture.tied and name in ("model.norm.weight", "transformer.ln_f.weight"):
-        middle, spread = (12.0, 3.0) if one_plus else (6.0, 1.0)  # what the small embedding took from the logits
+        middle, spread = (8.0, 2.0) if one_plus else (3.0, 0.5)  # what the small embedding took from the logits
     return middle + spread * noise
 
 
