@@ -77,7 +77,32 @@ def register() -> None:
         log.warning("norm_plugin: %s of vLLM %s stays as it is: %s", hook, record.version, reason)
     if record.missing and wanted.strict:
         raise BackendError(f"NORM_PLUGIN_STRICT=1, and these hooks are missing: {record.missing}.")
-    log.info("norm_plugin, backend %s, scope %s, in %s", wanted.backend, wanted.scope, record.line())
+    _say_once_vllm_logs(record, wanted)
+
+
+def _say_once_vllm_logs(record: Record, wanted: settings.Settings) -> None:
+    """One line a process; from 0.32 on vLLM sets up its log after it has called its plugins."""
+
+    def say() -> None:
+        log.info("norm_plugin, backend %s, scope %s, in %s", wanted.backend, wanted.scope, record.line())
+
+    def then_say(original: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(original)
+        def configure_logging(*args: Any, **named: Any) -> Any:
+            result = original(*args, **named)
+            if not said:
+                said.append(True)
+                say()
+            return result
+
+        return configure_logging
+
+    said: list[bool] = []
+    logger = importlib.import_module("vllm.logger")
+    if logging.getLogger("vllm").handlers or not hasattr(logger, "configure_logging"):
+        say()
+    else:
+        record.replace("log", logger, "configure_logging", then_say)
 
 
 def undo() -> None:
