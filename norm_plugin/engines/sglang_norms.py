@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +37,7 @@ def _taken(cls: str, family: str) -> Callable[[Any], Any]:
 
 def hook(module: ModuleType, record: Record, method: str) -> None:
     """Take `method` of every class that the module has."""
+    in_place = method == "forward_cuda"
     for cls, family, make in CLASSES:
         name = f"{family}:{cls}"
         if not asked(family):
@@ -44,8 +46,7 @@ def hook(module: ModuleType, record: Record, method: str) -> None:
         if owner is None:
             record.missed(name, f"{module.__name__} has no {cls}")
             continue
-        in_place = method == "forward_cuda"
-        record.replace(name, owner, method, lambda original, make=make: make(original, module, in_place, record))
+        record.replace(name, owner, method, partial(make, module=module, in_place=in_place, record=record))
 
 
 def _add_norm(
