@@ -67,18 +67,6 @@ class Op:
             if args[i] is not None and args[i].shape != x.shape:
                 checks.same_shape(self.arguments[i], args[i], self.arguments[self.x], x)
 
-    def agree(self, tensors: tuple[Tensor | None, ...]) -> bool:
-        """check_shapes and check_disjoint for tensors whose sizes are known to agree but for the first."""
-        rows = tensors[self.x].numel()  # type: ignore[union-attr]
-        for i in self.alike:
-            t = tensors[i]
-            if t is not None and t.numel() != rows:
-                return False
-        if len(self.written) > 1:
-            first, second = tensors[self.written[0]], tensors[self.written[1]]
-            return first is None or second is None or first.data_ptr() != second.data_ptr() or rows == 0
-        return True
-
     def check_disjoint(self, args: tuple[Any, ...]) -> None:
         """No two of the arguments that are written may be one tensor; only real tensors can tell."""
         first, second = self.written

@@ -21,6 +21,9 @@ try:
 except ImportError:
     dynamo_guards = None  # type: ignore[assignment]
 
+#: What a guard cannot ask, because it asks of one tensor at a time.
+Agreement = Callable[[tuple[Any, ...]], bool]
+
 #: A model has few signatures an op; the latest ones are kept.
 MOST_PLANS = 8
 
@@ -37,6 +40,7 @@ class Plan:
     missing: tuple[int, ...]
     unrecorded: bool
     recognises: Callable[..., bool]
+    agree: Agreement | None
     rest: tuple[Any, ...]
     route: Route
 
@@ -56,6 +60,28 @@ def guard(tensors: list[Tensor], by_row: list[bool]) -> Callable[..., bool] | No
         return None
 
 
+def agreement(op: Op, given: tuple[int, ...]) -> Agreement | None:
+    """check_shapes and check_disjoint for tensors whose sizes are known to agree but for the first.
+
+    An empty tensor has no address of its own, so it takes the ordinary road.
+    """
+    x = op.x
+    alike = [i for i in op.alike if i in given]
+    apart = [i for i in op.written if i in given] if len(op.written) > 1 else []
+    if len(apart) < 2:
+        if not alike:
+            return None
+        if len(alike) == 1:  # nearly every call: a loop takes twice as long
+            other = alike[0]
+            return lambda t: t[other].numel() == t[x].numel()
+        return lambda t: all(t[i].numel() == t[x].numel() for i in alike)
+    first, second = apart
+    if len(alike) == 1:
+        other = alike[0]
+        return lambda t: t[other].numel() == t[x].numel() and t[first].data_ptr() != t[second].data_ptr()
+    return lambda t: all(t[i].numel() == t[x].numel() for i in alike) and t[first].data_ptr() != t[second].data_ptr()
+
+
 def remember(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...], route: Route) -> None:
     """Recognise this signature from now on."""
     given = tuple(i for i, t in enumerate(tensors) if t is not None)
@@ -64,22 +90,24 @@ def remember(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...], 
     if recognises is not None:
         missing = tuple(i for i in range(len(tensors)) if i not in given)
         unrecorded = any(t.requires_grad for t in present)
-        op.plans.append(Plan(given, missing, unrecorded, recognises, rest, route))
+        op.plans.append(Plan(given, missing, unrecorded, recognises, agreement(op, given), rest, route))
         del op.plans[:-MOST_PLANS]
 
 
 def find(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -> Route | None:
     """The route of a recognised call, or None."""
     for plan in op.plans:
-        if plan.rest != rest or any_given(tensors, plan.missing) or (plan.unrecorded and torch.is_grad_enabled()):
+        if plan.rest != rest or (plan.unrecorded and torch.is_grad_enabled()):
             continue
         try:
-            known = (
-                plan.recognises(*tensors) if not plan.missing else plan.recognises(*[tensors[i] for i in plan.given])
-            )
+            if plan.missing:
+                if any_given(tensors, plan.missing) or not plan.recognises(*[tensors[i] for i in plan.given]):
+                    continue
+            elif not plan.recognises(*tensors):
+                continue
         except TypeError:  # None, where the plan has a tensor
             continue
-        if known and op.agree(tensors):
+        if plan.agree is None or plan.agree(tensors):
             found: Route = plan.route
             return found
     return None

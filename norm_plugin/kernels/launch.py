@@ -130,13 +130,16 @@ def processors(device: torch.device) -> int:
 
 
 class KernelLaunch:
-    """One kernel for one signature: everything but pointers, the number of rows and eps is fixed."""
+    """One kernel for one signature: everything but pointers, the number of rows and eps is fixed.
+
+    A kernel that works on something else than rows has no layout.
+    """
 
     def __init__(
         self,
         kernel: Any,
         warps: int,
-        layout: Layout,
+        layout: Layout | None,
         device: torch.device,
         pdl: bool,
         constants: dict[str, Any],
@@ -146,8 +149,13 @@ class KernelLaunch:
         self.options: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": True}
         if pdl:
             self.options["launch_pdl"] = True
-        self.integers = (*layout.sizes, *(s for strides in layout.strides for s in strides))
-        self.constants = {"LEVELS": layout.levels, "ALIGN": layout.align, "PDL": pdl, **constants}
+        self.integers: tuple[int | None, ...] = ()
+        self.constants = {"PDL": pdl, **constants}
+        if layout is not None:
+            self.integers = (*layout.sizes, *(s for strides in layout.strides for s in strides))
+            self.constants |= {"LEVELS": layout.levels, "ALIGN": layout.align}
+        self.lean: KernelLaunch | None = None
+        self.lean_from = MOST_ROWS + 1
         self.direct: driver.Launcher | None = None
         self.direct_reason = ""
         self.index = device.index
@@ -157,10 +165,9 @@ class KernelLaunch:
             self.direct_reason = "a stride takes more than 32 bits"
 
     def __call__(self, m: int, eps: float, *pointers: Tensor | None) -> None:
-        if m == 0:
+        if not 0 < m < self.lean_from:
+            self.of_many_rows(m, eps, pointers)
             return
-        if m > MOST_ROWS:
-            raise ValueError(f"the input has {m} rows, and a kernel counts at most {MOST_ROWS}; split it.")
         direct = self.direct
         if direct is not None and _current_device() == self.index and not hooked():
             addresses = [p.data_ptr() for p in pointers if p is not None]
@@ -171,6 +178,13 @@ class KernelLaunch:
                 direct(_raw_stream(self.index), m, eps, addresses)
                 return
         self.through_jit(m, eps, pointers)
+
+    def of_many_rows(self, m: int, eps: float, pointers: Sequence[Tensor | None]) -> None:
+        """Of so many that another launch takes them, or none can; of none, nothing is to do."""
+        if m > MOST_ROWS:
+            raise ValueError(f"the input has {m} rows, and a kernel counts at most {MOST_ROWS}; split it.")
+        if m > 0 and self.lean is not None:
+            self.lean(m, eps, *pointers)
 
     def through_jit(self, m: int, eps: float, pointers: Sequence[Tensor | None]) -> None:
         """Triton's own launch, which specialises for whatever it is given."""
@@ -221,14 +235,6 @@ class Launch(KernelLaunch):
         rows = config.rows
         super().__init__(kernel, config.warps, layout, device, pdl, made, lambda m: -(-m // rows))
         self.config = config
-        self.lean: Launch | None = None
-        self.lean_from = 0
         if config.lean and config.preload and not lean:
             self.lean = Launch(kernel, config, layout, device, pdl, constants, lean=True)
             self.lean_from = processors(device) * config.lean * config.rows
-
-    def __call__(self, m: int, eps: float, *pointers: Tensor | None) -> None:
-        if self.lean is not None and m >= self.lean_from:
-            self.lean(m, eps, *pointers)
-        else:
-            super().__call__(m, eps, *pointers)
