@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from norm_plugin import settings
 from norm_plugin.dispatch import BackendError
-from norm_plugin.engines import ledger, sglang_gated, sglang_norms
+from norm_plugin.engines import heads, ledger, sglang_gated, sglang_norms
 from norm_plugin.engines.common import asked, traced
 from norm_plugin.engines.on_import import after_import
 from norm_plugin.engines.record import Record
@@ -141,7 +141,7 @@ def _count_all_reduce(module: ModuleType, record: Record) -> None:
         return flashinfer_allreduce_residual_rmsnorm
 
     if asked("rmsnorm") or asked("gemma"):
-        record.replace("counted:all_reduce", module, "flashinfer_allreduce_residual_rmsnorm", make)
+        record.replace("fused with an all-reduce", module, "flashinfer_allreduce_residual_rmsnorm", make)
 
 
 def _count_qk_norm(module: ModuleType, record: Record) -> None:
@@ -158,7 +158,7 @@ def _count_qk_norm(module: ModuleType, record: Record) -> None:
         return fused_inplace_qknorm
 
     if asked("qknorm") and hasattr(module, "fused_inplace_qknorm"):
-        record.replace("counted:qknorm", module, "fused_inplace_qknorm", make)
+        record.replace("one kernel for q and k", module, "fused_inplace_qknorm", make)
 
 
 def _count_torch(model: nn.Module) -> None:
@@ -187,12 +187,13 @@ def _hook_loading(module: ModuleType, record: Record) -> None:
 
         return load_model
 
-    record.replace("report", module.ModelRunner, "load_model", make)
+    record.replace("layer names", module.ModelRunner, "load_model", make)
 
 
 def _loaded(model: nn.Module, record: Record) -> None:
     """By now SGLang's logger is set up, and an error stops the server where the user sees it."""
     ledger.name_layers(model)
+    heads.learn(model)
     _count_torch(model)
     for hook, reason in record.missing.items():
         log.warning("norm_plugin: %s stays as it is: %s", hook, reason)

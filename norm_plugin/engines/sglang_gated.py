@@ -7,6 +7,8 @@ SGLang counts on: x stays as it was here.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +22,7 @@ from norm_plugin.engines.sglang_norms import Forward
 from norm_plugin.numerics import ACTIVATIONS, TORCH_HF
 
 
-def _everywhere(module: ModuleType, record: Record, hook: str, name: str, make: Any) -> None:
+def _everywhere(module: ModuleType, record: Record, hook: str, name: str, make: Callable[[Forward], Forward]) -> None:
     """Replace a function in its module, and wherever it was imported by name before we came."""
     original = getattr(module, name, None)
     if not record.replace(hook, module, name, make):
@@ -29,13 +31,13 @@ def _everywhere(module: ModuleType, record: Record, hook: str, name: str, make: 
     for other in [m for n, m in sys.modules.items() if n.startswith("sglang.")]:
         if other is not module and vars(other).get(name) is original:
             setattr(other, name, ours)
-            record.on_undo(lambda other=other: setattr(other, name, original))
+            record.on_undo(partial(setattr, other, name, original))
 
 
 def hook_layernorm_gated(module: ModuleType, record: Record) -> None:
     """sglang...fla.layernorm_gated: Qwen3.5, Mamba2 and its family, Ling."""
     if asked("gated"):
-        _everywhere(module, record, "gated:layernorm_gated", "rms_norm_gated", lambda f: _layernorm_gated(f, record))
+        _everywhere(module, record, "layernorm_gated", "rms_norm_gated", lambda f: _layernorm_gated(f, record))
 
 
 def _layernorm_gated(original: Forward, record: Record) -> Forward:
@@ -52,7 +54,9 @@ def _layernorm_gated(original: Forward, record: Record) -> Forward:
         activation: str = "swish",
         **more: Any,
     ) -> Any:
-        how = {"eps": eps, "group_size": group_size, "norm_before_gate": norm_before_gate, "activation": activation}
+        how: dict[str, Any] = {
+            "eps": eps, "group_size": group_size, "norm_before_gate": norm_before_gate, "activation": activation,
+        }  # fmt: skip
         reason = f"an activation {activation!r}" if activation not in ACTIVATIONS else ""
         reason = next((f"an argument {name}" for name, value in more.items() if value is not None), reason)
         if traced() or not record.live or reason:
@@ -78,7 +82,7 @@ def _last_contiguous(t: Tensor) -> Tensor:
 def hook_fused_norm_gate(module: ModuleType, record: Record) -> None:
     """sglang...fla.fused_norm_gate: Qwen3-Next, Kimi. Another function of the same name, with other arguments."""
     if asked("gated"):
-        _everywhere(module, record, "gated:fused_norm_gate", "rms_norm_gated", lambda f: _fused_norm_gate(f, record))
+        _everywhere(module, record, "fused_norm_gate", "rms_norm_gated", lambda f: _fused_norm_gate(f, record))
 
 
 def _fused_norm_gate(original: Forward, record: Record) -> Forward:
@@ -116,9 +120,9 @@ def hook_mixer2(module: ModuleType, record: Record, method: str) -> None:
         make = _mixer2 if method == "forward_native" else _mixer2_cuda
         owner = getattr(module, "Mixer2RMSNormGated", None)
         if owner is None:
-            record.missed("mixer2:Mixer2RMSNormGated", f"{module.__name__} has no Mixer2RMSNormGated")
+            record.missed("Mixer2RMSNormGated", f"{module.__name__} has no Mixer2RMSNormGated")
         else:
-            record.replace("mixer2:Mixer2RMSNormGated", owner, method, lambda original: make(original, record))
+            record.replace("Mixer2RMSNormGated", owner, method, lambda original: make(original, record))
 
 
 def _not_ours(layer: Any) -> str:

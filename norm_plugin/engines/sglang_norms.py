@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -16,20 +15,22 @@ import torch
 from torch import Tensor
 
 from norm_plugin import functions
-from norm_plugin.engines import ledger
+from norm_plugin.engines import heads, ledger
 from norm_plugin.engines.common import asked, refused, traced, widened_sum
 from norm_plugin.engines.record import Record
 from norm_plugin.numerics import FP32, HF, TORCH, VLLM_C
 
 Forward = Callable[..., Any]
 
-#: class, family, and who makes the replacement.
-CLASSES: list[tuple[str, str, Callable[[Forward, ModuleType, bool, Record], Forward]]] = []
+Make = Callable[[Forward, ModuleType, bool, Record], Forward]
+
+#: Class, the families of which its layers may be, and who makes the replacement.
+CLASSES: list[tuple[str, tuple[str, ...], Make]] = []
 
 
-def _taken(cls: str, family: str) -> Callable[[Any], Any]:
-    def enter(make: Any) -> Any:
-        CLASSES.append((cls, family, make))
+def _taken(cls: str, *families: str) -> Callable[[Make], Make]:
+    def enter(make: Make) -> Make:
+        CLASSES.append((cls, families, make))
         return make
 
     return enter
@@ -38,15 +39,34 @@ def _taken(cls: str, family: str) -> Callable[[Any], Any]:
 def hook(module: ModuleType, record: Record, method: str) -> None:
     """Take `method` of every class that the module has."""
     in_place = method == "forward_cuda"
-    for cls, family, make in CLASSES:
-        name = f"{family}:{cls}"
-        if not asked(family):
+    for cls, families, make in CLASSES:
+        if not any(map(asked, families)):
             continue
         owner = getattr(module, cls, None)
         if owner is None:
-            record.missed(name, f"{module.__name__} has no {cls}")
+            record.missed(cls, f"{module.__name__} has no {cls}")
             continue
-        record.replace(name, owner, method, partial(make, module=module, in_place=in_place, record=record))
+
+        def replacement(original: Forward, make: Make = make, families: tuple[str, ...] = families) -> Forward:
+            return _only_asked(families, original, make(original, module, in_place, record))
+
+        record.replace(cls, owner, method, replacement)
+
+
+def _only_asked(families: tuple[str, ...], original: Forward, ours: Forward) -> Forward:
+    """Ours for the layers of the families that are asked for."""
+    left_out = [family for family in families if not asked(family)]
+    if not left_out:
+        return ours
+
+    def forward(self: Any, *args: Any, **named: Any) -> Any:
+        return (original if heads.family(self, families[0]) in left_out else ours)(self, *args, **named)
+
+    return forward
+
+
+def _op(residual: Tensor | None, in_place: bool) -> str:
+    return "rmsnorm" if residual is None else "fused_add_rmsnorm" if in_place else "add_rmsnorm"
 
 
 def _add_norm(
@@ -69,7 +89,7 @@ def _add_three_and_norm(
     return out, total.to(x.dtype)
 
 
-@_taken("RMSNorm", "rmsnorm")
+@_taken("RMSNorm", "rmsnorm", "qknorm")
 def _rmsnorm(original: Forward, module: ModuleType, in_place: bool, record: Record) -> Forward:
     later = tuple(inspect.signature(original).parameters)[4:]  # self, x, residual, post_residual_addition, ...
     invariant: Callable[[], bool] = module.is_batch_invariant_mode_enabled
@@ -107,10 +127,11 @@ def _rmsnorm(original: Forward, module: ModuleType, in_place: bool, record: Reco
         *positional: Any,
         **named: Any,
     ) -> Any:
-        op = "rmsnorm" if residual is None else "fused_add_rmsnorm"
         if traced() or not record.live:
             return original(self, x, residual, post_residual_addition, *positional, **named)
         native = not in_place or invariant()  # with SGLang's order of additions
+        three = native and residual is not None and post_residual_addition is not None
+        op = _op(residual, in_place and not three)
         weight = self.weight
         more = dict(zip(later, positional, strict=False)) | named
         reason = "no rows" if x.numel() == 0 else why_not(self, x, post_residual_addition, native, more)
@@ -125,7 +146,7 @@ def _rmsnorm(original: Forward, module: ModuleType, in_place: bool, record: Reco
         if residual is None:
             return functions.rmsnorm(_dense(x), weight, eps, numerics=numerics)
         if post_residual_addition is not None:
-            if native:
+            if three:
                 return _add_three_and_norm(x, residual, post_residual_addition, weight, eps, numerics)
             residual = residual + post_residual_addition
         return _add_norm(x, residual, weight, eps, numerics, False, in_place)
@@ -138,7 +159,7 @@ def _dense(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.contiguous()
 
 
-def _gemma(epsilon: str, with_addition: bool, dense: bool) -> Callable[[Forward, ModuleType, bool, Record], Forward]:
+def _gemma(epsilon: str, with_addition: bool, dense: bool) -> Make:
     """GemmaRMSNorm and Gemma3RMSNorm. Their kernels normalize the sum as it is, their PyTorch the rounded one."""
 
     def make(original: Forward, module: ModuleType, in_place: bool, record: Record) -> Forward:
@@ -147,7 +168,7 @@ def _gemma(epsilon: str, with_addition: bool, dense: bool) -> Callable[[Forward,
         def forward(self: Any, x: Tensor, residual: Tensor | None = None, *positional: Any, **named: Any) -> Any:
             if traced() or not record.live:
                 return original(self, x, residual, *positional, **named)
-            op, weight = "rmsnorm" if residual is None else "fused_add_rmsnorm", self.weight
+            op, weight = _op(residual, in_place), self.weight
             more = dict(zip(("post_residual_addition",), positional, strict=False)) | named
             addition = more.pop("post_residual_addition", None) if with_addition else None
             unknown = [name for name, value in more.items() if value is not None]
@@ -167,11 +188,11 @@ def _gemma(epsilon: str, with_addition: bool, dense: bool) -> Callable[[Forward,
     return make
 
 
-CLASSES.append(("GemmaRMSNorm", "gemma", _gemma("variance_epsilon", with_addition=True, dense=True)))
-CLASSES.append(("Gemma3RMSNorm", "gemma", _gemma("eps", with_addition=False, dense=False)))
+_taken("GemmaRMSNorm", "gemma", "qknorm")(_gemma("variance_epsilon", with_addition=True, dense=True))
+_taken("Gemma3RMSNorm", "gemma", "qknorm")(_gemma("eps", with_addition=False, dense=False))
 
 
-@_taken("Gemma4RMSNorm", "gemma")
+@_taken("Gemma4RMSNorm", "gemma", "qknorm")
 def _gemma4(original: Forward, module: ModuleType, in_place: bool, record: Record) -> Forward:
     def forward(self: Any, x: Tensor) -> Any:
         if traced() or not record.live:
@@ -189,7 +210,7 @@ def _gemma4(original: Forward, module: ModuleType, in_place: bool, record: Recor
     return forward
 
 
-@_taken("RMSNormWithoutScale", "rmsnorm")
+@_taken("RMSNormWithoutScale", "rmsnorm", "qknorm")
 def _without_scale(original: Forward, module: ModuleType, in_place: bool, record: Record) -> Forward:
     def forward(self: Any, x: Tensor) -> Any:
         if traced() or not record.live:
