@@ -240,6 +240,7 @@ def _kinds(model: nn.Module) -> str:
     ours = tuple(hook.layer for hook in HOOKS)
     described = []
     for kind, number in kinds.items():
-        whose = "ours" if any(base.__name__ in ours for base in kind.__mro__) else f"{kind.__module__.split('.')[0]}'s own"
+        package = kind.__module__.partition(".")[0]
+        whose = "ours" if any(base.__name__ in ours for base in kind.__mro__) else f"{package}'s own"
         described.append(f"{number} {kind.__name__} ({whose})")
     return ", ".join(described) or "no norm layers"

@@ -1,0 +1,291 @@
+#!/usr/bin/env python3
+"""The real vLLM on a GPU, stock against patched: the same output, and how fast.
+
+    PYTHONPATH=<vLLM and what it needs>:. python3 scripts/gpu_vllm.py PART [--json FILE] [--seconds 540] ...
+
+PART is one of
+  same      each family in eager and in default mode (compiled, CUDA graphs): tokens and logprobs of stock and patched,
+            beside the noise floor, which is stock against stock with the requests in another order
+  speed     decode throughput, stock and patched engines side by side and taking turns: --mode compiled is vLLM's
+            default, --mode eager is --enforce-eager; --repeats 3, the median counts
+  encoder   the norms of a qwen2.5-vl vision encoder, which vLLM runs as eager ops in its default mode
+
+  --families llama gemma3 ...   only these        --modes eager compiled   (same)      --mode compiled|eager   (speed)
+  --layers 4                    of each model     --jobs 3                 engines at once (same)
+  --batch 1 32                  requests at once (speed)                   --scope all  compiled code too
+
+The models have published widths, few layers, and random weights made on the GPU: nothing is read but this checkout,
+nothing has to be installed. FILE is added to: what a later run finds replaces what an earlier one found of the same
+part, family and mode. Nothing that cannot end within --seconds is started. Nothing else may run on the GPU meanwhile.
+`--device cpu --layers 0` rehearses with tiny models, and says nothing about speed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+FAMILIES = (
+    "llama", "gemma3", "nemotron_h", "mamba2_groups", "qwen3", "qwen3_next", "falcon_h1", "gpt2", "mamba2",
+)  # fmt: skip
+ENGINE_SECONDS = 260
+
+
+class Results:
+    """The file, and the clock."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.path, self.begin, self.seconds = options.json, time.monotonic(), options.seconds
+        self.lock = threading.Lock()
+        self.found: list[dict[str, Any]] = []
+        if self.path.exists():
+            self.found = json.loads(self.path.read_text())["results"]
+
+    def left(self) -> float:
+        return self.seconds - (time.monotonic() - self.begin)
+
+    def add(self, result: dict[str, Any]) -> None:
+        with self.lock:
+            key = ("part", "family", "mode", "scope")
+            self.found = [old for old in self.found if any(old.get(k) != result.get(k) for k in key)] + [result]
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text(json.dumps({**about(), "results": self.found}, indent=1) + "\n")
+            print(f"[{time.monotonic() - self.begin:4.0f} s]", json.dumps(result)[:1500], flush=True)
+
+
+def about() -> dict[str, Any]:
+    """When, where, with what."""
+    code = (
+        "import torch, triton, vllm, json; print('@' + json.dumps({'gpu': torch.cuda.get_device_name() "
+        "if torch.cuda.is_available() else None, 'torch': torch.__version__, 'triton': triton.__version__, "
+        "'vllm': vllm.__version__}))"
+    )
+    if not _about:
+        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout
+        _about.update(json.loads(said.rpartition("@")[2] or "{}"), python=platform.python_version())
+    return {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **_about}
+
+
+_about: dict[str, Any] = {}
+
+
+def plugin_folder(work: Path) -> Path:
+    """vLLM finds plugins by metadata, which a checkout has not."""
+    metadata = work / "plugin" / "norm_plugin-0.dist-info"
+    metadata.mkdir(parents=True, exist_ok=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: norm-plugin\nVersion: 0\n")
+    (metadata / "entry_points.txt").write_text(
+        "[vllm.general_plugins]\nnorm_plugin = norm_plugin.engines.vllm:register\n"
+    )
+    return metadata.parent
+
+
+def environment(work: Path, backend: str, options: argparse.Namespace) -> dict[str, str]:
+    """Of an engine of one side."""
+    paths = [str(plugin_folder(work)), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    wanted = {
+        "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_FLASHINFER_SAMPLER": "0", "OMP_NUM_THREADS": "4",
+        "NORM_PLUGIN": backend, "NORM_PLUGIN_SCOPE": options.scope,
+    }  # fmt: skip
+    if options.device == "cpu" and backend == "auto":
+        wanted["NORM_PLUGIN"] = "native"
+    return os.environ | wanted
+
+
+class Engine:
+    """A child process with one model."""
+
+    def __init__(self, work: Path, family: str, mode: str, backend: str, options: argparse.Namespace) -> None:
+        self.name = f"{family}-{mode}-{backend}"
+        self.log = work / f"{self.name}.log"
+        wanted = {
+            "family": family, "mode": mode, "layers": options.layers, "device": options.device, "folder": str(work),
+            "batch": max(options.batch),
+        }  # fmt: skip
+        reading, writing = os.pipe()
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "scripts" / "gpu_vllm_engine.py"), json.dumps(wanted), str(writing)],
+                env=environment(work, backend, options), stdin=subprocess.PIPE, stdout=log, stderr=log,
+                pass_fds=[writing], cwd=ROOT, text=True,
+            )  # fmt: skip
+        os.close(writing)
+        self.answers = os.fdopen(reading)
+        self.watch = threading.Timer(ENGINE_SECONDS, self.process.kill)
+        self.watch.start()
+
+    def answer(self) -> Any:
+        line = self.answers.readline()
+        if not line:
+            self.process.wait()
+            raise RuntimeError(f"{self.name} ended with {self.process.returncode}: {self.last_words()}")
+        return json.loads(line)
+
+    def ask(self, do: str, **order: Any) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps({"do": do, **order}) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if "Error" in line][-4:]
+        return " | ".join([*errors, *lines[-3:]])[-1500:]
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.watch.cancel()
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.close()
+            self.process.wait(20)
+        except (OSError, subprocess.TimeoutExpired):
+            self.process.kill()
+            self.process.wait()
+        self.answers.close()
+
+
+# --- the same output ----------------------------------------------------------------------------------------------
+
+
+def distance(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of two runs: every token of the prompts, and the answers up to where their tokens part."""
+    prompt, decoded, same, first = [], [], 0, []
+    for x, y in zip(one, other, strict=True):
+        prompt += [abs(a - b) for a, b in zip(x["prompt"], y["prompt"], strict=True)]
+        apart = [a != b for a, b in zip(x["tokens"], y["tokens"], strict=True)]
+        common = apart.index(True) if True in apart else len(apart)
+        same += common == len(apart)
+        first.append(common)
+        decoded += [abs(a - b) for a, b in zip(x["logprobs"][:common], y["logprobs"][:common], strict=True)]
+    return {
+        "prompt_mean": statistics.fmean(prompt), "prompt_max": max(prompt),
+        "decoded_mean": statistics.fmean(decoded or [0.0]), "decoded_max": max(decoded or [0.0]),
+        "answers_with_equal_tokens": same, "answers": len(one), "first_difference": min(first),
+    }  # fmt: skip
+
+
+def same(work: Path, family: str, mode: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Stock in two orders, then patched."""
+    order = {"count": 16, "length": 24, "tokens": 4 if options.device == "cpu" else 32}
+    with Engine(work, family, mode, "off", options) as stock:
+        stock.answer()
+        first = stock.ask("answers", reversed=False, **order)
+        again = stock.ask("answers", reversed=False, **order)
+        other = stock.ask("answers", reversed=True, **order)
+    with Engine(work, family, mode, "auto", options) as patched:
+        patched.answer()
+        ours = patched.ask("answers", reversed=False, **order)
+        report = patched.ask("report")
+    noise, mine = distance(first, other), distance(first, ours)
+    return {
+        "within_noise": mine["prompt_mean"] <= 2 * noise["prompt_mean"] or mine["prompt_max"] <= noise["prompt_max"],
+        "noise": noise, "ours": mine, "repeated": distance(first, again), **report,
+    }  # fmt: skip
+
+
+# --- speed --------------------------------------------------------------------------------------------------------
+
+
+def speed(work: Path, family: str, mode: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Both engines are there at once; only one works at a time."""
+    tokens = 4 if options.device == "cpu" else options.tokens
+    with ExitStack() as stack:
+        engines = {b: stack.enter_context(Engine(work, family, mode, b, options)) for b in ("off", "auto")}
+        started = {backend: engine.answer()["started"] for backend, engine in engines.items()}
+        batches: dict[str, Any] = {}
+        for batch in options.batch:
+            for engine in engines.values():  # what is compiled at the first use
+                engine.ask("decode", count=batch, tokens=8)
+            seconds: dict[str, list[float]] = {backend: [] for backend in engines}
+            for _ in range(options.repeats):
+                for backend, engine in engines.items():
+                    seconds[backend].append(engine.ask("decode", count=batch, tokens=tokens))
+            per_second = {b: [batch * tokens / s for s in found] for b, found in seconds.items()}
+            ratios = [a / b for a, b in zip(per_second["auto"], per_second["off"], strict=True)]
+            batches[str(batch)] = {
+                "ratio": statistics.median(per_second["auto"]) / statistics.median(per_second["off"]),
+                "ratios": ratios, "stock_tokens_per_s": per_second["off"], "patched_tokens_per_s": per_second["auto"],
+            }  # fmt: skip
+        report = engines["auto"].ask("report")
+    return {"layers": options.layers, "tokens": tokens, "started": started, "batches": batches, **report}
+
+
+def encoder(work: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """In a process of its own, which times vLLM's own layers with and without us."""
+    sizes = ["64", "2"] if options.device == "cpu" else ["1280", "32"]
+    command = [sys.executable, str(ROOT / "scripts" / "gpu_vllm_encoder.py"), options.device, *sizes]
+    done = subprocess.run(command, env=environment(work, "off", options), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr[-1500:])
+    found: dict[str, Any] = json.loads(done.stdout.rpartition("@")[2])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("same", "speed", "encoder"))
+    parser.add_argument("--json", type=Path, default=Path(os.environ.get("OUT", ".")) / "gpu_vllm.json")
+    parser.add_argument("--seconds", type=float, default=540)
+    parser.add_argument("--families", nargs="*", default=FAMILIES, choices=FAMILIES)
+    parser.add_argument("--modes", nargs="*", default=["eager", "compiled"], choices=("eager", "compiled"))
+    parser.add_argument("--mode", default="compiled", choices=("eager", "compiled"))
+    parser.add_argument("--scope", default="eager", choices=("eager", "all"))
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--batch", type=int, nargs="*", default=[1, 32])
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=3)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    options = parser.parse_args()
+    results = Results(options)
+    work = Path(tempfile.mkdtemp(prefix="gpu_vllm."))
+    longest = [60.0]
+    failed = []
+
+    def one(family: str, mode: str) -> None:
+        if results.left() < longest[0]:
+            print(f"no time for {options.part} {family} {mode}", flush=True)
+            failed.append(family)
+            return
+        begin = time.monotonic()
+        what = {"part": options.part, "family": family, "mode": mode, "scope": options.scope}
+        try:
+            found = {"same": same, "speed": speed}[options.part](work, family, mode, options)
+        except RuntimeError as error:
+            found = {"error": str(error)}
+            failed.append(family)
+        longest.append(max(longest.pop(), time.monotonic() - begin))
+        results.add({**what, **found, "seconds": round(time.monotonic() - begin, 1)})
+
+    if options.part == "encoder":
+        results.add({"part": "encoder", **encoder(work, options)})
+    elif options.part == "speed":
+        for family in options.families:
+            one(family, options.mode)
+    else:
+        with ThreadPoolExecutor(options.jobs) as pool:
+            list(pool.map(one, *zip(*[(f, m) for m in options.modes for f in options.families], strict=True)))
+    print(f"logs in {work}", flush=True)
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()
