@@ -1,9 +1,10 @@
 """A row alone and the same row in any batch have the same bits.
 
 The grid: every op, with its variants taken in turn x every dtype x widths of every kind of launch (one row a program or
-several, one chunk or many, weights read early or late, rows read again). The batches lie around the sizes at which
-tiles and launches change, and beyond the switch to the launch of large batches. layernorm_linear ends in a matrix
-product that is PyTorch's, which promises no such thing.
+several, one chunk or many, weights read early or late, rows read again). Of the largest batch, the first rows and the
+last ones of every smaller size, and single rows. The sizes lie around those at which tiles and launches change, and
+beyond the switch to the launch of large batches. layernorm_linear ends in a matrix product that is PyTorch's, which
+promises no such thing.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from norm_plugin.kernels import configs
 from norm_plugin.ops import OPS
 from tests.kernels import twins
 from tests.kernels.device import COMPILED, DEVICE
-from tests.kernels.test_configs import rows_of
 from tests.kernels.test_widths import VARIANTS, at
 from tests.spec import samples
+from tests.spec.test_rows import rows_of
 
 BATCHES = [1, 2, 3, 31, 64, 65, 255, 256, 257, 4096] if COMPILED else [1, 3, 9]
 WIDTHS = [64, 80, 128, 256, 512, 1024, 1280, 2048, 2880, 4096, 5120, 7168, 8192, 12288, 16384, 18432, 32768, 131072]
@@ -42,11 +43,6 @@ def batch(op: Op, variant: samples.Arguments, rows: int, width: int, dtype: torc
     return a
 
 
-def alone(op: Op, a: samples.Arguments, row: int) -> samples.Arguments:
-    """The same call on one of its rows, which lies where it lay."""
-    return a | {name: a[name][row : row + 1] for name in samples.alike(op) if a[name] is not None}
-
-
 def all_equal(part: tuple[Tensor, ...], whole: tuple[Tensor, ...]) -> bool:
     return all(twins.same_bits(*pair) for pair in zip(part, whole, strict=True))
 
@@ -61,10 +57,9 @@ def test_a_row_does_not_depend_on_its_batch(name: str, dtype: torch.dtype, width
     a = batch(op, at(op, variant, width), max(batches), width, dtype)
     whole = twins.outputs_of_spec(op, a)
     for rows in batches:
-        part = twins.outputs_of_spec(op, rows_of(op, a, rows))
-        assert all_equal(part, tuple(t[:rows] for t in whole)), f"{rows} rows"
-        last = twins.outputs_of_spec(op, alone(op, a, rows - 1))
-        assert all_equal(last, tuple(t[rows - 1 : rows] for t in whole)), f"row {rows - 1}"
+        for part in (slice(0, rows), slice(max(batches) - rows, None), slice(rows - 1, rows)):
+            found = twins.outputs_of_spec(op, rows_of(op, a, part))
+            assert all_equal(found, tuple(t[part] for t in whole)), f"rows {part} of {max(batches)}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -77,7 +72,10 @@ def test_heads_of_a_fused_projection_do_not_depend_on_its_tokens(name: str) -> N
             a[key] = a[key].view(tokens, 12, 128)[:, :8]
     whole = twins.outputs_of_spec(op, a)
     for token in (0, tokens // 2, tokens - 1):
-        assert all_equal(twins.outputs_of_spec(op, alone(op, a, token)), tuple(t[token : token + 1] for t in whole))
+        assert all_equal(
+            twins.outputs_of_spec(op, rows_of(op, a, slice(token, token + 1))),
+            tuple(t[token : token + 1] for t in whole),
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,5 +85,5 @@ def test_a_row_does_not_depend_on_a_forced_switch(name: str) -> None:
     a = batch(op, VARIANTS[name][0], 1024 if COMPILED else 17, 128, torch.bfloat16)
     with configs.forced(4, 4, 1, 1):
         whole = twins.outputs_of_spec(op, a)
-        part = twins.outputs_of_spec(op, alone(op, a, 3))
+        part = twins.outputs_of_spec(op, rows_of(op, a, slice(3, 4)))
     assert all_equal(part, tuple(t[3:4] for t in whole))
