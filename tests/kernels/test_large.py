@@ -20,6 +20,8 @@ from tests.kernels.test_invariance import NAMES, all_equal, batch
 from tests.kernels.test_widths import VARIANTS, at
 from tests.spec import samples
 
+pytestmark = pytest.mark.alone
+
 BF16 = torch.bfloat16
 LIMIT = 2**31
 WIDTH = 80
@@ -54,7 +56,6 @@ def some(op: Op, a: samples.Arguments, rows: slice) -> samples.Arguments:
 
 
 @on_a_gpu
-@pytest.mark.alone
 @pytest.mark.parametrize("width", [64, 8192, 131072])
 @pytest.mark.parametrize("name", NAMES)
 def test_more_elements_than_32_bits_count(name: str, width: int) -> None:
