@@ -55,6 +55,7 @@ def test_weight_and_bias_may_have_different_dtypes() -> None:
 
 def test_simple_layernorm_native_is_layernorm() -> None:
     a = samples.arguments(OPS["layernorm"], (6, 96))
+    a.pop("numerics")
     assert torch.equal(simple_layernorm_native(*a.values()), norm_plugin.layernorm(*a.values()))
 
 
