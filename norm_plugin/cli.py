@@ -20,7 +20,10 @@ try:
 except ModuleNotFoundError:
     sys.exit("norm-plugin prints with rich, which is not installed: pip install 'norm-plugin[cli]'.")
 
+from norm_plugin.commands import patch
+
 NO_GPU = 2
+ON_A_GPU = ("bench", "tune")
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,6 +43,7 @@ def parser() -> argparse.ArgumentParser:
     tune_options = verbs.add_parser("tune", help="make the launch configurations of this GPU", description=about)
     tune_options.add_argument("--json", type=Path, default=Path("configs.json"), metavar="FILE")
     tune_options.set_defaults(do=tune)
+    patch.add(verbs)
     return found
 
 
@@ -70,7 +74,7 @@ def tune(options: argparse.Namespace, console: Console) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parser().parse_args(arguments)
-    if not torch.cuda.is_available():
+    if options.verb in ON_A_GPU and not torch.cuda.is_available():
         print(f"norm-plugin {options.verb}: there is no GPU here that torch can use.", file=sys.stderr)
         sys.exit(NO_GPU)
     options.do(options, Console())

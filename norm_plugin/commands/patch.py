@@ -1,0 +1,112 @@
+"""norm-plugin patch: source patches for an engine that somebody builds or vendors."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from norm_plugin.patching import catalog, work
+from norm_plugin.patching.errors import PatchError
+from norm_plugin.patching.site import Site, find
+
+REFUSED = 1
+DESCRIPTION = (
+    "Source patches for vLLM and SGLang where no plugin loads. A patch is applied to the exact file that it was made "
+    "for, known by its hash; all of those named are applied or none, and revert gives the very bytes back."
+)
+ACTIONS = {
+    "list": "the patches of the engine's version, and which are applied",
+    "check": "what apply would do, with nothing written",
+    "apply": "apply all of the named patches, or none",
+    "revert": "take the named patches back, or all that are applied",
+}
+
+
+def add(verbs: Any) -> None:
+    """The verb and its actions."""
+    options = verbs.add_parser("patch", help="source patches for engines that you build", description=DESCRIPTION)
+    actions = options.add_subparsers(dest="action", required=True, metavar="list|check|apply|revert")
+    for action, about in ACTIONS.items():
+        one = actions.add_parser(action, help=about, description=about[0].upper() + about[1:] + ".")
+        every = "every patch that is applied" if action == "revert" else "every patch but the unconditional ones"
+        if action != "list":
+            one.add_argument("names", nargs="*", metavar="PATCH", help=f"as `list` has it; without one: {every}")
+        one.add_argument("--engine", required=True, choices=catalog.engines(), help="whose source it is")
+        one.add_argument("--site", type=Path, metavar="DIR", help="the folder the engine's package lies in")
+        one.add_argument("--json", action="store_true", help="print JSON")
+        one.set_defaults(do=run, names=[])
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """One action; exits with 1 and the reason where something is refused."""
+    try:
+        site = find(options.engine, options.site)
+        {"list": listed, "check": checked, "apply": applied, "revert": reverted}[options.action](options, site, console)
+    except PatchError as reason:
+        if options.json:
+            print(json.dumps({"engine": options.engine, "refused": str(reason)}))
+        print(f"norm-plugin patch {options.action}: {reason}.", file=sys.stderr)
+        sys.exit(REFUSED)
+
+
+def listed(options: argparse.Namespace, site: Site, console: Console) -> None:
+    """Every patch of this version, with its state."""
+    states = work.states(site)
+    if options.json:
+        rows = [
+            {"name": s.patch.name, "state": s.state, "reason": s.reason, "summary": s.patch.summary} for s in states
+        ]
+        print(json.dumps({**_where(site), "patches": rows}, indent=1))
+        return
+    table = Table(title=f"{site.engine} {site.version} in {site.folder}", title_justify="left")
+    for heading in ("patch", "state", "what it does"):
+        table.add_column(heading, no_wrap=heading != "what it does")
+    for one in states:
+        told = one.patch.summary if not one.reason else f"{one.patch.summary}\n{one.reason}"
+        table.add_row(one.patch.name, one.state, told)
+    console.print(table)
+
+
+def checked(options: argparse.Namespace, site: Site, console: Console) -> None:
+    """The dry run."""
+    names = _names(options, site)
+    files = work.check(site, names).record.files
+    _told(options, site, console, "would be applied", names, [path for path, c in files.items() if c.before != c.after])
+
+
+def applied(options: argparse.Namespace, site: Site, console: Console) -> None:
+    """For good; everything is worked out before the first file is written."""
+    names = _names(options, site)
+    new = work.apply(site, names)
+    _told(options, site, console, "applied", new, [])
+    if len(new) < len(names) and not options.json:
+        console.print(Text(f"already in: {', '.join(name for name in names if name not in new)}"), soft_wrap=True)
+
+
+def reverted(options: argparse.Namespace, site: Site, console: Console) -> None:
+    """The way back."""
+    _told(options, site, console, "reverted", work.revert(site, options.names or None), [])
+
+
+def _names(options: argparse.Namespace, site: Site) -> list[str]:
+    known = catalog.of(site.engine, site.version)
+    return options.names or [patch.name for patch in known if patch.unasked]
+
+
+def _where(site: Site) -> dict[str, str]:
+    return {"engine": site.engine, "version": site.version, "site": str(site.folder)}
+
+
+def _told(options: argparse.Namespace, site: Site, console: Console, what: str, names: Any, files: list[str]) -> None:
+    if options.json:
+        print(json.dumps({**_where(site), what.replace(" ", "_"): list(names), **({"files": files} if files else {})}))
+        return
+    told = f"{what}: {', '.join(names) or 'nothing'} ({site.engine} {site.version} in {site.folder})"
+    console.print(Text("\n".join([told, *(f"  {path}" for path in files)])), soft_wrap=True)
