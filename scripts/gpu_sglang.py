@@ -45,7 +45,7 @@ sys.path.insert(0, str(ROOT))
 FAMILIES = ("llama", "qwen3", "gemma3", "gpt2", "qwen3_next", "qwen3_5", "nemotron_h", "falcon_h1", "mamba2")
 DENSE = ("llama", "qwen3", "gemma3")
 ENGINE = ROOT / "scripts" / "gpu_sglang_engine.py"
-ENGINE_SECONDS = 240
+ENGINE_SECONDS = 240  # most of an engine
 QWEN3 = {"0.6b": (1024, 3072, 16, 8), "1.7b": (2048, 6144, 16, 8), "7b": (3584, 18944, 28, 4), "tiny": (64, 128, 2, 1)}
 
 
@@ -107,7 +107,7 @@ class Runs:
         paths = [str(self.work / "plugin"), str(ROOT), os.environ.get("PYTHONPATH", "")]
         env |= {"PYTHONPATH": ":".join(filter(None, paths)), "HF_HUB_OFFLINE": "1", "SGLANG_PLUGINS": "norm_plugin"}
         if patched:
-            env |= {"NORM_PLUGIN": "auto", "NORM_PLUGIN_REPORT": str(place / "report")}
+            env |= {"NORM_PLUGIN": "native" if self.cpu else "auto", "NORM_PLUGIN_REPORT": str(place / "report")}
         import_only([Path(task["arguments"]["model_path"])])
         env["SGLANG_DISABLED_MODEL_ARCHS"] = os.environ.pop("SGLANG_DISABLED_MODEL_ARCHS")
         if self.cpu:

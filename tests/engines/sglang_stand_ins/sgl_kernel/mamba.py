@@ -6,6 +6,7 @@ No norm is among them but the l2 norm of q and k inside the recurrence.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import Any
 
 import torch
@@ -32,12 +33,14 @@ def causal_conv1d_fn_cpu(
     **_: Any,
 ) -> Tensor:
     """x [channels, tokens] of several sequences behind each other, weight [channels, taps]; the states are updated."""
-    assert conv_states is not None and has_initial_state is not None
-    assert cache_indices is not None and query_start_loc is not None
+    assert conv_states is not None
+    assert has_initial_state is not None
+    assert cache_indices is not None
+    assert query_start_loc is not None
     channels, taps = weight.shape
     result = torch.empty_like(x)
     ends = query_start_loc.tolist()
-    for i, (start, end) in enumerate(zip(ends, ends[1:], strict=False)):
+    for i, (start, end) in enumerate(itertools.pairwise(ends)):
         if start == end:
             continue
         slot = int(cache_indices[i])
@@ -96,7 +99,7 @@ def _by_sequence(
     """The delta rule of sequences that lie behind each other in dimension 1; the states are updated."""
     result = torch.empty_like(v)
     bounds = ends.tolist()
-    for i, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for i, (start, end) in enumerate(itertools.pairwise(bounds)):
         slot = int(slots[i])
         if slot < 0 or start == end:
             continue

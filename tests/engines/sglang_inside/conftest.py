@@ -1,0 +1,29 @@
+"""Tests that run inside SGLang's environment, on its own classes: `test_sglang_inside.py` starts them there."""
+
+import os
+
+os.environ |= {"SGLANG_USE_CPU_ENGINE": "1", "TRITON_INTERPRET": "1", "TORCHDYNAMO_DISABLE": "1"}
+
+import pytest
+import torch
+
+from norm_plugin import settings
+from norm_plugin.engines import ledger
+from norm_plugin.engines.record import Record
+
+
+@pytest.fixture(autouse=True)
+def native():
+    """Every test begins with native norms and an empty ledger."""
+    torch.manual_seed(0)
+    ledger.reset()
+    with settings.override(backend="native"):
+        yield
+
+
+@pytest.fixture
+def record():
+    made = Record("sglang", "as installed")
+    made.live["(begun)"] = "here"
+    yield made
+    made.undo()
