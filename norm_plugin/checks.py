@@ -18,7 +18,7 @@ from norm_plugin.numerics import ACTIVATIONS, GATED_NUMERICS, LAYER_NUMERICS, NU
 ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 #: The arguments that go with x element by element.
-ALIKE = ("residual", "out", "z")
+ALIKE = ("residual", "out", "z", "grad", "residual_grad")
 
 
 def _names(dtypes: Collection[torch.dtype]) -> str:
@@ -121,6 +121,8 @@ class Call:
 RULES: dict[str, Callable[[Call, str, Any], None]] = {
     "residual": Call.per_element,
     "z": Call.per_element,
+    "grad": Call.per_element,
+    "residual_grad": Call.per_element,
     "weight": Call.per_column,
     "bias": Call.per_column,
     "out": Call.out,

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from norm_plugin import checks, dispatch, ops, shortcut
+from norm_plugin import checks, dispatch, gradients, ops, shortcut  # noqa: F401 - gradients gives the ops theirs
 from norm_plugin.dispatch import Op, Route
 from norm_plugin.numerics import FP32
 
@@ -85,7 +85,7 @@ def _differentiable_add(input: Tensor, residual: Tensor, weight: Tensor | None, 
         ops.FUSED_ADD_RMSNORM.check_disjoint((input, residual, weight))
         checks.no_leaf("input", input)
         checks.no_leaf("residual", residual)
-    out, new_residual = torch.ops.norm_plugin.add_rmsnorm(input.clone(), residual.clone(), weight, *how)
+    out, new_residual = torch.ops.norm_plugin.add_rmsnorm(input, residual, weight, *how)
     input.copy_(out)
     residual.copy_(new_residual)
 

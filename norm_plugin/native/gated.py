@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from norm_plugin.native.layer import affine, standardized, standardized_backward
-from norm_plugin.native.rms import inverse_rms, stored, sum_rows, wide, wide_dtype
+from norm_plugin.native.layer import affine, standardized
+from norm_plugin.native.rms import inverse_rms, stored, wide
 from norm_plugin.numerics import ACTIVATIONS, FP32, GATED_NUMERICS, Numerics
 
 
@@ -23,13 +23,6 @@ def gate(z: Tensor, activation: str, numerics: Numerics = FP32) -> Tensor:
         return torch.sigmoid(z) if activation == "sigmoid" else F.silu(z)
     divisor = 1 + torch.exp(-z)
     return divisor.reciprocal() if activation == "sigmoid" else z / divisor
-
-
-def gate_backward(z: Tensor, activation: str) -> Tensor:
-    """The derivative of act at z."""
-    sigmoid = torch.sigmoid(z)
-    slope = sigmoid * (1 - sigmoid)
-    return slope if activation == "sigmoid" else sigmoid + z * slope
 
 
 def by_group(h: Tensor, group_size: int | None) -> Tensor:
@@ -141,34 +134,3 @@ def _layer_norm_fwd_native(
     if out is not None:
         y = out.copy_(y)
     return y, None if mean is None else mean.t().flatten(), rstd.t().flatten()
-
-
-def gated_norm_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    z: Tensor | None,
-    eps: float,
-    group_size: int | None,
-    norm_before_gate: bool,
-    is_rms_norm: bool,
-    activation: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """(dx, dweight, dbias, dz) in the wide dtype; everything is computed again from the inputs."""
-    h, g = wide(x), grad.to(wide_dtype(x.dtype))
-    wide_z = None if z is None else z.to(h.dtype)
-    act = None if wide_z is None else gate(wide_z, activation)
-    gate_first = act is not None and not norm_before_gate
-    xhat, _, rstd = grouped(h * act if act is not None and gate_first else h, group_size, eps, is_rms_norm)
-    flat = xhat.flatten(-2)
-    dnormed = g * act if act is not None and norm_before_gate else g
-    dgrouped = by_group(affine(dnormed, weight, None), group_size)
-    dh = standardized_backward(dgrouped, xhat, rstd, centred=not is_rms_norm).flatten(-2)
-    dweight, dbias = sum_rows(dnormed * flat), sum_rows(dnormed)
-    if act is None or wide_z is None:
-        return dh, dweight, dbias, None
-    slope = gate_backward(wide_z, activation)
-    if gate_first:
-        return dh * act, dweight, dbias, dh * h * slope
-    return dh, dweight, dbias, g * affine(flat, weight, bias) * slope

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from norm_plugin.native.rms import by_row, stored, sum_rows, wide
+from norm_plugin.native.rms import by_row, stored, wide
 from norm_plugin.numerics import FP32, LAYER_NUMERICS
 
 
@@ -88,27 +88,3 @@ def divided_by_max(x: Tensor) -> Tensor:
 def stable_layernorm(x: Tensor, gamma: Tensor, eps: float = 1e-5) -> Tensor:
     """layernorm(x / |max(x)|), row by row, of which no step overflows. See `divided_by_max` for rows without one."""
     return layernorm(divided_by_max(x), gamma, None, eps).to(x.dtype)
-
-
-def standardized_backward(gw: Tensor, xhat: Tensor, rstd: Tensor, centred: bool = True) -> Tensor:
-    """dh of a standardized row, from the gradient of xhat; `centred` is False where no mean was taken off."""
-    dh = gw - xhat * (gw * xhat).mean(-1, keepdim=True)
-    return rstd * (dh - gw.mean(-1, keepdim=True) if centred else dh)
-
-
-def layernorm_backward(grad: Tensor, input: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(dinput, dweight, dbias) in the wide dtype."""
-    xhat, _, rstd = standardized(wide(input), eps)
-    g = grad.to(xhat.dtype)
-    return standardized_backward(affine(g, weight, None), xhat, rstd), sum_rows(g * xhat), sum_rows(g)
-
-
-def layernorm_linear_backward(
-    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, linear_weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(dx, dweight, dbias, dlinear_weight, dlinear_bias); the norm is computed again rather than kept."""
-    normed = layernorm(x, weight, bias, eps).to(linear_weight.dtype)
-    dnormed = grad @ linear_weight
-    rows = grad.reshape(-1, grad.shape[-1])
-    dlinear_weight = rows.t() @ normed.reshape(-1, normed.shape[-1])
-    return *layernorm_backward(dnormed, x, weight, eps), dlinear_weight, wide(rows).sum(0)

@@ -112,37 +112,3 @@ def l2norm(input: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = 
     """input / sqrt(sum(input^2) + eps), row by row."""
     h = wide(input)
     return stored(h * torch.rsqrt(by_row(torch.sum, h.pow(2)) + eps), input, output_dtype)
-
-
-def sum_rows(g: Tensor) -> Tensor:
-    """The gradient of a value that every row shares: [..., N] -> [N]."""
-    return g.reshape(-1, g.shape[-1]).sum(0)
-
-
-def rmsnorm_backward(
-    grad: Tensor,
-    h: Tensor,
-    weight: Tensor | None,
-    eps: float,
-    gemma: bool = False,
-    variance_size: int | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """(dh, dweight) in the wide dtype, for h in the wide dtype. Roundings pass gradients through unchanged."""
-    s = inverse_rms(h, eps, variance_size)
-    xhat, g = h * s, grad.to(h.dtype)
-    gw = g if weight is None else g * (weight.to(h.dtype) + 1 if gemma else weight.to(h.dtype))
-    shared = (gw * xhat).sum(-1, keepdim=True)
-    dh = s * gw
-    if variance_size is None:
-        dh = dh - s * xhat * shared / h.shape[-1]
-    else:  # only these columns reach s
-        dh[..., :variance_size] -= s * xhat[..., :variance_size] * shared / variance_size
-    return dh, None if weight is None else sum_rows(g * xhat)
-
-
-def l2norm_backward(grad: Tensor, input: Tensor, eps: float) -> Tensor:
-    """dinput of l2norm, in the wide dtype."""
-    h = wide(input)
-    s = torch.rsqrt(h.pow(2).sum(-1, keepdim=True) + eps)
-    g, y = grad.to(h.dtype), h * s
-    return s * (g - y * (g * y).sum(-1, keepdim=True))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 import norm_plugin
+from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.numerics import ACTIVATIONS, GATED_NUMERICS, NUMERICS
 from norm_plugin.ops import OPS
 from norm_plugin.verify import bounds, inputs, oracle, ulps
@@ -71,8 +72,9 @@ def gradients(name: str, a: samples.Arguments, *grads: Tensor) -> dict[str, Tens
 
 def test_the_cases_are_all_differentiable_ops() -> None:
     assert set(CASES) == set(DIFFERENTIABLE)
-    with_formula = [n for n in OPS if torch._C._dispatch_has_kernel_for_dispatch_key(f"norm_plugin::{n}", "Autograd")]
-    assert set(with_formula) == set(DIFFERENTIABLE)
+    every = [*OPS, *BACKWARD_OPS]
+    with_formula = [n for n in every if torch._C._dispatch_has_kernel_for_dispatch_key(f"norm_plugin::{n}", "Autograd")]
+    assert set(with_formula) == {*DIFFERENTIABLE, *BACKWARD_OPS}
 
 
 @pytest.mark.parametrize(("name", "variant"), EVERY, ids=IDS)
@@ -112,7 +114,7 @@ def test_through_one_output_alone(name: str) -> None:
         zeros = [grad if other == place else torch.zeros_like(outs[other]) for other in range(len(outs))]
         both = torch.autograd.grad(outs, list(tensors.values()), zeros, retain_graph=True, allow_unused=True)
         for one, other in zip(alone, both, strict=True):
-            torch.testing.assert_close(one, other)
+            torch.testing.assert_close(torch.zeros_like(other) if one is None else one, other)
 
 
 # --- incoming gradients of any strides ----------------------------------------------------------------------------
@@ -185,6 +187,23 @@ def test_out_under_autograd(gemma: bool, aliased: bool) -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_fused_add_is_no_worse_than_adding_and_normalizing_in_torch(dtype: torch.dtype) -> None:
+    """Against the gradient at the sum before its rounding, which neither of them has kept."""
+    rows, width = 256, 64
+    a = samples.arguments(OPS["add_rmsnorm"], (rows, width), dtype)
+    grads = [inputs.make("normal", (rows, width), dtype, seed) for seed in (7, 8)]
+    ours, tensors = gradients("add_rmsnorm", a, *grads), leaves(a)
+    h = tensors["input"] + tensors["residual"]
+    plain = torch.autograd.grad(
+        [F.rms_norm(h, (width,), tensors["weight"], a["eps"]), h], list(tensors.values()), grads
+    )
+    exact = {key: value.detach().double().requires_grad_() for key, value in leaves(a).items()}
+    truth = torch.autograd.grad(TRUTHS["add_rmsnorm"](a | exact), list(exact.values()), [g.double() for g in grads])
+    for place, key in enumerate(("input", "residual")):
+        judge.no_worse(ours[key], plain[place], truth[place])
+
+
 def test_values_under_autograd_are_those_without() -> None:
     for name in DIFFERENTIABLE:
         a = samples.arguments(OPS[name], (5, 48), torch.bfloat16)
@@ -216,8 +235,17 @@ NARROW = [
 ]
 
 
+def at_the_sum(a: samples.Arguments) -> samples.Arguments:
+    """The gradient of a fused add is taken at the sum that it returns, rounded: that is what is kept for it."""
+    if "residual" not in a:
+        return a
+    total = (a["input"].double() + a["residual"].double()).to(a["residual"].dtype)
+    return a | {"input": total, "residual": torch.zeros_like(total)}
+
+
 def true_gradients(name: str, a: samples.Arguments, *grads: Tensor) -> dict[str, Tensor]:
     """Autograd through the oracle, in fp64, on the same values."""
+    a = at_the_sum(a)
     tensors = {key: value.detach().double().requires_grad_() for key, value in leaves(a).items()}
     out = TRUTHS[name](a | tensors)
     wide = [grad.double() for grad in grads]
@@ -227,6 +255,7 @@ def true_gradients(name: str, a: samples.Arguments, *grads: Tensor) -> dict[str,
 
 def fp32_gradients(name: str, a: samples.Arguments, *grads: Tensor) -> dict[str, Tensor]:
     """Autograd through the plain formula in fp32, each gradient rounded to the dtype of its tensor."""
+    a = at_the_sum(a)
     tensors = {key: value.detach().float().requires_grad_() for key, value in leaves(a).items()}
     t = a | tensors
     x = t.get("input", t.get("x"))

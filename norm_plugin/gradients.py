@@ -1,0 +1,191 @@
+"""The gradients of the ops: the backward ops, and what autograd keeps for them.
+
+A backward op is an op like any other: it has a native twin and a kernel, and dispatch says which of them runs and why.
+Nothing is kept for it but x (of a fused add, the sum that is returned anyway), z and the parameters: the statistics of
+a row cost less to compute again than to read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from norm_plugin import library, ops
+from norm_plugin.dispatch import Op, log_once
+from norm_plugin.library import Arguments
+from norm_plugin.native import backward
+
+BACKWARD_OPS: dict[str, Op] = {}
+
+Saved = tuple[Tensor | None, ...]
+Found = tuple[Tensor | None, ...]
+Wanted = tuple[bool, ...]
+
+
+def _register(
+    schema: str, native: Callable[..., Any], fake: Callable[[Arguments], Any], tensors: int, x: str = "input"
+) -> Op:
+    """A backward op. Its first `tensors` arguments may be tensors, by which it can be differentiated in turn."""
+    op = library.register(schema, "backward", native, fake, x)
+    BACKWARD_OPS[op.name] = op
+
+    def again(saved: Saved, wanted: Wanted, *rest: Any) -> Found:
+        log_once(f"the gradient of {op.name} (a second derivative) is computed by PyTorch")
+        constants, grads = rest[:-1], rest[-1]
+        with torch.enable_grad():
+            leaves = [None if t is None else t.detach().requires_grad_() for t in saved]
+            outputs = op.native(*leaves, *constants)
+        pairs = [(o, g) for o, g in zip(_listed(outputs), _listed(grads), strict=True) if g is not None]
+        places = [i for i, t in enumerate(leaves) if t is not None]
+        found: list[Tensor | None] = [None] * tensors
+        inputs = [t for t in leaves if t is not None]
+        outs, out_grads = zip(*pairs, strict=True)
+        for place, grad in zip(places, torch.autograd.grad(outs, inputs, out_grads, allow_unused=True), strict=True):
+            found[place] = grad
+        return tuple(found)
+
+    library.differentiable(op, lambda inputs, output: inputs[:tensors], again, *op.arguments[tensors:])
+    return op
+
+
+def _listed(found: Any) -> list[Any]:
+    return list(found) if isinstance(found, (list, tuple)) else [found]
+
+
+def _first(count: int) -> Callable[..., Saved]:
+    """The first `count` arguments are kept."""
+    return lambda inputs, output: inputs[:count]
+
+
+def _like(a: Arguments, *names: str) -> list[Tensor]:
+    """A gradient for each of these arguments, unless it is absent or not asked for."""
+    wanted = [a[name] for name in names if a[name] is not None and a.get(f"{name}_grad", True)]
+    return [torch.empty_like(t) for t in wanted]
+
+
+def _dealt(found: list[Tensor], *given: bool) -> list[Tensor | None]:
+    """The gradients that a backward op returned, each in its place: those that are not `given` are None."""
+    rest = iter(found)
+    return [next(rest) if there else None for there in given]
+
+
+# --- rms ----------------------------------------------------------------------------------------------------------
+
+RMSNORM_BACKWARD = _register(
+    "rmsnorm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor? residual_grad=None, float eps=1e-6, "
+    "bool gemma=False, SymInt? variance_size=None, bool weight_grad=True) -> Tensor[]",
+    backward.rmsnorm_backward,
+    lambda a: _like(a, "input", "weight"),
+    tensors=4,
+)
+L2NORM_BACKWARD = _register(
+    "l2norm_backward(Tensor grad, Tensor input, float eps=1e-6) -> Tensor",
+    backward.l2norm_backward,
+    lambda a: torch.empty_like(a["input"]),
+    tensors=2,
+)
+_RMS_CONSTANTS = ("eps", "gemma", "variance_size")
+
+
+def _rmsnorm(
+    saved: Any, wanted: Wanted, eps: float, gemma: bool, variance_size: int | None, grad: Tensor | None
+) -> Found:
+    input, weight = saved
+    return _of_sum(input, weight, None, wanted[1], eps, gemma, variance_size, grad)
+
+
+def _add_rmsnorm(
+    saved: Any, wanted: Wanted, eps: float, gemma: bool, variance_size: int | None, grad: Tensor | None, beside: Any
+) -> Found:
+    total, weight = saved
+    dtotal, dweight = _of_sum(total, weight, beside, wanted[2], eps, gemma, variance_size, grad)
+    return dtotal, dtotal, dweight
+
+
+def _of_sum(
+    total: Tensor, weight: Tensor | None, beside: Tensor | None, weight_grad: bool, eps: float, gemma: bool,
+    variance_size: int | None, grad: Tensor | None,
+) -> Found:  # fmt: skip
+    """(dtotal, dweight), where `beside` is the gradient of the sum that was returned beside its norm."""
+    if grad is None:  # the norm was not used
+        return beside, None
+    weight_grad = weight_grad and weight is not None
+    found = torch.ops.norm_plugin.rmsnorm_backward(grad, total, weight, beside, eps, gemma, variance_size, weight_grad)
+    dtotal, dweight = _dealt(found, True, weight_grad)
+    return dtotal, dweight
+
+
+def _l2norm(saved: Any, wanted: Wanted, eps: float, grad: Tensor) -> Found:
+    return (torch.ops.norm_plugin.l2norm_backward(grad, saved[0], eps),)
+
+
+library.differentiable(ops.RMSNORM, _first(2), _rmsnorm, *_RMS_CONSTANTS)
+library.differentiable(ops.ADD_RMSNORM, lambda inputs, output: (output[1], inputs[2]), _add_rmsnorm, *_RMS_CONSTANTS)
+library.differentiable(ops.L2NORM, _first(1), _l2norm, "eps")
+
+# --- layer --------------------------------------------------------------------------------------------------------
+
+LAYERNORM_BACKWARD = _register(
+    "layernorm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor? bias, float eps=1e-6, "
+    "bool weight_grad=True, bool bias_grad=True) -> Tensor[]",
+    backward.layernorm_backward,
+    lambda a: _like(a, "input", "weight", "bias"),
+    tensors=4,
+)
+
+
+def _layernorm(saved: Any, wanted: Wanted, eps: float, grad: Tensor) -> Found:
+    input, weight, bias = saved
+    asked = [need and p is not None for need, p in zip(wanted[1:3], (weight, bias), strict=True)]
+    return tuple(_dealt(torch.ops.norm_plugin.layernorm_backward(grad, input, weight, bias, eps, *asked), True, *asked))
+
+
+def _layernorm_linear(saved: Any, wanted: Wanted, eps: float, grad: Tensor) -> Found:
+    """Two matrix products, PyTorch's, and the gradient of the norm, which is computed again for the first of them."""
+    x, weight, bias, linear_weight = saved
+    rows = grad.reshape(-1, grad.shape[-1])
+    norm: Found = (None, None, None)
+    if any(wanted[:3]):
+        norm = _layernorm((x, weight, bias), wanted, eps, grad @ linear_weight)
+    dlinear_weight = None
+    if wanted[3]:
+        normed = torch.ops.norm_plugin.layernorm(x, weight, bias, eps).to(linear_weight.dtype)
+        dlinear_weight = rows.t() @ normed.reshape(-1, normed.shape[-1])
+    return *norm, dlinear_weight, rows.sum(0) if wanted[4] else None
+
+
+library.differentiable(ops.LAYERNORM, _first(3), _layernorm, "eps")
+library.differentiable(ops.LAYERNORM_LINEAR, _first(4), _layernorm_linear, "eps")
+
+# --- gated --------------------------------------------------------------------------------------------------------
+
+GATED_NORM_BACKWARD = _register(
+    "gated_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor? z=None, float eps=1e-6, "
+    'SymInt? group_size=None, bool norm_before_gate=True, bool is_rms_norm=False, str activation="silu", '
+    "bool weight_grad=True, bool bias_grad=True) -> Tensor[]",
+    backward.gated_norm_backward,
+    lambda a: _like(a, "x", "z", "weight", "bias"),
+    tensors=5,
+    x="x",
+)
+
+
+def _gated_norm(
+    saved: Any, wanted: Wanted, eps: float, group_size: int | None, norm_before_gate: bool, is_rms_norm: bool,
+    activation: str, grad: Tensor,
+) -> Found:  # fmt: skip
+    x, weight, bias, z = saved
+    asked = [need and p is not None for need, p in zip(wanted[1:3], (weight, bias), strict=True)]
+    found = torch.ops.norm_plugin.gated_norm_backward(
+        grad, x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, activation, *asked
+    )
+    dx, dz, dweight, dbias = _dealt(found, True, z is not None, *asked)
+    return dx, dweight, dbias, dz
+
+
+library.differentiable(
+    ops.GATED_NORM, _first(4), _gated_norm, "eps", "group_size", "norm_before_gate", "is_rms_norm", "activation"
+)

@@ -1,0 +1,193 @@
+"""The backward ops on their Triton kernels: which calls they refuse, and what is launched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from norm_plugin.kernels import Kernel, Refusal
+from norm_plugin.kernels import backward_configs as configs
+from norm_plugin.kernels.backward_kernel import backward_kernel, statistics_kernel, sum_kernel
+from norm_plugin.kernels.launch import (
+    KernelLaunch,
+    gpu_of,
+    layout,
+    layout_or_refuse,
+    processors,
+    refuse_strange,
+    use_pdl,
+)
+
+
+def dense(grad: Tensor, beside: Tensor) -> bool:
+    """Whether an incoming gradient has to be copied to be read: autograd may send any strides (of a sum, all are 0)."""
+    scattered = grad.shape[-1] > 1 and grad.stride(-1) != 1
+    return scattered or layout([grad, beside]) is None
+
+
+def fence(device: torch.device) -> bool:
+    """Whether a device understands PTX."""
+    return device.type == "cuda" and torch.version.hip is None
+
+
+class Backward:
+    """The launches of one signature: the gradients of rows, with partial sums, and the sums of those."""
+
+    def __init__(
+        self, grad: Tensor, x: Tensor, z: Tensor | None, added: Tensor | None, weight: Tensor | None,
+        bias: Tensor | None, weight_grad: bool, bias_grad: bool, *, group: int | None = None, rms: bool = True,
+        l2: bool = False, gemma: bool = False, gate_first: bool = False, sigmoid: bool = False,
+    ) -> None:  # fmt: skip
+        refuse_strange(x, z, weight, bias)
+        self.copy_grad = dense(grad, x)
+        self.copy_added = added is not None and dense(added, x)
+        grad = grad.contiguous() if self.copy_grad else grad
+        added = added.contiguous() if added is not None and self.copy_added else added
+        refuse_strange(grad, added)
+        self.width, self.size = x.shape[-1], x.shape[-1] if group is None else group
+        self.groups = self.width // self.size
+        self.weight = weight is not None and weight_grad
+        self.bias = bias is not None and bias_grad
+        family = "layer" if not rms else "gated" if z is not None else "add" if added is not None else "rms"
+        gpu, pdl = gpu_of(x.device), use_pdl(None, x.device)
+        made = self.config = configs.config(family, self.size, x.element_size(), gpu)
+        self.most = max(1, processors(x.device) * made.programs // (self.groups * made.parts))
+        dz = None if z is None else torch.empty_like(z)
+        how = {
+            "N": self.size,
+            "G": self.groups,
+            "RMS": rms,
+            "L2": l2,
+            "GEMMA": gemma,
+            "GATE_FIRST": z is not None and gate_first,
+            "GATE_LAST": z is not None and not gate_first,
+            "SIGMOID": sigmoid,
+        }
+        self.rows = KernelLaunch(
+            backward_kernel,
+            made.warps,
+            layout_or_refuse(grad, x, z, added, torch.empty_like(x), dz),
+            x.device,
+            pdl,
+            how | {
+                "PARTS": made.parts,
+                "BLOCK": made.block,
+                "CHUNKS": made.chunks,
+                "ROWS": made.rows,
+                "STAGES": made.stages,
+                "HOLD": made.hold,
+                "FLAT": made.flat,
+                "FENCE": fence(x.device),
+            },
+            lambda m: self.blocks(m) * self.groups * made.parts,
+        )  # fmt: skip
+        self.statistics: KernelLaunch | None = None
+        if made.parts > 1:
+            block = configs.STATISTICS_WARPS * 32 * configs.VECTOR_BYTES // x.element_size()
+            read = {"BLOCK": min(block, made.block * made.parts), "UNROLL": configs.STATISTICS_UNROLL}
+            rows = layout_or_refuse(grad, x, z)
+            groups = self.groups
+            self.statistics = KernelLaunch(
+                statistics_kernel, configs.STATISTICS_WARPS, rows, x.device, pdl, how | read, lambda m: m * groups
+            )
+            self.planes = 2 if rms else 5
+        columns = configs.SUM_COLUMNS if self.width <= configs.SUM_WIDE else configs.SUM_COLUMNS_WIDE
+        sums = (self.weight + self.bias) * -(-self.width // columns)
+        of = {"N": self.width, "COLUMNS": columns, "ROWS": configs.SUM_ROWS}
+        self.sum = KernelLaunch(sum_kernel, configs.SUM_WARPS, None, x.device, pdl, of, lambda m: sums)
+
+    def blocks(self, m: int) -> int:
+        """How many blocks of consecutive rows there are: as many as tiles where nothing is summed over them."""
+        tiles = -(-m // self.config.rows)
+        if not (self.weight or self.bias):
+            return tiles
+        return -(-tiles // -(-tiles // self.most))
+
+    def __call__(
+        self, grad: Tensor, x: Tensor, z: Tensor | None, added: Tensor | None, weight: Tensor | None,
+        bias: Tensor | None, eps: float,
+    ) -> list[Tensor]:  # fmt: skip
+        grad = grad.contiguous() if self.copy_grad else grad
+        added = added.contiguous() if added is not None and self.copy_added else added
+        m = x.numel() // self.width
+        dx, dz = torch.empty_like(x), None if z is None else torch.empty_like(z)
+        dweight = None if not self.weight or weight is None else weight.new_empty(self.width)
+        dbias = None if not self.bias or bias is None else bias.new_empty(self.width)
+        found = [t for t in (dx, dz, dweight, dbias) if t is not None]
+        if m == 0:
+            return [t.zero_() for t in found]
+        statistics = None
+        if self.statistics is not None:
+            statistics = x.new_empty((self.planes, m * self.groups), dtype=torch.float32)
+            self.statistics(m, eps, grad, x, z, weight, statistics)
+        blocks = self.blocks(m)
+        weights = None if dweight is None else x.new_empty((blocks, self.width), dtype=torch.float32)
+        biases = None if dbias is None else x.new_empty((blocks, self.width), dtype=torch.float32)
+        self.rows(m, eps, grad, x, z, added, weight, bias, dx, dz, weights, biases, statistics)
+        if weights is not None or biases is not None:
+            self.sum(blocks, 0.0, weights, biases, dweight, dbias)
+        return found
+
+
+def bind_rmsnorm(
+    grad: Tensor, input: Tensor, weight: Tensor | None, residual_grad: Tensor | None, eps: float, gemma: bool,
+    variance_size: int | None, weight_grad: bool,
+) -> Callable[..., list[Tensor]]:  # fmt: skip
+    if variance_size is not None:
+        raise Refusal(f"the variance is of the first {variance_size} columns only")
+    launches = Backward(grad, input, None, residual_grad, weight, None, weight_grad, False, gemma=gemma)
+
+    def run(
+        grad: Tensor, input: Tensor, weight: Tensor | None, residual_grad: Tensor | None, eps: float, *_: Any
+    ) -> list[Tensor]:
+        return launches(grad, input, None, residual_grad, weight, None, eps)
+
+    return run
+
+
+def bind_l2norm(grad: Tensor, input: Tensor, eps: float) -> Callable[..., Tensor]:
+    launches = Backward(grad, input, None, None, None, None, False, False, l2=True)
+    return lambda grad, input, eps: launches(grad, input, None, None, None, None, eps)[0]
+
+
+def bind_layernorm(
+    grad: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, weight_grad: bool,
+    bias_grad: bool,
+) -> Callable[..., list[Tensor]]:  # fmt: skip
+    launches = Backward(grad, input, None, None, weight, bias, weight_grad, bias_grad, rms=False)
+
+    def run(
+        grad: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *_: Any
+    ) -> list[Tensor]:
+        return launches(grad, input, None, None, weight, bias, eps)
+
+    return run
+
+
+def bind_gated_norm(
+    grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float,
+    group_size: int | None, norm_before_gate: bool, is_rms_norm: bool, activation: str, weight_grad: bool,
+    bias_grad: bool,
+) -> Callable[..., list[Tensor]]:  # fmt: skip
+    launches = Backward(
+        grad, x, z, None, weight, bias, weight_grad, bias_grad, group=group_size, rms=is_rms_norm,
+        gate_first=not norm_before_gate, sigmoid=activation == "sigmoid",
+    )  # fmt: skip
+
+    def run(
+        grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float, *_: Any
+    ) -> list[Tensor]:
+        return launches(grad, x, z, None, weight, bias, eps)
+
+    return run
+
+
+KERNELS: dict[str, Kernel] = {
+    "rmsnorm_backward": bind_rmsnorm,
+    "l2norm_backward": bind_l2norm,
+    "layernorm_backward": bind_layernorm,
+    "gated_norm_backward": bind_gated_norm,
+}

@@ -1,0 +1,98 @@
+"""Launch configurations of the backward kernels: data, a function of (family, N, element size, GPU).
+
+A program keeps a row in registers, with its part of the sums, and takes `rows` rows at once. There are `programs` of
+them a multiprocessor, each with a block of consecutive rows, so the number of partial sums is bounded. The order of a
+row's sums follows from (family, N, element size, GPU) alone; that of the sums over the rows from the number of rows
+besides. `stages` is how many rows are read ahead.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+#: What one load of a thread brings.
+VECTOR_BYTES = 16
+
+#: A row beyond its table is read twice: for its statistics, and then in parts of so many columns, by programs that do
+#: the same part of many rows.
+PART, PART_WARPS, PART_ROWS, PART_PROGRAMS, PART_STAGES = 2048, 4, 2, 6, 1
+
+#: The warps of a program that computes the statistics of such a row, and how many chunks of it are read at once.
+STATISTICS_WARPS, STATISTICS_UNROLL = 16, 2
+
+#: The most elements a thread may have of a row for its weight to stay in registers beside the sums.
+HOLD_ELEMENTS = 16
+
+#: What a program of the last sum takes: columns of narrow and of wide rows, and partial rows at once.
+SUM_COLUMNS, SUM_COLUMNS_WIDE, SUM_WIDE, SUM_ROWS, SUM_WARPS = 32, 128, 8192, 64, 4
+
+
+@dataclass(frozen=True)
+class Config:
+    """How the kernel is launched for rows of one width. `flat`: a thread has all rows of its columns."""
+
+    warps: int
+    rows: int
+    block: int
+    chunks: int
+    parts: int
+    programs: int
+    stages: int
+    hold: bool
+    flat: bool
+
+
+@cache
+def tables() -> dict[str, dict[str, list[list[int]]]]:
+    """GPU -> family -> [[largest row in bytes, warps, rows, programs, stages], ...]; "default" for any other GPU."""
+    found: dict[str, dict[str, list[list[int]]]] = json.loads(
+        resources.files("norm_plugin.kernels").joinpath("backward_configs.json").read_text()
+    )
+    return found
+
+
+_forced: list[int] | None = None
+
+
+@contextmanager
+def forced(*entry: int) -> Iterator[None]:
+    """One entry of a table for everything that is bound meanwhile; without one, the parts of rows beyond a table."""
+    global _forced
+    _forced = list(entry)
+    try:
+        yield
+    finally:
+        _forced = None
+
+
+def config(family: str, width: int, itemsize: int, gpu: str) -> Config:
+    """The configuration for rows (or groups) of `width` elements of `itemsize` bytes."""
+    if _forced is not None:
+        return made(width, itemsize, *_forced) if _forced else in_parts(width)
+    for limit, *entry in tables().get(gpu, tables()["default"])[family]:
+        if width * itemsize <= limit:
+            return made(width, itemsize, *entry)
+    return in_parts(width)
+
+
+def made(width: int, itemsize: int, warps: int, rows: int, programs: int, stages: int) -> Config:
+    """The configuration that a table's entry stands for: the rest follows from the width."""
+    power = 1 << (width - 1).bit_length()
+    vectors = warps * 32 * VECTOR_BYTES // itemsize
+    block = power if rows > 1 else min(power, vectors)
+    chunks = -(-width // block)
+    hold = block * rows * chunks <= HOLD_ELEMENTS * warps * 32
+    return Config(warps, rows, block, chunks, 1, programs, stages, hold, rows > 1 and block >= vectors)
+
+
+def in_parts(width: int) -> Config:
+    """The configuration of rows that no program holds."""
+    block = min(PART, 1 << (width - 1).bit_length())
+    return Config(
+        PART_WARPS, PART_ROWS, block, 1, -(-width // block), PART_PROGRAMS, PART_STAGES, True, flat=block >= PART
+    )

@@ -1,0 +1,121 @@
+"""The gradients of the norms in plain PyTorch: the specification of the backward kernels.
+
+Each is computed from the inputs alone; means and scales are computed again, not kept. Roundings pass gradients through
+unchanged, so a numerics has no gradient of its own. What comes back has the dtypes of what it is the gradient of: first
+that of x, then those that were asked for, in the order of the arguments (z, weight, bias).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from norm_plugin.native.gated import by_group, gate, grouped
+from norm_plugin.native.layer import affine, standardized
+from norm_plugin.native.rms import by_row, inverse_rms, stored, wide
+
+
+def sum_rows(g: Tensor, like: Tensor) -> Tensor:
+    """The gradient of a value that every row shares, [..., N] -> [N], in the dtype of that value."""
+    return g.reshape(-1, g.shape[-1]).sum(0).to(like.dtype)
+
+
+def rmsnorm_backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    residual_grad: Tensor | None = None,
+    eps: float = 1e-6,
+    gemma: bool = False,
+    variance_size: int | None = None,
+    weight_grad: bool = True,
+) -> list[Tensor]:
+    """[dinput, dweight]. Of a fused add, `input` is the sum, and `residual_grad` the gradient of the sum that was
+    returned beside the norm: it is added to dinput before the rounding."""
+    h = wide(input)
+    s = inverse_rms(h, eps, variance_size)
+    xhat, g = h * s, grad.to(h.dtype)
+    gw = g if weight is None else g * (weight.to(h.dtype) + 1 if gemma else weight.to(h.dtype))
+    shared = by_row(torch.sum, gw * xhat) / (variance_size or h.shape[-1])
+    dh = s * gw
+    dh[..., :variance_size] -= (s * xhat * shared)[..., :variance_size]  # only these columns reach s
+    if residual_grad is not None:
+        dh = dh + residual_grad.to(h.dtype)
+    return [stored(dh, input), *([sum_rows(g * xhat, weight)] if weight is not None and weight_grad else [])]
+
+
+def l2norm_backward(grad: Tensor, input: Tensor, eps: float = 1e-6) -> Tensor:
+    """dinput of l2norm."""
+    h = wide(input)
+    s = torch.rsqrt(by_row(torch.sum, h.pow(2)) + eps)
+    g, y = grad.to(h.dtype), h * s
+    return stored(s * (g - y * by_row(torch.sum, g * y)), input)
+
+
+def standardized_backward(gw: Tensor, xhat: Tensor, rstd: Tensor, centred: bool = True) -> Tensor:
+    """dh of a standardized row, from the gradient of xhat; `centred` is False where no mean was taken off."""
+    dh = gw - xhat * by_row(torch.mean, gw * xhat)
+    return rstd * (dh - by_row(torch.mean, gw) if centred else dh)
+
+
+def parameters(
+    g: Tensor, xhat: Tensor, weight: Tensor | None, bias: Tensor | None, weight_grad: bool, bias_grad: bool
+) -> list[Tensor]:
+    """[dweight, dbias], as far as they are asked for."""
+    dweight = [sum_rows(g * xhat, weight)] if weight is not None and weight_grad else []
+    return dweight + ([sum_rows(g, bias)] if bias is not None and bias_grad else [])
+
+
+def layernorm_backward(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float = 1e-6,
+    weight_grad: bool = True,
+    bias_grad: bool = True,
+) -> list[Tensor]:
+    """[dinput, dweight, dbias]."""
+    xhat, _, rstd = standardized(wide(input), eps)
+    g = grad.to(xhat.dtype)
+    dinput = standardized_backward(affine(g, weight, None), xhat, rstd)
+    return [stored(dinput, input), *parameters(g, xhat, weight, bias, weight_grad, bias_grad)]
+
+
+def gate_slope(z: Tensor, activation: str) -> Tensor:
+    """The derivative of act at z."""
+    sigmoid = (1 + torch.exp(-z)).reciprocal()
+    rest = (1 + torch.exp(z)).reciprocal()  # 1 - sigmoid, with all of its digits
+    return sigmoid * rest if activation == "sigmoid" else sigmoid + z * sigmoid * rest
+
+
+def gated_norm_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+    activation: str = "silu",
+    weight_grad: bool = True,
+    bias_grad: bool = True,
+) -> list[Tensor]:
+    """[dx, dz, dweight, dbias]."""
+    h = wide(x)
+    g, wide_z = grad.to(h.dtype), None if z is None else z.to(h.dtype)
+    act = None if wide_z is None else gate(wide_z, activation)
+    gate_first = act is not None and not norm_before_gate
+    xhat, _, rstd = grouped(h * act if act is not None and gate_first else h, group_size, eps, is_rms_norm)
+    flat = xhat.flatten(-2)
+    dnormed = g * act if act is not None and norm_before_gate else g
+    dgrouped = by_group(affine(dnormed, weight, None), group_size)
+    dh = standardized_backward(dgrouped, xhat, rstd, centred=not is_rms_norm).flatten(-2)
+    shared = parameters(dnormed, flat, weight, bias, weight_grad, bias_grad)
+    if act is None or wide_z is None or z is None:
+        return [stored(dh, x), *shared]
+    slope = gate_slope(wide_z, activation)
+    dx, dz = (dh * act, dh * h * slope) if gate_first else (dh, g * affine(flat, weight, bias) * slope)
+    return [stored(dx, x), stored(dz, z), *shared]
