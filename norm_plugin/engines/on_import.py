@@ -61,6 +61,11 @@ def after_import(name: str, do: Callable[[ModuleType], None]) -> Callable[[], No
     return lambda: _forget(name, do)
 
 
+def waiting() -> list[str]:
+    """The modules that something waits for."""
+    return list(_finder.waiting)
+
+
 def _forget(name: str, do: Callable[[ModuleType], None]) -> None:
     waiting = _finder.waiting.get(name, [])
     if do in waiting:

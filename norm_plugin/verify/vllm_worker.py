@@ -18,12 +18,5 @@ class Worker:
     def norm_plugin_report(self) -> dict[str, Any]:
         """In words and numbers that can travel between processes."""
         record = vllm.record()
-        rows = [
-            {
-                "op": row.op, "reason": row.reason, "width": row.width, "dtype": str(row.dtype).removeprefix("torch."),
-                "stride": list(row.stride), "layer": row.layer[0], "kind": row.layer[1], "calls": row.calls,
-            }
-            for row in ledger.rows() if row.calls
-        ]  # fmt: skip
         hooks = {"hooks": {}, "missing": {}} if record is None else {"hooks": record.live, "missing": record.missing}
-        return hooks | {"rows": rows}
+        return hooks | {"rows": ledger.facts()}

@@ -8,6 +8,7 @@ import torch
 pytest.importorskip("rich", reason="the command line prints with rich")
 
 from norm_plugin import cli
+from norm_plugin.commands import errors
 
 
 @pytest.mark.parametrize(
@@ -36,5 +37,5 @@ def test_without_a_gpu(verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as stopped:
         cli.main([verb])
-    assert stopped.value.code == cli.NO_GPU
+    assert stopped.value.code == errors.WRONG_ARGUMENT
     assert capsys.readouterr().err == f"norm-plugin {verb}: there is no GPU here that torch can use.\n"

@@ -45,7 +45,7 @@ def test_a_model_is_complete(name: str, tmp_path: Path) -> None:
 def test_every_norm_weight_is_random(name: str, tmp_path: Path) -> None:
     tensors = load(tiny.make(name, tmp_path) / "model.safetensors")
     norms = {key: t for key, t in tensors.items() if t.dim() == 1 and key.endswith("weight")}
-    assert len(norms) > 6
+    assert len(norms) > 4
     for key, weight in norms.items():
         assert weight.float().std() > 0.15, f"{key} could be left out unseen"
     drawn = list(norms.values())

@@ -1,0 +1,29 @@
+"""norm-plugin bench: ours beside every peer, on a GPU."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from norm_plugin.bench import arguments
+from norm_plugin.commands.errors import need_gpu
+
+
+def add(verbs: Any) -> None:
+    """The verb and its options."""
+    options = verbs.add_parser("bench", help="time ours and every peer", description=arguments.DESCRIPTION)
+    arguments.add(options)
+    options.set_defaults(do=run)
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """The verb."""
+    need_gpu()
+    from norm_plugin.bench import run as benchmark  # Triton, which a machine without a GPU need not have
+    from norm_plugin.bench import summary
+
+    for line in summary.lines(benchmark.bench(options)):
+        console.print(Text(line, style="red" if "MISSE" in line else ""), soft_wrap=True)

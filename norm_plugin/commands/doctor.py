@@ -1,0 +1,89 @@
+"""norm-plugin doctor: what is here, what is hooked, what goes past the hooks, and what every op computes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from norm_plugin.commands.errors import DIFFERENT
+from norm_plugin.verify.health import Health, examine, line
+
+DESCRIPTION = (
+    "Says what is installed, which hooks of the installed engines are live or missing, what will go past them, and "
+    "compares every op with its fp64 oracle on this machine. The exit code is 1 if anything is marked as wrong. "
+    "A command after -- is looked at too: norm-plugin doctor -- vllm serve /models/llama"
+)
+
+__all__ = ["add", "examine", "line", "run", "show", "write"]
+
+
+def add(verbs: Any) -> None:
+    """The verb and its options."""
+    options = verbs.add_parser("doctor", help="check this machine and its engines", description=DESCRIPTION)
+    options.add_argument("--no-probe", action="store_true", help="leave the numeric probe out")
+    options.add_argument("--json", metavar="FILE", help="write everything there")
+    options.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what you would serve with")
+    options.set_defaults(do=run)
+
+
+def run(options: argparse.Namespace, console: Console) -> int:
+    """The verb."""
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    health = examine(command, probe=not options.no_probe)
+    if options.json:
+        write(health, options.json)
+    show(health, console)
+    return 0 if health.well else DIFFERENT
+
+
+def write(health: Health, path: str) -> None:
+    """All of it as JSON."""
+    Path(path).write_text(json.dumps({**asdict(health), "well": health.well}, indent=1) + "\n")
+
+
+def show(health: Health, console: Console) -> None:
+    """What was found, and at the end what is wrong."""
+    for name, version in health.versions.items():
+        console.print(f"{name:<12} {escape(version)}", soft_wrap=True)
+    for engine in health.engines:
+        console.print(f"\n[bold]{engine['engine']} {engine['version']}[/]: {len(engine['hooks'])} hooks live")
+        for hook, where in engine["hooks"].items():
+            console.print(f"  [green]live[/]     {escape(hook)}: {escape(where)}", soft_wrap=True)
+        for hook, reason in engine["missing"].items():
+            console.print(f"  [yellow]missing[/]  {escape(hook)}: {escape(reason)}", soft_wrap=True)
+    if health.bypassed:
+        console.print("\n[bold]What goes past the hooks[/]")
+        for one in health.bypassed:
+            console.print(f"  {escape(one)}", soft_wrap=True)
+    if health.probe:
+        console.print()
+        console.print(probed(health.probe))
+    console.print()
+    for one in health.wrong:
+        console.print(f"[bold red]wrong[/]  {escape(one)}", soft_wrap=True)
+    console.print(f"[{'green' if health.well else 'bold red'}]{line(health)}[/]", soft_wrap=True)
+
+
+def probed(rows: Sequence[dict[str, Any]]) -> Table:
+    """A row an op: the worst of its variants, numerics and dtypes."""
+    table = Table(
+        title="Every op against its fp64 oracle, in ulps", title_justify="left", box=None, padding=(0, 2, 0, 0)
+    )
+    for heading in ("op", "runs on", "cases", "worst error", "its bound", ""):
+        table.add_column(heading, justify="right" if heading in ("cases", "worst error", "its bound") else "left")
+    for op in dict.fromkeys(row["op"] for row in rows):
+        of_op = [row for row in rows if row["op"] == op]
+        worst = max(of_op, key=lambda row: row["error"] / row["bound"])
+        backends = ", ".join(dict.fromkeys(row["backend"] for row in of_op))
+        verdict = "[green]pass[/]" if all(row["passed"] for row in of_op) else "[bold red]FAIL[/]"
+        numbers = (str(len(of_op)), f"{worst['error']:.3f}", f"{worst['bound']:.3f}")
+        table.add_row(op, backends, *numbers, verdict)
+    return table

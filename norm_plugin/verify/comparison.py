@@ -1,0 +1,137 @@
+"""Two runs of one model, prompt by prompt and position by position, and whether one is within what another allows.
+
+Two answers are compared up to the first token in which they differ, that one included: after it they answer different
+questions. At each position both runs say the logprobs of their best tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from norm_plugin.verify.outcome import Answer
+
+#: Two runs that differ by chance alone exceed each other half of the time. That is what is given to chance where stock
+#: itself is not the same twice; where it is, patched has to be the same too.
+MEAN_MARGIN, MAX_MARGIN = 1.5, 2.0
+
+IDENTICAL, INSIDE, OUTSIDE = "identical", "inside the floor", "outside the floor"
+
+
+@dataclass
+class PromptDifference:
+    """How two answers to one prompt differ. `deltas` has the largest difference of a logprob at each position."""
+
+    prompt_tokens: int
+    tokens: int
+    diverged_at: int | None
+    deltas: list[float]
+    mean: float
+    kl: float
+
+    @property
+    def max(self) -> float:
+        """The largest difference of a logprob."""
+        return max(self.deltas, default=0.0)
+
+    @property
+    def agreement(self) -> float:
+        """The share of the compared positions at which both chose the same token."""
+        return 1.0 if self.diverged_at is None else self.diverged_at / len(self.deltas)
+
+
+@dataclass
+class Difference:
+    """How two runs of one model differ."""
+
+    prompts: list[PromptDifference] = field(default_factory=list)
+
+    @property
+    def max(self) -> float:
+        """Over all prompts."""
+        return max((p.max for p in self.prompts), default=0.0)
+
+    @property
+    def mean(self) -> float:
+        """Over all positions."""
+        positions = sum(len(p.deltas) for p in self.prompts)
+        return sum(p.mean * len(p.deltas) for p in self.prompts) / positions if positions else 0.0
+
+    @property
+    def kl(self) -> float:
+        """The mean over all prompts."""
+        return fmean(p.kl for p in self.prompts) if self.prompts else 0.0
+
+    @property
+    def agreement(self) -> float:
+        """The share of all compared positions at which both chose the same token."""
+        positions = sum(len(p.deltas) for p in self.prompts)
+        return sum(p.agreement * len(p.deltas) for p in self.prompts) / positions if positions else 1.0
+
+    @property
+    def diverged(self) -> int:
+        """The number of prompts with another answer."""
+        return sum(p.diverged_at is not None for p in self.prompts)
+
+    @property
+    def identical(self) -> bool:
+        """Every token and every logprob."""
+        return self.max == 0 and self.diverged == 0
+
+
+def compare(first: Sequence[Answer], second: Sequence[Answer]) -> Difference:
+    """Two runs with the same prompts in the same order."""
+    if [a.prompt for a in first] != [a.prompt for a in second]:
+        raise ValueError("the two runs did not answer the same prompts.")
+    return Difference([compare_answers(a, b) for a, b in zip(first, second, strict=True)])
+
+
+def compare_answers(first: Answer, second: Answer) -> PromptDifference:
+    """One prompt."""
+    pairs = zip(first.tokens, second.tokens, strict=True)
+    diverged_at = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+    compared = len(first.tokens) if diverged_at is None else diverged_at + 1
+    positions = [logprob_deltas(first.top[i], second.top[i]) for i in range(compared)]
+    return PromptDifference(
+        len(first.prompt),
+        len(first.tokens),
+        diverged_at,
+        [max(deltas) for deltas in positions],
+        fmean(fmean(deltas) for deltas in positions) if positions else 0.0,
+        fmean(kl(first.top[i], second.top[i]) for i in range(compared)) if positions else 0.0,
+    )
+
+
+def logprob_deltas(first: dict[str, float], second: dict[str, float]) -> list[float]:
+    """Of each token that is among the best of either; of one that the other does not name, the least it can be."""
+    both = [abs(first[token] - second[token]) for token in first if token in second]
+    only = [
+        max(0.0, logprob - min(other.values()))
+        for one, other in ((first, second), (second, first))
+        for token, logprob in one.items()
+        if token not in other
+    ]
+    return both + only
+
+
+def kl(first: dict[str, float], second: dict[str, float]) -> float:
+    """KL(first || second) with all tokens that not both name taken as one: never more than the KL of all tokens."""
+    both = [token for token in first if token in second]
+    p, q = ([math.exp(top[token]) for token in both] for top in (first, second))
+    p.append(max(0.0, 1.0 - sum(p)))
+    q.append(max(1e-12, 1.0 - sum(q)))
+    return max(0.0, sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0))
+
+
+def judge(floor: Difference, patched: Difference) -> str:
+    """What patched is, beside what stock does to itself."""
+    if patched.identical:
+        return IDENTICAL
+    inside = (
+        patched.max <= MAX_MARGIN * floor.max
+        and patched.mean <= MEAN_MARGIN * floor.mean
+        and patched.diverged <= MAX_MARGIN * floor.diverged
+    )
+    return INSIDE if inside else OUTSIDE

@@ -1,0 +1,166 @@
+"""What `norm-plugin doctor` finds out: versions, flags, the hooks of each installed engine, and every op's numbers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from norm_plugin import settings
+from norm_plugin.engines import ENGINES
+from norm_plugin.verify import table
+
+GROUPS = {"vllm": "vllm.general_plugins", "sglang": "sglang.srt.plugins"}
+FILTERS = {"vllm": "VLLM_PLUGINS", "sglang": "SGLANG_PLUGINS"}
+
+#: Hooks an engine as it would itself, imports what the hooks wait for, and says what became of them.
+PROBE = """
+import importlib, json, sys
+from norm_plugin.engines import on_import, {engine} as adapter
+adapter.register()
+failed = {{}}
+for name in on_import.waiting():
+    try:
+        importlib.import_module(name)
+    except Exception as error:
+        failed[name] = f"{{type(error).__name__}}: {{error}}".splitlines()[0]
+record = adapter.record()
+print(json.dumps([record.engine, record.version, record.live, record.missing, failed]))
+"""
+
+
+@dataclass
+class Health:
+    """What was found. `wrong` is what the exit code is about; `bypassed` is as it should be, and good to know."""
+
+    versions: dict[str, str]
+    flags: dict[str, str]
+    engines: list[dict[str, Any]] = field(default_factory=list)
+    bypassed: list[str] = field(default_factory=list)
+    probe: list[dict[str, Any]] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def well(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.wrong
+
+
+def examine(command: Sequence[str] = (), probe: bool = True) -> Health:
+    """Everything; a command that serves is read for what it switches off."""
+    health = Health(versions(), {f.name: os.environ[f.name] for f in settings.FLAGS if f.name in os.environ})
+    try:
+        settings.read(os.environ)
+    except settings.SettingError as error:
+        health.wrong.append(str(error))
+        return health
+    for engine in ENGINES:
+        if importlib.util.find_spec(engine) is not None:
+            look_at(engine, health)
+    health.bypassed += bypasses(command)
+    if probe:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        health.probe = [asdict(row) for row in table.rows(device)]
+        for row in health.probe:
+            if not row["passed"]:
+                what = f"{row['op']} {row['variant']}, {row['numerics']}, {row['dtype']}, on {row['backend']}"
+                health.wrong.append(f"{what} is {row['error']:.3f} ulps off; {row['bound']:.3f} are allowed")
+    return health
+
+
+def line(health: Health) -> str:
+    """All of it in a few words."""
+    engines = ", ".join(f"{e['engine']} {e['version']} with {len(e['hooks'])} hooks" for e in health.engines)
+    probed = f"{sum(row['passed'] for row in health.probe)} of {len(health.probe)} op cases within their bounds"
+    said = [engines or "no engine is installed here", *([probed] if health.probe else [])]
+    return "; ".join([*said, f"{len(health.wrong)} wrong" if health.wrong else "nothing wrong"])
+
+
+def versions() -> dict[str, str]:
+    """What matters of this machine."""
+    found = {"norm_plugin": _version("norm-plugin"), "python": f"{platform.python_version()} ({sys.executable})"}
+    found["torch"] = torch.__version__
+    found["triton"] = _version("triton")
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        found["GPU"] = f"{torch.cuda.get_device_name()} (sm_{major}{minor}), {torch.cuda.device_count()} of them"
+        found["driver"] = _driver()
+    else:
+        found["GPU"] = "none that torch can use: ops run on their native path"
+    return found | {engine: _version(engine) for engine in ENGINES}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _driver() -> str:
+    ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]
+    try:
+        return subprocess.run(ask, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"unknown ({error})"
+
+
+def look_at(engine: str, health: Health) -> None:
+    """Hook one engine in a process of its own."""
+    points = importlib.metadata.entry_points(group=GROUPS[engine])
+    if not any(point.value.startswith("norm_plugin.") for point in points):
+        health.wrong.append(
+            f"{engine} will not load norm_plugin: it is no entry point of {GROUPS[engine]}; reinstall it"
+        )
+    allowed = os.environ.get(FILTERS[engine])
+    if allowed is not None and "norm_plugin" not in allowed.split(","):
+        health.wrong.append(
+            f"{FILTERS[engine]}={allowed} keeps {engine} from loading norm_plugin; add it, or unset that"
+        )
+    environ = dict(os.environ)
+    if settings.read(environ).backend == "off":
+        environ["NORM_PLUGIN"] = "auto"  # the question is what would be hooked
+    asked = subprocess.run(
+        [sys.executable, "-c", PROBE.format(engine=engine)], env=environ, capture_output=True, text=True
+    )
+    try:
+        name, version, live, missing, failed = json.loads(asked.stdout.strip().splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (asked.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        health.wrong.append(f"{engine} could not be hooked: {last}")
+        return
+    absent = {f"{module} (not importable here)": reason for module, reason in failed.items()}
+    live = {hook: where for hook, where in live.items() if where != "when imported"}
+    health.engines.append({"engine": name, "version": version, "hooks": live, "missing": {**missing, **absent}})
+    health.wrong += [f"{name}: the hook {hook} is missing: {reason}" for hook, reason in missing.items()]
+
+
+#: Words of a command line, and what they make of the hooks.
+WORDS = {
+    "--enable-torch-compile": "what SGLang compiles stays SGLang's own norm",
+    "--enable-deterministic-inference": "SGLang's own norms stay where ours promise no bits",
+    "--enable-flashinfer-allreduce-fusion": "an add and norm fused with an all-reduce stays SGLang's; it is counted",
+}
+
+
+def bypasses(command: Sequence[str]) -> Iterator[str]:
+    """What will not reach a hook, by the environment and the command."""
+    wanted = settings.read(os.environ)
+    if wanted.backend == "off":
+        yield "NORM_PLUGIN is off: every norm is the engine's own; set NORM_PLUGIN=auto, or use `norm-plugin run`"
+    if os.environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0"):
+        yield "VLLM_BATCH_INVARIANT=1: vLLM's own norms stay"
+    if "vllm" in " ".join(command[:3]) and "--enforce-eager" not in command and wanted.scope == "eager":
+        yield "vLLM compiles (no --enforce-eager): what Inductor compiles stays vLLM's, but for NORM_PLUGIN_SCOPE=all"
+    for word, meaning in WORDS.items():
+        if word in command:
+            yield f"{word}: {meaning}"

@@ -1,0 +1,140 @@
+"""The page that verify writes: one file with nothing from elsewhere, a table and a picture for each model."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+from typing import Any
+
+from norm_plugin.verify.comparison import Difference
+from norm_plugin.verify.verdict import Verdict, summary
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1f; background: #fff; max-width: 60rem;
+       margin: 2rem auto; padding: 0 1rem }
+h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2.5rem }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0 }
+th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid #ddd } th { font-weight: 600 }
+th:first-child, td:first-child { text-align: left }
+.pass { color: #1a7f37 } .fail { color: #cf222e; font-weight: 600 }
+svg { max-width: 100%; height: auto } svg text { font: 12px system-ui, sans-serif; fill: #57575f }
+.floor { fill: #8c8c96 } .patched { fill: #d4620b } .line { stroke: #e4e4e8 }
+footer { color: #57575f; margin-top: 3rem; border-top: 1px solid #ddd; padding-top: .5rem }
+"""
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 760, 260, 56, 36, 24
+
+
+def page(verdicts: list[Verdict], about: dict[str, Any]) -> str:
+    """All of it."""
+    title = f"{about['engine']} {about['version']}: stock against {about['backend']}"
+    flags = ", ".join(f"{flag}={value}" for flag, value in about["flags"].items())
+    smaller = ", in smaller batches" if about["floor"] == "batches" else ""
+    head = (
+        f"<p>{escape(about['mode'])}, {escape(about['dtype'])} on {escape(about['device'])}, "
+        f"{about['prompts']} prompts, {about['max_tokens']} tokens each. "
+        f"Flags of the patched run: <code>{escape(flags)}</code>.</p>"
+        f"<p><strong>{escape(summary(verdicts))}.</strong> The floor is stock against stock with the requests in "
+        f"another order{smaller}. Differences are of logprobs, up to the first token that differs. "
+        "KL takes all tokens that not both runs name as one.</p>"
+    )
+    body = "".join(section(verdict) for verdict in verdicts)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n{head}\n{body}\n"
+        f"<footer>norm-plugin verify, {about['seconds']:.0f} s</footer></body></html>\n"
+    )
+
+
+def section(verdict: Verdict) -> str:
+    """One model."""
+    colour = "pass" if verdict.passed else "fail"
+    total = len(verdict.taken) + len(verdict.others)
+    facts = f"{len(verdict.taken)} of {total} norm layers patched"
+    facts += (
+        f", on {', '.join(verdict.backends)}, with numerics {', '.join(verdict.numerics)}." if verdict.taken else "."
+    )
+    notes = [f"Kept by the engine ({reason}): {', '.join(layers)}" for reason, layers in verdict.kept.items()]
+    notes += [f"Never called through a hook: {', '.join(verdict.silent)}"] if verdict.silent else []
+    notes += [f"The hook {hook} is missing: {reason}" for hook, reason in verdict.missing.items()]
+    listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return (
+        f'<section><h2>{escape(verdict.model)}: <span class="{colour}">{escape(verdict.verdict)}</span></h2>'
+        f"<p>{escape(facts)}</p>{f'<ul>{listed}</ul>' if listed else ''}"
+        f"{picture(verdict.floor, verdict.patched)}{table(verdict)}</section>\n"
+    )
+
+
+def table(verdict: Verdict) -> str:
+    """A row a prompt, and one for all."""
+    headings = (
+        "prompt",
+        "tokens in",
+        "out",
+        "first other token",
+        "top-1",
+        "max |Δ|",
+        "mean |Δ|",
+        "KL",
+        "floor max |Δ|",
+    )
+    rows = []
+    for i, (patched, floor) in enumerate(zip(verdict.patched.prompts, verdict.floor.prompts, strict=True), 1):
+        where = "none" if patched.diverged_at is None else str(patched.diverged_at + 1)
+        numbers = [_number(x) for x in (patched.max, patched.mean, patched.kl, floor.max)]
+        rows.append([i, patched.prompt_tokens, patched.tokens, where, f"{patched.agreement:.0%}", *numbers])
+    all_of = verdict.patched
+    sums = [_number(x) for x in (all_of.max, all_of.mean, all_of.kl, verdict.floor.max)]
+    rows.append(["all", "", "", f"in {all_of.diverged}", f"{all_of.agreement:.1%}", *sums])
+    cells = "".join("<tr>" + "".join(f"<td>{value}</td>" for value in row) + "</tr>" for row in rows)
+    return "<table><tr>" + "".join(f"<th>{heading}</th>" for heading in headings) + f"</tr>{cells}</table>"
+
+
+def picture(floor: Difference, patched: Difference) -> str:
+    """The largest difference at each position of each prompt, on a logarithmic scale with a place for 0."""
+    longest = max((len(p.deltas) for d in (floor, patched) for p in d.prompts), default=1)
+    values = [delta for d in (floor, patched) for p in d.prompts for delta in p.deltas if delta > 0]
+    low = math.floor(math.log10(min(values))) if values else -3
+    high = max(low + 1, math.ceil(math.log10(max(values)))) if values else 0
+    floor_of_axis = HEIGHT - BOTTOM
+
+    def x(position: int) -> float:
+        return LEFT + (position + 0.5) * (WIDTH - LEFT - 8) / longest
+
+    def y(delta: float) -> float:
+        if delta == 0:
+            return floor_of_axis
+        return floor_of_axis - 24 - (math.log10(delta) - low) / (high - low) * (floor_of_axis - 24 - TOP)
+
+    lines = [(0.0, "0"), *((10.0**power, f"1e{power}") for power in range(low, high + 1))]
+    parts = [
+        f'<line class="line" x1="{LEFT}" x2="{WIDTH - 8}" y1="{y(at):.1f}" y2="{y(at):.1f}"/>'
+        f'<text x="{LEFT - 8}" y="{y(at) + 4:.1f}" text-anchor="end">{label}</text>'
+        for at, label in lines
+    ]
+    step = max(1, longest // 16)
+    parts += [
+        f'<text x="{x(i):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{i + 1}</text>' for i in range(0, longest, step)
+    ]
+    for kind, shift, difference in (("floor", -4, floor), ("patched", 4, patched)):
+        for prompt in difference.prompts:
+            parts += [
+                f'<circle class="{kind}" cx="{x(i) + shift:.1f}" cy="{y(delta):.1f}" r="3" fill-opacity=".6"/>'
+                for i, delta in enumerate(prompt.deltas)
+            ]
+    legend = "".join(
+        f'<circle class="{kind}" cx="{at}" cy="10" r="4"/><text x="{at + 9}" y="14">{words}</text>'
+        for kind, at, words in (
+            ("floor", LEFT + 8, "stock against stock"),
+            ("patched", LEFT + 168, "stock against patched"),
+        )
+    )
+    label = "The largest difference of a logprob at each position of each answer"
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{label}">'
+        f"<title>{label}</title>{''.join(parts)}{legend}</svg>"
+    )
+
+
+def _number(x: float) -> str:
+    return "0" if x == 0 else f"{x:.1e}"
