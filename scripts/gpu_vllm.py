@@ -25,7 +25,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -42,7 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FAMILIES = (
     "llama", "gemma3", "nemotron_h", "mamba2_groups", "qwen3", "qwen3_next", "falcon_h1", "gpt2", "mamba2",
 )  # fmt: skip
-ENGINE_SECONDS = 260
+ENGINE_SECONDS = 400
 
 
 class Results:
@@ -52,35 +51,22 @@ class Results:
         self.path, self.begin, self.seconds = options.json, time.monotonic(), options.seconds
         self.lock = threading.Lock()
         self.found: list[dict[str, Any]] = []
+        self.about: dict[str, Any] = {}
         if self.path.exists():
-            self.found = json.loads(self.path.read_text())["results"]
+            self.about = json.loads(self.path.read_text())
+            self.found = self.about.pop("results")
 
     def left(self) -> float:
         return self.seconds - (time.monotonic() - self.begin)
 
     def add(self, result: dict[str, Any]) -> None:
         with self.lock:
+            self.about |= {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **result.pop("about", {})}
             key = ("part", "family", "mode", "scope")
             self.found = [old for old in self.found if any(old.get(k) != result.get(k) for k in key)] + [result]
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({**about(), "results": self.found}, indent=1) + "\n")
-            print(f"[{time.monotonic() - self.begin:4.0f} s]", json.dumps(result)[:1500], flush=True)
-
-
-def about() -> dict[str, Any]:
-    """When, where, with what."""
-    code = (
-        "import torch, triton, vllm, json; print('@' + json.dumps({'gpu': torch.cuda.get_device_name() "
-        "if torch.cuda.is_available() else None, 'torch': torch.__version__, 'triton': triton.__version__, "
-        "'vllm': vllm.__version__}))"
-    )
-    if not _about:
-        said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout
-        _about.update(json.loads(said.rpartition("@")[2] or "{}"), python=platform.python_version())
-    return {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **_about}
-
-
-_about: dict[str, Any] = {}
+            self.path.write_text(json.dumps({**self.about, "results": self.found}, indent=1) + "\n")
+            print(f"[{time.monotonic() - self.begin:4.0f} s]", json.dumps(result)[:2500], flush=True)
 
 
 def plugin_folder(work: Path) -> Path:
@@ -186,7 +172,7 @@ def same(work: Path, family: str, mode: str, options: argparse.Namespace) -> dic
     """Stock in two orders, then patched."""
     order = {"count": 16, "length": 24, "tokens": 4 if options.device == "cpu" else 32}
     with Engine(work, family, mode, "off", options) as stock:
-        stock.answer()
+        about = stock.answer()["about"]
         first = stock.ask("answers", reversed=False, **order)
         again = stock.ask("answers", reversed=False, **order)
         other = stock.ask("answers", reversed=True, **order)
@@ -197,7 +183,7 @@ def same(work: Path, family: str, mode: str, options: argparse.Namespace) -> dic
     noise, mine = distance(first, other), distance(first, ours)
     return {
         "within_noise": mine["prompt_mean"] <= 2 * noise["prompt_mean"] or mine["prompt_max"] <= noise["prompt_max"],
-        "noise": noise, "ours": mine, "repeated": distance(first, again), **report,
+        "noise": noise, "ours": mine, "repeated": distance(first, again), **report, "about": about,
     }  # fmt: skip
 
 
@@ -209,7 +195,8 @@ def speed(work: Path, family: str, mode: str, options: argparse.Namespace) -> di
     tokens = 4 if options.device == "cpu" else options.tokens
     with ExitStack() as stack:
         engines = {b: stack.enter_context(Engine(work, family, mode, b, options)) for b in ("off", "auto")}
-        started = {backend: engine.answer()["started"] for backend, engine in engines.items()}
+        first = {backend: engine.answer() for backend, engine in engines.items()}
+        started = {backend: answer["started"] for backend, answer in first.items()}
         batches: dict[str, Any] = {}
         for batch in options.batch:
             for engine in engines.values():  # what is compiled at the first use
@@ -225,7 +212,15 @@ def speed(work: Path, family: str, mode: str, options: argparse.Namespace) -> di
                 "ratios": ratios, "stock_tokens_per_s": per_second["off"], "patched_tokens_per_s": per_second["auto"],
             }  # fmt: skip
         report = engines["auto"].ask("report")
-    return {"layers": options.layers, "tokens": tokens, "started": started, "batches": batches, **report}
+    about = first["auto"]["about"]
+    return {
+        "layers": options.layers,
+        "tokens": tokens,
+        "started": started,
+        "batches": batches,
+        **report,
+        "about": about,
+    }
 
 
 def encoder(work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -250,7 +245,7 @@ def main() -> None:
     parser.add_argument("--scope", default="eager", choices=("eager", "all"))
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 32])
-    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=3)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))

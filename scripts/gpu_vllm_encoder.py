@@ -86,6 +86,10 @@ def main() -> None:
                 "ratio": medians["stock"] / medians["patched"], "ms": medians, "all_ms": times,
                 "largest_difference": off, "largest_value": outputs["stock"].abs().max().item(),
             }  # fmt: skip
+    from gpu_vllm_engine import about
+    from vllm import ir
+
+    found |= {"about": about(), "ir_priority": ir.ops.rms_norm.get_priority()}
     found["calls"] = {op: ledger.calls(op) for op in ("rmsnorm", "fused_add_rmsnorm")}
     print("@" + json.dumps(found))
 

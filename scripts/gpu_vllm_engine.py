@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import sys
 import time
 import zlib
@@ -119,9 +120,9 @@ def start(wanted: dict[str, Any], folder: Path) -> Any:
 
     given: dict[str, Any] = {
         "model": str(folder), "load_format": "dummy", "dtype": "bfloat16", "seed": 0, "skip_tokenizer_init": True,
-        "enforce_eager": wanted["mode"] == "eager", "max_model_len": 1024, "max_num_seqs": wanted["batch"],
+        "enforce_eager": wanted["mode"] == "eager", "max_model_len": 512, "max_num_seqs": wanted["batch"],
         "max_num_batched_tokens": 2048, "enable_prefix_caching": False, "disable_log_stats": True,
-        "kv_cache_memory_bytes": (2 << 30) if wanted["device"] == "cuda" else (64 << 20),
+        "kv_cache_memory_bytes": (4 << 30) if wanted["device"] == "cuda" else (64 << 20),
         "worker_extension_cls": "gpu_vllm_engine.Worker",
     }  # fmt: skip
     if wanted["device"] == "cuda":
@@ -136,6 +137,16 @@ def start(wanted: dict[str, Any], folder: Path) -> Any:
     llm.collective_rpc("randomise")
     llm.collective_rpc("norm_plugin_forget")
     return llm
+
+
+def about() -> dict[str, Any]:
+    """With what this is found out."""
+    import triton
+    import vllm
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "vllm": vllm.__version__}
+    return {"gpu": gpu, "python": platform.python_version(), **versions}
 
 
 def prompts(count: int, length: int, vocab: int) -> list[dict[str, list[int]]]:
@@ -185,7 +196,7 @@ def report(llm: Any, order: dict[str, Any]) -> dict[str, Any]:
     (found,) = llm.collective_rpc("norm_plugin_report")
     calls: dict[str, int] = {}
     for row in found.pop("rows"):
-        name = " ".join(filter(None, (row["op"], row["kind"], row["reason"])))
+        name = " ".join(filter(None, (row["class"], row["op"], row["reason"])))
         calls[name] = calls.get(name, 0) + row["calls"]
     return {**found, "calls": calls}
 
@@ -197,7 +208,7 @@ def main() -> None:
     begin = time.perf_counter()
     llm = start(wanted, folder)
     say: Callable[..., Any] = partial(print, file=out, flush=True)
-    say(json.dumps({"started": time.perf_counter() - begin}))
+    say(json.dumps({"started": time.perf_counter() - begin, "about": about()}))
     vocab = VOCAB if wanted["layers"] else ARCHITECTURES[wanted["family"]].config["vocab_size"]
     for line in sys.stdin:
         order = json.loads(line) | {"vocab": vocab}

@@ -131,6 +131,7 @@ def _install(record: Record, wanted: settings.Settings) -> None:
     if getattr(envs, "VLLM_BATCH_INVARIANT", False):
         record.missed("everything", "VLLM_BATCH_INVARIANT=1 is a promise of vLLM's own norms")
         return
+    vllm_layers.forget_choices()
     _mark_compiled_code(record, envs)
     has_ir = importlib.util.find_spec("vllm.ir") is not None
     if has_ir and "rmsnorm" in wanted.ops:
