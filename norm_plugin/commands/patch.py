@@ -14,7 +14,7 @@ from rich.text import Text
 
 from norm_plugin.patching import catalog, work
 from norm_plugin.patching.errors import PatchError
-from norm_plugin.patching.site import Site, find
+from norm_plugin.patching.site import DISTRIBUTIONS, Site, find
 
 REFUSED = 1
 DESCRIPTION = (
@@ -38,7 +38,7 @@ def add(verbs: Any) -> None:
         every = "every patch that is applied" if action == "revert" else "every patch but the unconditional ones"
         if action != "list":
             one.add_argument("names", nargs="*", metavar="PATCH", help=f"as `list` has it; without one: {every}")
-        one.add_argument("--engine", required=True, choices=catalog.engines(), help="whose source it is")
+        one.add_argument("--engine", required=True, choices=DISTRIBUTIONS, help="whose source it is")
         one.add_argument("--site", type=Path, metavar="DIR", help="the folder the engine's package lies in")
         one.add_argument("--json", action="store_true", help="print JSON")
         one.set_defaults(do=run, names=[])

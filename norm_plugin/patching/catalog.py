@@ -67,11 +67,6 @@ def patches() -> tuple[Patch, ...]:
     return tuple(found)
 
 
-def engines() -> tuple[str, ...]:
-    """The engines that have patches."""
-    return tuple(dict.fromkeys(patch.engine for patch in patches()))
-
-
 def of(engine: str, version: str) -> tuple[Patch, ...]:
     """The patches of one version of an engine; what stands behind a + in a version is who built it."""
     public = version.split("+")[0]
@@ -96,7 +91,7 @@ def together(chosen: Iterable[Patch]) -> None:
     seen: list[Patch] = []
     for patch in chosen:
         for other in seen:
-            for path in set(patch.files) & set(other.files):
+            for path in (path for path in patch.files if path in other.files):
                 if any(a.meets(b) for a in patch.hunks(path) for b in other.hunks(path)):
                     raise PatchError(
                         f"{patch.name} and {other.name} change the same lines of {path}: apply one of them, "

@@ -44,7 +44,8 @@ def _importable(engine: str) -> Path:
 def _version(engine: str, folder: Path) -> str:
     for name in DISTRIBUTIONS[engine]:
         for found in importlib.metadata.distributions(name=name, path=[str(folder)]):
-            return found.version
+            if found.version:  # a folder that an uninstallation left empty has none
+                return found.version
     written = folder / engine / "_version.py"  # setuptools-scm writes it when a source tree is built
     if written.is_file():
         match = re.search(r"^__version__ = (?:version = )?['\"](.+?)['\"]", written.read_text(), re.MULTILINE)

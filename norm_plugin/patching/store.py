@@ -82,9 +82,9 @@ class Store:
         place = self.site / path
         return place.read_bytes() if place.is_file() else None
 
-    def original(self, path: str) -> bytes | None:
-        """A file without any patch: as kept, or as it is if no patch has touched it."""
-        change = self.record().files.get(path)
+    def original(self, path: str, record: Record) -> bytes | None:
+        """A file without the patches of a record: as kept, or as it is if none has touched it."""
+        change = record.files.get(path)
         return self.current(path) if change is None else self._kept(change.before)
 
     def change(self, target: Record, texts: dict[str, bytes]) -> None:

@@ -95,7 +95,7 @@ def revert(site: Site, names: Iterable[str] | None = None) -> tuple[str, ...]:
         if going:
             _unchanged(store, record)
             left = [name for name in record.patches if name not in going]
-            wanted = _plan(store, site, Record(record.version), left) if left else Plan(Record(record.version), {})
+            wanted = _plan(store, site, record, left) if left else Plan(Record(record.version), {})
             store.change(wanted.record, wanted.texts)
     return going
 
@@ -111,7 +111,9 @@ def _plan(store: Store, site: Site, record: Record, names: list[str]) -> Plan:
     catalog.together(chosen)
     changes, texts = {}, {}
     for path in dict.fromkeys(path for patch in chosen for path in patch.files):
-        before = _original(store, site, path, next(patch.files[path] for patch in chosen if path in patch.files))
+        before = _original(
+            store, site, record, path, next(patch.files[path] for patch in chosen if path in patch.files)
+        )
         hunks = [hunk for patch in chosen for hunk in patch.hunks(path)]
         after = diff.apply(before, hunks, path)
         try:
@@ -123,8 +125,8 @@ def _plan(store: Store, site: Site, record: Record, names: list[str]) -> Plan:
     return Plan(Record(site.version, tuple(patch.name for patch in chosen), changes), texts)
 
 
-def _original(store: Store, site: Site, path: str, expected: str) -> bytes:
-    text = store.original(path)
+def _original(store: Store, site: Site, record: Record, path: str, expected: str) -> bytes:
+    text = store.original(path, record)
     if text is None:
         raise PatchError(f"{site.folder / path} does not exist, which {site.engine} {site.version} should have")
     if sha256(text) != expected:

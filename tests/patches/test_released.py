@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from norm_plugin.patching import catalog, diff, site as sites, work
+from norm_plugin.patching import catalog, diff, work
+from norm_plugin.patching import site as sites
 from norm_plugin.patching.catalog import sha256
 from tests.patches.conftest import INDEX, VERSIONS, Site, contents
 
