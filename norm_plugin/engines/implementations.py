@@ -11,11 +11,15 @@ from norm_plugin.dispatch import Route
 Input = tuple[str, int, tuple[int, ...]]
 
 
+#: The same op as a function of its arguments, where a caller does not want them written.
+TWINS = {"fused_add_rmsnorm": "add_rmsnorm"}
+
+
 def find(op: str, inputs: list[Input]) -> list[dict[str, str]]:
     """Backend, reason for it, numerics and launch configuration: one entry, or several if the inputs differ."""
     found: list[dict[str, str]] = []
     for route in dispatch.routes():
-        if route.op.name == op and _input(route) in inputs:
+        if route.op.name in (op, TWINS.get(op)) and _input(route) in inputs:
             entry = {
                 "backend": route.backend,
                 "because": route.reason,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import norm_plugin
-from norm_plugin.numerics import FP32, GATED_NUMERICS, HF, LAYER_NUMERICS, NUMERICS
+from norm_plugin.numerics import FP32, GATED_NUMERICS, HF, NUMERICS
 from norm_plugin.verify import bounds, inputs, oracle
 
 ROWS, WIDTH, GROUP, FEATURES = 16, 2048, 128, 64
@@ -118,7 +118,8 @@ def layernorm_case(numerics: str) -> Case:
 
 
 def layer_cases() -> Iterator[Case]:
-    yield from map(layernorm_case, LAYER_NUMERICS)
+    # not `torch`: PyTorch's own, which is thousands of ulps off where the mean is large, is not ours to bound
+    yield layernorm_case(FP32.name)
     yield Case(
         "layernorm_linear", "", "fp32",
         lambda i: (norm_plugin.layernorm_linear(i.x, i.weight, i.bias, i.linear_weight, i.linear_bias, EPS),),
