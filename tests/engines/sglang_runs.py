@@ -1,99 +1,25 @@
-"""Runs of the real SGLang for the tests: its environment, tiny models, and what they answer, stock and patched."""
+"""Runs of the real SGLang for the tests."""
 
 from __future__ import annotations
 
-import functools
-import json
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from norm_plugin.verify import tiny
-from norm_plugin.verify.outcome import Outcome, read
+from norm_plugin.verify.outcome import Outcome
+from tests.engines import runs
+from tests.engines.runs import NATIVE, ROOT, STOCK, TOKENS, environment, furthest, model
 
-ROOT = Path(__file__).resolve().parents[2]
-PROMPTS = [[72, 101, 108, 108, 111, 32, 119], [84, 104, 101], list(range(40, 75))]
-TOKENS = 8
-STOCK: Mapping[str, str] = {}
-NATIVE = {"NORM_PLUGIN": "native"}
-SECONDS = 900
+__all__ = ["NATIVE", "ROOT", "STOCK", "TOKENS", "environment", "furthest", "model"]
 
-
-@functools.cache
-def python() -> str:
-    """The Python of .venv-sglang, which is made if it is not there."""
-    made = subprocess.run([ROOT / "scripts" / "engine_sglang"], stdout=subprocess.PIPE, text=True, check=True)
-    return made.stdout.split()[-1]
-
-
-@functools.cache
-def folder() -> Path:
-    """For all files of this session."""
-    return Path(tempfile.mkdtemp(prefix="sglang-tests."))
-
-
-def model(name: str, **changes: Any) -> Path:
-    """A tiny model; with changes to its config, a copy that is named after them."""
-    made = tiny.make(name)
-    if not changes:
-        return made
-    place = folder() / "-".join([name, *(f"{key}={value}" for key, value in changes.items())])
-    if not place.exists():
-        shutil.copytree(made, place)
-        config = json.loads((place / "config.json").read_text())
-        (place / "config.json").write_text(json.dumps(config | changes))
-    return place
-
-
-def environment(flags: Mapping[str, str]) -> dict[str, str]:
-    """This one's, with these flags of ours and no others."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("NORM_PLUGIN", "USE_NATIVE", "SGLANG_"))}
-    return {**kept, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **flags}
-
-
-class Run:
-    """A child process that runs models one after another."""
-
-    def __init__(self, models: list[Path], flags: Mapping[str, str], *options: str) -> None:
-        place = Path(tempfile.mkdtemp(dir=folder()))
-        (place / "prompts").write_text(json.dumps(PROMPTS))
-        self.out, self.log = place / "out", place / "log"
-        command = [python(), "-m", "norm_plugin.verify.sglang_child", "--models", *map(str, models)]
-        command += ["--prompts", str(place / "prompts"), "--out", str(self.out), "--max-tokens", str(TOKENS), *options]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, env=environment(flags), stdout=log, stderr=log, cwd=place)
-
-    def outcomes(self) -> list[Outcome]:
-        """What it wrote; its last lines where it failed."""
-        try:
-            status = self.process.wait(SECONDS)
-        finally:
-            self.process.kill()
-        assert status == 0, self.log.read_text()[-3000:]
-        return read(self.out)
+python = partial(runs.python, "sglang")
 
 
 def side_by_side(models: list[Path], flags: Mapping[str, str], *options: str) -> dict[str, tuple[Outcome, Outcome]]:
     """Stock and patched of each model, run at the same time."""
-    stock, patched = Run(models, STOCK, *options), Run(models, flags, *options)
-    return {one.model: (one, other) for one, other in zip(stock.outcomes(), patched.outcomes(), strict=True)}
-
-
-def furthest(one: Outcome, other: Outcome) -> float:
-    """The largest difference of a chosen token's logprob."""
-    pairs = zip(one.answers, other.answers, strict=True)
-    return max(abs(a - b) for x, y in pairs for a, b in zip(x.logprobs, y.logprobs, strict=True))
+    return runs.side_by_side("sglang", models, flags, *options)
 
 
 def in_schedulers(outcome: Outcome) -> dict[tuple[str, str], int]:
     """Calls by op and reason, of the processes that ran the model."""
-    found: dict[tuple[str, str], int] = {}
-    for row in outcome.rows:
-        if row["calls"] and "scheduler" in row["process"]:
-            key = row["op"], row["reason"]
-            found[key] = found.get(key, 0) + row["calls"]
-    return found
+    return runs.calls(outcome, "scheduler")
