@@ -123,9 +123,10 @@ def rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: Any, **o
         return functions.rmsnorm(x, weight, eps, numerics=numerics, variance_size=size)
     if residual.dtype != x.dtype:
         return Kept(op, f"x has dtype {x.dtype} and the residual {residual.dtype}")
-    count(op, x, weight)
     if size is not None or not (writable(x) and writable(residual)) or x.data_ptr() == residual.data_ptr():
+        count("add_rmsnorm", x, weight)
         return functions.add_rmsnorm(x, residual, weight, eps, numerics=numerics, variance_size=size)
+    count(op, x, weight)
     functions.fused_add_rmsnorm(x, residual, weight, eps, numerics=numerics)
     return x, residual
 
@@ -137,7 +138,7 @@ def writable(t: Tensor) -> bool:
 
 def gemma_rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: Any, **others: Any) -> Answer:
     """GemmaRMSNorm: 1 + weight, in fp32. Its residual is not given away."""
-    op = "rmsnorm" if residual is None else "fused_add_rmsnorm"
+    op = "rmsnorm" if residual is None else "add_rmsnorm"
     reason = unknown(rest, others) or why_not(x, residual)
     if reason:
         return Kept(op, reason)
