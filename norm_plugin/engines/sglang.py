@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from norm_plugin import settings
 from norm_plugin.dispatch import BackendError
-from norm_plugin.engines import heads, ledger, sglang_gated, sglang_norms
+from norm_plugin.engines import heads, ledger, sglang_gated, sglang_norms, source_patches
 from norm_plugin.engines.common import asked, traced
 from norm_plugin.engines.on_import import after_import
 from norm_plugin.engines.record import Record
@@ -49,6 +49,7 @@ def register() -> None:
     if backend == "off" or _record is not None:
         return
     record = _record = Record("sglang", _version())
+    source_patches.note(record, "sglang")
     for module, hook in _hooks():
         record.on_undo(after_import(module, partial(_apply, hook, record)))
 
@@ -195,6 +196,7 @@ def _loaded(model: nn.Module, record: Record) -> None:
     ledger.name_layers(model)
     heads.learn(model)
     _count_torch(model)
+    source_patches.warn(record)
     for hook, reason in record.missing.items():
         log.warning("norm_plugin: %s stays as it is: %s", hook, reason)
     if record.missing and settings.get().strict:

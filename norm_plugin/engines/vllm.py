@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from norm_plugin import settings
 from norm_plugin.dispatch import BackendError
-from norm_plugin.engines import ledger, vllm_layers
+from norm_plugin.engines import ledger, source_patches, vllm_layers
 from norm_plugin.engines.common import asked, refused, traced
 from norm_plugin.engines.fingerprint import fingerprint
 from norm_plugin.engines.on_import import after_import
@@ -73,6 +73,8 @@ def register() -> None:
     except (AttributeError, ImportError, TypeError, ValueError, AssertionError) as error:  # a vLLM built otherwise
         record.undo()
         record.missed("everything", f"{type(error).__name__}: {error}")
+    source_patches.note(record, "vllm")
+    source_patches.warn(record)
     for hook, reason in record.missing.items():
         log.warning("norm_plugin: %s of vLLM %s stays as it is: %s", hook, record.version, reason)
     if record.missing and wanted.strict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from norm_plugin.patching import catalog, diff
 from norm_plugin.patching.catalog import Patch, sha256
@@ -40,7 +41,7 @@ def states(site: Site) -> list[State]:
     for patch in catalog.of(site.engine, site.version):
         if patch.name in record.patches:
             found.append(State(patch, "applied"))
-        elif by_hand(site, patch):
+        elif stands(site.folder, patch):
             found.append(
                 State(patch, "refused", "its lines are in the files already, and were not put there by this tool")
             )
@@ -53,10 +54,10 @@ def states(site: Site) -> list[State]:
     return found
 
 
-def by_hand(site: Site, patch: Patch) -> bool:
-    """Whether every line that a patch adds stands in the files, whoever put it there."""
+def stands(folder: Path, patch: Patch) -> bool:
+    """Whether every line that a patch adds is in the files, whoever put it there."""
     for path, hunks in patch.diff.files.items():
-        place = site.folder / path
+        place = folder / path
         text = place.read_bytes() if place.is_file() else b""
         if any(b"".join(hunk.added) not in text for hunk in hunks):
             return False
