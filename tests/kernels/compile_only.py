@@ -1,0 +1,246 @@
+"""Compile the kernels for GPUs that are not here, and print what their machine code is like, as JSON.
+
+    python tests/kernels/compile_only.py [--few]
+
+Any Python with triton and torch will do; no GPU, no pytest. Every launch is bound as for a call, with the constants and
+arguments that the call would have; only at its end the kernel is compiled, and not run. test_compile_only says what the
+reports must be like. --few leaves out what does not depend on Triton's version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from norm_plugin import kernels
+from norm_plugin.kernels import driver, gated, launch, rms
+from norm_plugin.ops import OPS
+from norm_plugin.verify import inputs
+from tests.kernels import ptx
+from tests.spec import samples
+
+BF16, FP32, E4M3, E5M2 = torch.bfloat16, torch.float32, torch.float8_e4m3fn, torch.float8_e5m2
+TYPES = {torch.float16: "fp16", BF16: "bf16", FP32: "fp32", E4M3: "fp8e4nv", E5M2: "fp8e5", torch.int8: "i8"}
+
+#: Compute capability -> (dependent launches, an fp8 unit). 80 has no e4m3 at all: those ops stay native there.
+ARCHITECTURES = {80: (False, False), 90: (True, True), 100: (True, True)}
+
+#: One call of each table of launch configurations.
+FAMILIES: list[tuple[str, samples.Arguments]] = [
+    ("rmsnorm", {}),
+    ("fused_add_rmsnorm", {}),
+    ("layernorm", {}),
+    ("gated_norm", {"is_rms_norm": True}),
+    ("rmsnorm_quant", {}),
+    ("rmsnorm_dynamic_quant", {"residual": None}),
+    ("rmsnorm_block_quant", {"residual": None}),
+]
+WIDTHS = [64, 512, 2048, 2880, 4096, 5120, 7168, 8192, 12288, 16384, 18432, 65536]
+FEW_WIDTHS = [4096, 7168]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One kernel: the op, how it is called, and for which architecture."""
+
+    name: str
+    variant: samples.Arguments
+    shape: tuple[int, ...]
+    arch: int = 90
+    dtype: torch.dtype = BF16
+    layout: str = "contiguous"
+    lean: bool = False
+
+    @property
+    def label(self) -> str:
+        call = samples.label(self.name, self.variant)
+        return f"{call} {list(self.shape)} {TYPES[self.dtype]} {self.layout} sm_{self.arch}{' lean' * self.lean}"
+
+
+@dataclass
+class Report:
+    """What became of a task. An access is [store, its parameter's name, bytes at once, before the wait]; `shares` says
+    for each parameter how many bytes of a chunk a thread has."""
+
+    label: str
+    name: str
+    arch: int
+    width: int
+    error: str = ""
+    pdl: bool = False
+    waits: int = 0
+    accesses: list[tuple[bool, str, int, bool]] = field(default_factory=list)
+    shares: dict[str, int] = field(default_factory=dict)
+    aligned: bool = False
+    narrow: list[str] = field(default_factory=list)
+    no_short_road: str = ""
+    registers: int = 0
+    stack: int = 0
+
+
+def on(arch: int, name: str, variant: samples.Arguments) -> samples.Arguments:
+    """The variant with e5m2 for e4m3 where there is none."""
+    key = "out_dtype" if "out" in OPS[name].arguments else "quant_dtype"
+    e4m3 = name.endswith("quant") and variant.get(key, E4M3) == E4M3
+    return variant | {key: E5M2} if arch == 80 and e4m3 else variant
+
+
+def tasks(few: bool) -> Iterator[Task]:
+    """Every variant of every op for Hopper, one for the others; the families in every layout, dtype and width."""
+    for name, variants in samples.VARIANTS.items():
+        if name == "layernorm_linear":  # layernorm's kernel
+            continue
+        for arch in ARCHITECTURES:
+            yield Task(name, on(arch, name, variants[0]), (4, 256), arch)
+        for variant in [] if few else variants[1:]:
+            if "variance_size" not in variant:
+                yield Task(name, variant, (4, 256))
+    for name, variant in FAMILIES:
+        for width in FEW_WIDTHS if few else WIDTHS:
+            yield Task(name, variant, (4, width))
+    for name, variant in [] if few else FAMILIES[:4]:
+        yield Task(name, variant, (2, 3, 4, 128), layout="qkv_slice")
+        yield Task(name, variant, (2, 3, 4, 128), layout="transposed")
+        yield Task(name, variant, (4, 1000), dtype=torch.float16, layout="padded")
+        yield Task(name, variant, (4, 4096), dtype=FP32)
+        yield Task(name, variant | {"weight_dtype": FP32}, (4, 4096))
+        for width in (5120, 16384):
+            yield Task(name, variant, (4, width), lean=True)
+        for arch in (80, 100):
+            yield Task(name, variant, (4, 4096), arch)
+            yield Task(name, variant, (4, 65536), arch)
+
+
+class Bound(Exception):
+    """Not an error: a launch, and what it is given, where it would run."""
+
+    def __init__(self, bound: Any, pointers: tuple[Tensor | None, ...]) -> None:
+        super().__init__()
+        self.bound, self.pointers = bound, pointers
+
+
+def stop(bound: Any, m: int, eps: float, *pointers: Tensor | None) -> None:
+    raise Bound(bound, pointers)
+
+
+def bind(task: Task) -> Bound:
+    """The launch of a task, bound by the code that binds it for a call."""
+    op = OPS[task.name]
+    a = samples.arguments(op, task.shape, task.dtype, **task.variant)
+    a |= {key: inputs.LAYOUTS[task.layout](a[key]) for key in samples.alike(op) if a[key] is not None}
+    pdl, fp8_unit = ARCHITECTURES[task.arch]
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(launch.Launch, "__call__", stop))
+        for module in (rms, gated):
+            stack.enter_context(mock.patch.object(module, "gpu_of", return_value=f"sm_{task.arch}"))
+            stack.enter_context(mock.patch.object(module, "use_pdl", return_value=pdl))
+            stack.enter_context(mock.patch.object(module, "has_fp8_unit", return_value=fp8_unit))
+        found = kernels.find(op.family, op.name)
+        assert found is not None
+        try:
+            found(*a.values())(*a.values())
+        except Bound as bound:
+            return bound
+    raise AssertionError(f"{task.label} launched nothing")
+
+
+def compiled(found: Bound, task: Task) -> tuple[Any, dict[str, Tensor | None]]:
+    """(the compiled kernel, its parameters by name), specialised as Triton would for aligned addresses."""
+    bound = found.bound
+    values = bound.constants | ({"PRELOAD": False} if task.lean else {})
+    signature = dict.fromkeys(values, "constexpr")
+    parameters: dict[str, Tensor | None] = {}
+    aligned = {}
+    for place, value in enumerate([*found.pointers, "i32", *bound.integers, "fp32"]):
+        name = bound.kernel.arg_names[place]
+        if value is None:
+            signature[name], values[name] = "constexpr", None
+        elif isinstance(value, Tensor):
+            signature[name], parameters[name] = "*" + TYPES[value.dtype], value
+            aligned[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name], parameters[name] = value if isinstance(value, str) else "i32", None
+    in_order = {name: signature[name] for name in bound.kernel.arg_names}
+    source = ASTSource(bound.kernel, in_order, constexprs=values, attrs=aligned)
+    return triton.compile(source, target=GPUTarget("cuda", task.arch, 32), options=bound.options), parameters
+
+
+def short_road(found: Bound, kernel: Any, sizes: list[int]) -> str:
+    """Why the kernel could not be launched through the CUDA driver, or ''. The driver is faked."""
+    with (
+        mock.patch.object(driver, "parameter_sizes", return_value=sizes),
+        mock.patch.object(driver, "driver", return_value=SimpleNamespace(cuLaunchKernelEx=None)),
+    ):
+        found.bound.prepare_direct(SimpleNamespace(function=1, metadata=kernel.metadata), found.pointers)
+    return "" if found.bound.direct is not None else str(found.bound.direct_reason)
+
+
+def resources(cubin: bytes) -> tuple[int, int]:
+    """(registers a thread, bytes of stack a thread), which is where registers are spilled to."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text)
+    assert found is not None, text
+    return int(found[1]), int(found[2]) + int(found[3])
+
+
+def report(task: Task) -> Report:
+    """Compile a task, and look at the result."""
+    made = Report(task.label, task.name, task.arch, task.shape[-1])
+    try:
+        found = bind(task)
+        kernel, parameters = compiled(found, task)
+        names, text, config = list(parameters), kernel.asm["ptx"], found.bound.config
+        share = config.block * config.rows // (config.warps * 32)
+        made.shares = {name: share * t.itemsize for name, t in parameters.items() if t is not None and t.dim() > 1}
+        made.aligned = found.bound.constants["ALIGN"] == 16
+        made.pdl = found.bound.pdl
+        made.waits = text.count("griddepcontrol.wait")
+        made.accesses = [(a.store, names[a.parameter], a.bytes, a.before_wait) for a in ptx.accesses(text)]
+        made.narrow = ptx.narrow_arithmetic(text)
+        made.no_short_road = short_road(found, kernel, ptx.parameters(text))
+        made.registers, made.stack = resources(kernel.asm["cubin"])
+    except Exception as error:  # whatever a compiler raises is a finding, not the end
+        made.error = f"{type(error).__name__}: {error}; {error.__cause__}"
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--few", action="store_true", help="one variant of each op, and two widths")
+    wanted = list(tasks(parser.parse_args().few))
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache),
+        multiprocessing.get_context("spawn").Pool(min(8, os.cpu_count() or 1)) as pool,
+    ):
+        reports = pool.map(report, wanted, chunksize=4)
+    print(json.dumps({"triton": triton.__version__, "reports": [asdict(made) for made in reports]}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What a kernel does, read from its PTX: its parameters, each access to memory with its parameter, its arithmetic."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: Sizes of parameters in bytes, by the kind that PTX declares.
+SIZES = {"u64": 8, "b64": 8, "u32": 4, "s32": 4, "b32": 4, "f32": 4}
+
+PARAMETER = re.compile(r"\.param \.(\w+) (?:\.ptr [^_]*)?\w+_param_(\d+)")
+FROM_PARAMETER = re.compile(r"ld\.param\.\w+\s+(%\w+), \[\w+_param_(\d+)\]")
+ACCESS = re.compile(r"\b(ld|st|atom|red)\.global([.:\w]*)\s+(.*)")
+ADDRESS = re.compile(r"\[\s*(%\w+)")
+REGISTER = re.compile(r"%\w+")
+ARITHMETIC = re.compile(r"\b(add|sub|mul|fma|mad|div|min|max|neg|abs|ex2|tanh|rcp|sqrt)\.([.\w]*)")
+NARROW = {"f16", "bf16", "f16x2", "bf16x2", "f64"}
+SAME_BITS = {"add", "sub", "mul", "min", "max", "neg", "abs"}
+
+
+@dataclass(frozen=True)
+class Access:
+    """A load or store of global memory: through which parameter, how many bytes at once, on which side of the wait."""
+
+    store: bool
+    parameter: int
+    bytes: int
+    before_wait: bool
+
+
+def parameters(ptx: str) -> list[int]:
+    """The sizes of the kernel's parameters, in order."""
+    header = ptx[ptx.index(".entry") : ptx.index(".reqntid")]
+    return [SIZES[kind] for kind, _ in PARAMETER.findall(header)]
+
+
+def accesses(ptx: str) -> list[Access]:
+    """Every access in the order of the text.
+
+    Registers are followed from the parameters they are made of: an address is one pointer, and offsets made of
+    integers. A register that is written twice (in a loop) keeps what it was made of before.
+    """
+    pointers = {number for number, size in enumerate(parameters(ptx)) if size == 8}
+    made_of: dict[str, set[int]] = {}
+    found, waited = [], "griddepcontrol.wait" not in ptx
+    for line in ptx.splitlines():
+        statement = line.split("//")[0].strip()
+        if "griddepcontrol.wait" in statement:
+            waited = True
+        elif match := FROM_PARAMETER.search(statement):
+            made_of[match[1]] = {int(match[2])} & pointers
+        elif match := ACCESS.search(statement):
+            address = ADDRESS.search(match[3])
+            assert address is not None, statement
+            (parameter,) = made_of[address[1]]
+            found.append(Access(match[1] != "ld", parameter, width(match[2]), not waited))
+        elif statement.startswith(("@", "{")) or not statement.startswith((".", "$", "bra", "bar")):
+            registers = REGISTER.findall(statement)
+            if len(registers) > 1:
+                sources = set().union(*(made_of.get(register, set()) for register in registers[1:]))
+                made_of.setdefault(registers[0], set()).update(sources)
+    return found
+
+
+def width(suffix: str) -> int:
+    """The bytes of one access, as in .L1::evict_last.v4.b32."""
+    vector = re.search(r"\.v(\d)", suffix)
+    kind = re.search(r"\.[bsuf](\d+)$", suffix)
+    assert kind is not None, suffix
+    return int(kind[1]) // 8 * (int(vector[1]) if vector else 1)
+
+
+def narrow_arithmetic(ptx: str) -> list[str]:
+    """Arithmetic that is not done in fp32, though its result would be another.
+
+    A sum or product of two 16-bit values that is rounded to 16 bits at once is what rounding it to fp32 in between
+    gives, since fp32 has more than twice their digits and two; LLVM knows. Blackwell's fused multiply-add takes 16-bit
+    factors into an fp32 sum.
+    """
+    found = []
+    for name, suffix in ARITHMETIC.findall(ptx):
+        kinds = set(suffix.split("."))
+        harmless = "f32" in kinds or (name in SAME_BITS and "f64" not in kinds)
+        if kinds & NARROW and not harmless:
+            found.append(f"{name}.{suffix}")
+    return found
