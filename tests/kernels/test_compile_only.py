@@ -20,6 +20,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.without_kernels,
+    pytest.mark.alone,  # all of them look at what is compiled once
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
 ]
 
