@@ -16,6 +16,7 @@ h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2.5rem }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0 }
 th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid #ddd } th { font-weight: 600 }
 th:first-child, td:first-child { text-align: left }
+.wide { overflow-x: auto }
 .pass { color: #1a7f37 } .fail { color: #cf222e; font-weight: 600 }
 svg { max-width: 100%; height: auto } svg text { font: 12px system-ui, sans-serif; fill: #57575f }
 .floor { fill: #8c8c96 } .patched { fill: #d4620b } .line { stroke: #e4e4e8 }
@@ -40,7 +41,8 @@ def page(verdicts: list[Verdict], about: dict[str, Any]) -> str:
     )
     body = "".join(section(verdict) for verdict in verdicts)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
         f"<style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n{head}\n{body}\n"
         f"<footer>norm-plugin verify, {about['seconds']:.0f} s</footer></body></html>\n"
     )
@@ -87,7 +89,11 @@ def table(verdict: Verdict) -> str:
     sums = [_number(x) for x in (all_of.max, all_of.mean, all_of.kl, verdict.floor.max)]
     rows.append(["all", "", "", f"in {all_of.diverged}", f"{all_of.agreement:.1%}", *sums])
     cells = "".join("<tr>" + "".join(f"<td>{value}</td>" for value in row) + "</tr>" for row in rows)
-    return "<table><tr>" + "".join(f"<th>{heading}</th>" for heading in headings) + f"</tr>{cells}</table>"
+    return (
+        '<div class="wide"><table><tr>'
+        + "".join(f"<th>{heading}</th>" for heading in headings)
+        + f"</tr>{cells}</table></div>"
+    )
 
 
 def picture(floor: Difference, patched: Difference) -> str:

@@ -1,0 +1,90 @@
+"""The comparison: what is the same is said to be, what differs is measured, and chance is given what stock gives it."""
+
+import math
+
+import pytest
+
+from norm_plugin.verify import verdict
+from norm_plugin.verify.comparison import IDENTICAL, INSIDE, OUTSIDE, compare, judge, kl, logprob_deltas
+from tests.verify.samples import answer, outcome, row
+
+
+def test_the_same_answers_are_identical() -> None:
+    difference = compare([answer([5, 6, 7])], [answer([5, 6, 7])])
+    assert difference.identical
+    assert (difference.max, difference.mean, difference.kl, difference.agreement, difference.diverged) == (
+        0,
+        0,
+        0,
+        1,
+        0,
+    )
+
+
+def test_a_difference_of_a_logprob() -> None:
+    difference = compare([answer([5, 6, 7])], [answer([5, 6, 7], shift=0.01)])
+    assert not difference.identical
+    assert difference.max == pytest.approx(0.01)
+    assert difference.mean == pytest.approx(0.01 * 2 / 5)
+    assert difference.diverged == 0
+    assert 0 < difference.kl < 1e-4
+
+
+def test_nothing_is_compared_after_the_first_other_token() -> None:
+    first, second = answer([5, 6, 7, 8]), answer([5, 60, 7, 8])
+    (prompt,) = compare([first], [second]).prompts
+    assert prompt.diverged_at == 1
+    assert len(prompt.deltas) == 2
+    assert prompt.deltas[0] == 0
+    assert prompt.agreement == 0.5
+
+
+def test_a_token_that_only_one_names_counts_as_the_least_it_can_be() -> None:
+    deltas = logprob_deltas({"1": -1.0, "2": -2.0}, {"1": -1.0, "3": -1.5})
+    assert sorted(deltas) == [0.0, 0.0, 0.5]
+    assert sorted(logprob_deltas({"1": 0.0}, {"2": -3.0})) == [0.0, 3.0]
+
+
+def test_kl_is_a_lower_bound() -> None:
+    whole_p, whole_q = [0.5, 0.3, 0.15, 0.05], [0.4, 0.3, 0.1, 0.2]
+    true = sum(p * math.log(p / q) for p, q in zip(whole_p, whole_q, strict=True))
+    named = kl({"a": math.log(0.5), "b": math.log(0.3)}, {"a": math.log(0.4), "b": math.log(0.3)})
+    assert 0 < named < true
+
+
+def test_other_prompts_are_not_compared() -> None:
+    with pytest.raises(ValueError, match="same prompts"):
+        compare([answer([5], prompt=[1])], [answer([5], prompt=[2])])
+
+
+def test_where_stock_is_the_same_twice_patched_has_to_be_too() -> None:
+    stock, same = [answer([5, 6, 7])], [answer([5, 6, 7])]
+    floor = compare(stock, same)
+    assert judge(floor, compare(stock, same)) == IDENTICAL
+    assert judge(floor, compare(stock, [answer([5, 6, 7], shift=1e-6)])) == OUTSIDE
+
+
+def test_where_stock_differs_from_itself_patched_may_as_much() -> None:
+    stock = [answer([5, 6, 7])]
+    floor = compare(stock, [answer([5, 6, 7], shift=0.01)])
+    assert judge(floor, compare(stock, [answer([5, 6, 7], shift=0.012)])) == INSIDE
+    assert judge(floor, compare(stock, [answer([5, 6, 7], shift=0.03)])) == OUTSIDE
+    assert judge(floor, compare(stock, [answer([5, 60, 7])])) == OUTSIDE
+
+
+def test_an_inert_plugin_does_not_pass() -> None:
+    stock = outcome([answer([5, 6])])
+    found = verdict.judged(stock, stock, outcome([answer([5, 6])], [row("model.norm", op="", calls=0)]))
+    assert (found.verdict, found.passed) == (verdict.INERT, False)
+    assert found.silent == ["model.norm"]
+
+
+def test_who_normalized_is_said() -> None:
+    stock = outcome([answer([5, 6])])
+    rows = [row("a"), row("b", "too strange"), row("c", op="", calls=0), row("d", "once", calls=0)]
+    found = verdict.judged(stock, stock, outcome([answer([5, 6])], rows))
+    assert (found.verdict, found.passed) == (IDENTICAL, True)
+    assert (found.taken, found.others) == (["a"], ["b", "c", "d"])
+    assert found.kept == {"too strange": ["b"]}
+    assert (found.backends, found.numerics, found.silent) == (["native"], ["hf"], ["c"])
+    assert verdict.summary([found, found]) == "2 models: 2 identical"
