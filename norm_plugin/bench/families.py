@@ -48,6 +48,15 @@ class Buffers:
         return self.normal(*self.x.shape)
 
     @cached_property
+    def dy(self) -> Tensor:
+        """The gradient of the output, and `dr` that of the sum beside it."""
+        return self.normal(*self.x.shape)
+
+    @cached_property
+    def dr(self) -> Tensor:
+        return self.normal(*self.x.shape)
+
+    @cached_property
     def w(self) -> Tensor:
         return self.normal(self.point.width)
 

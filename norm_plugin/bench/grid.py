@@ -1,11 +1,11 @@
-"""The sizes that are measured: decode, L2-cold decode, large, small rows, quantised outputs."""
+"""The sizes that are measured: decode, L2-cold decode, large, small rows, quantised outputs, training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-PARTS = ("decode", "cold", "large", "small", "quant", "host")
+PARTS = ("decode", "cold", "large", "small", "quant", "backward", "host")
 
 DECODE_ROWS = (1, 4, 16, 64, 128, 256)
 DECODE_WIDTHS = (1024, 2048, 2880, 4096, 5120, 5376, 7168, 8192, 12288, 16384, 18432)
@@ -23,11 +23,18 @@ QUANT_ROWS = (1, 64, 2048, 16384)
 QUANT_WIDTHS = (4096, 7168, 8192)
 QUANT_OPS = ("static_quant", "static_quant_add", "token_quant", "block_quant")
 
+BACKWARD_OPS = ("rms_backward", "add_backward", "layer_backward", "gated_backward")
+BACKWARD_ROWS = (4096, 8192, 16384, 32768)
+BACKWARD_WIDTHS = (1024, 2048, 4096, 8192, 16384)
+BACKWARD_WIDE = (32768, 65536)
+COMPILED_BACKWARD_ROWS = 8192
+
 #: How often an op moves a row through memory, in passes of two bytes an element.
 PASSES = {
     "rms": 2, "add": 4, "gemma": 2, "gemma_add": 4, "layer": 2, "gated": 3, "gate_first": 3, "groups": 3, "qk": 2,
     "l2": 2,
     "static_quant": 1.5, "static_quant_add": 3.5, "token_quant": 1.5, "block_quant": 1.5,
+    "rms_backward": 5, "add_backward": 8, "layer_backward": 5, "gated_backward": 8,
 }  # fmt: skip
 ITEMSIZE = 2
 
@@ -106,7 +113,15 @@ def quant() -> Iterator[Point]:
             yield from (Point("quant", op, rows, width) for rows in QUANT_ROWS)
 
 
-EVERY = {"decode": decode, "cold": cold, "large": large, "small": small, "quant": quant}
+def backward() -> Iterator[Point]:
+    """A forward and its backward; rows beyond the widths of models for the cliff that others have there."""
+    for op in BACKWARD_OPS:
+        for width in BACKWARD_WIDTHS:
+            yield from (Point("backward", op, rows, width) for rows in BACKWARD_ROWS)
+        yield from (Point("backward", op, BACKWARD_ROWS[0], width) for width in BACKWARD_WIDE)
+
+
+EVERY = {"decode": decode, "cold": cold, "large": large, "small": small, "quant": quant, "backward": backward}
 
 
 def points(part: str, quick: bool = False) -> list[Point]:
@@ -132,12 +147,15 @@ def compiled(point: Point) -> bool:
     if point.part == "small":
         tokens = point.rows // 32 if point.op in ("gated", "l2") else point.rows
         return tokens in (64, 2048)
+    if point.part == "backward":
+        return point.rows == COMPILED_BACKWARD_ROWS and point.width in BACKWARD_WIDTHS
     return point.width == 4096 and point.rows in (64, 16384)
 
 
 COMPILED_NOTE = (
     "torch.compile (default mode, dynamic=False) only at: decode and cold 64 x 1024, 2048, 4096, 7168, 16384; "
-    "large 64 MB at 1024, 4096, 8192, 65536; small 64 and 2048 tokens; quant 64 and 16384 x 4096"
+    "large 64 MB at 1024, 4096, 8192, 65536; small 64 and 2048 tokens; quant 64 and 16384 x 4096; "
+    "backward 8192 rows up to 16384"
 )
 
 

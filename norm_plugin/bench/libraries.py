@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from norm_plugin.bench import backward
 from norm_plugin.bench.families import (
     BLOCK,
     EPS,
@@ -24,6 +25,7 @@ from norm_plugin.bench.families import (
     static_quant,
     static_quant_add,
 )
+from norm_plugin.bench.grid import BACKWARD_OPS
 from norm_plugin.bench.timing import Call
 
 Makes = dict[str, Make]
@@ -278,4 +280,9 @@ LIBRARIES = (
     Library("SGLang fused_norm_gate", ("gated",), sglang_norm_gate, True),
     Library("torch.nn.functional", ("rms", "layer", "qk"), functional),
     Library(COMPILED, tuple(FORMULAS), inductor, True),
+    Library("Quack", ("rms_backward", "add_backward"), backward.quack, True),
+    Library("Liger", ("rms_backward", "add_backward", "layer_backward"), backward.liger, True),
+    Library("FLA", BACKWARD_OPS, backward.fla, True),
+    Library("torch.nn.functional", ("rms_backward", "layer_backward"), backward.functional),
+    Library(COMPILED, BACKWARD_OPS, backward.inductor, True),
 )

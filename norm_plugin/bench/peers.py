@@ -5,6 +5,7 @@ Whoever cannot is left out, and why is kept: nobody is missing silently.
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from typing import Any
 
 import torch
 
+from norm_plugin.bench import backward
 from norm_plugin.bench.families import ALONE, OURS, Buffers, Make, value
-from norm_plugin.bench.grid import Point, compiled
+from norm_plugin.bench.grid import BACKWARD_OPS, Point, compiled
 from norm_plugin.bench.libraries import COMPILED, LIBRARIES, Library, Makes
 
 OUR_NAME = "norm_plugin"
@@ -85,7 +87,7 @@ def unavailable(ops: set[str]) -> list[LeftOut]:
 
 def candidates(point: Point, libraries: tuple[Library, ...] = LIBRARIES) -> list[Peer]:
     """Ours first, then every loaded library that has the op."""
-    found = [Peer(OUR_NAME, OURS[point.op])]
+    found = [Peer(OUR_NAME, (OURS | backward.OURS)[point.op])]
     for library in libraries:
         if point.op in library.ops and (library.name != COMPILED or compiled(point)):
             makes, _ = loaded(library)
@@ -101,18 +103,28 @@ def difference(theirs: torch.Tensor, ours: torch.Tensor) -> float:
     return float((theirs - ours).norm() / ours.norm())
 
 
+def apart(theirs: list[torch.Tensor], ours: list[torch.Tensor]) -> float:
+    """The largest difference of any output; inf where there are not as many."""
+    return max(map(difference, theirs, ours)) if len(theirs) == len(ours) else math.inf
+
+
+def values(op: str, result: Any) -> list[torch.Tensor]:
+    """What is compared of a call: its output, or with a backward the outputs and all gradients."""
+    return backward.parts(result) if op in BACKWARD_OPS else [value(result)]
+
+
 def checked(point: Point, peers: list[Peer], buffers: Buffers) -> tuple[list[Peer], list[LeftOut]]:
     """The peers whose output is ours, and the others. Each is run once, which also compiles it."""
     taken: list[Peer] = []
     left: list[LeftOut] = []
-    ours: torch.Tensor | None = None
+    ours: list[torch.Tensor] | None = None
     for peer in peers:
-        result, why = attempt(lambda peer=peer: value(peer.make(buffers)()))  # type: ignore[misc]
+        result, why = attempt(lambda peer=peer: values(point.op, peer.make(buffers)()))  # type: ignore[misc]
         if not why and peer.name == OUR_NAME:
             ours = result
         elif not why and peer.name != ALONE_NAME and ours is not None:
             limit = CLOSE_FP8 if "quant" in point.op else CLOSE
-            off = difference(result, ours)
+            off = apart(result, ours)
             if not off < limit:  # NaN, too
                 why = f"computes something else: off by {off:.2g} of ours"
         if why:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from norm_plugin.bench import grid, peers
+from norm_plugin.bench import backward, grid, peers
 from norm_plugin.bench.families import FORMULAS, OURS, Buffers, value
 from norm_plugin.bench.grid import Point
 from norm_plugin.bench.libraries import LIBRARIES
@@ -29,7 +29,7 @@ def point_of(op: str) -> Point:
 def test_points_are_distinct_and_known(part: str) -> None:
     every = grid.points(part)
     assert len({point.label for point in every}) == len(every)
-    assert {point.op for point in every} <= set(OURS)
+    assert {point.op for point in every} <= set(OURS | backward.OURS)
     quick = grid.points(part, quick=True)
     assert {point.op for point in quick} == {point.op for point in every}
     assert set(quick) <= set(every)
@@ -104,3 +104,14 @@ def test_a_gpu_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.cuda, "synchronize", gone)
     with pytest.raises(peers.Broken, match="illegal memory access"):
         peers.attempt(lambda: None)
+
+
+@pytest.mark.parametrize("op", backward.OURS)
+def test_the_gradients_are_those_of_the_plain_formula(op: str) -> None:
+    """All outputs and all gradients; a peer with one less, or with a gradient twice as large, would be left out."""
+    buffers = Buffers(point_of(op), "cpu")
+    formula = backward.trained(op, FORMULAS[op.removesuffix("_backward")][0])
+    ours, theirs = (peers.values(op, make(buffers)()) for make in (backward.OURS[op], formula))
+    assert peers.apart(theirs, ours) < 0.01
+    assert peers.apart(theirs[:-1], ours) > peers.CLOSE
+    assert peers.apart([*theirs[:-1], 2 * theirs[-1]], ours) > peers.CLOSE

@@ -268,20 +268,23 @@ def fp32_gradients(name: str, a: samples.Arguments, *grads: Tensor) -> dict[str,
     else:
         h = x + t["residual"] if "residual" in t else x
         y = h * torch.rsqrt(h[..., : t["variance_size"]].pow(2).mean(-1, keepdim=True) + t["eps"])
-        outs = [y * (1 + t["weight"] if t["gemma"] else t["weight"]), h]
+        weight = torch.ones(()) if t["weight"] is None else t["weight"]
+        outs = [y * (1 + weight if t["gemma"] else weight), h]
     found = torch.autograd.grad(outs[: len(grads)], list(tensors.values()), [grad.float() for grad in grads])
     return {key: grad.to(a[key].dtype) for key, grad in zip(tensors, found, strict=True)}
 
 
 def gated(t: samples.Arguments) -> Tensor:
     """The gated norm as mamba_ssm's reference writes it."""
-    act = torch.sigmoid(t["z"]) if t["activation"] == "sigmoid" else F.silu(t["z"])
+    z = torch.full((), torch.inf) if t["z"] is None else t["z"]
+    act = torch.sigmoid(z) if t["activation"] == "sigmoid" or t["z"] is None else F.silu(z)
     h = t["x"] if t["norm_before_gate"] else t["x"] * act
     groups = h.unflatten(-1, (-1, t["group_size"] or h.shape[-1]))
     if not t["is_rms_norm"]:
         groups = groups - groups.mean(-1, keepdim=True)
     normed = (groups * torch.rsqrt(groups.pow(2).mean(-1, keepdim=True) + t["eps"])).flatten(-2)
-    y = normed * t["weight"] + t["bias"]
+    y = normed if t["weight"] is None else normed * t["weight"]
+    y = y if t["bias"] is None else y + t["bias"]
     return y * act if t["norm_before_gate"] else y
 
 

@@ -1,0 +1,148 @@
+"""Make the table of the backward kernels' launch configurations for the GPU at hand: every candidate is timed.
+
+    python -m norm_plugin.bench.tune_backward --json FILE [--widths 1024,4096] [--families rms,layer]
+
+The file gets the table, as norm_plugin/kernels/backward_configs.json has it, and all times. The backward op alone is
+timed; its number of rows changes no configuration, so one is chosen for the sizes of training in the mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from triton.runtime.errors import OutOfResources
+
+from norm_plugin import dispatch, settings
+from norm_plugin.bench.calls import DTYPE, normal
+from norm_plugin.bench.timing import Call, graph_time
+from norm_plugin.gradients import GATED_NORM_BACKWARD, LAYERNORM_BACKWARD, RMSNORM_BACKWARD
+from norm_plugin.kernels import backward_configs as configs
+from norm_plugin.kernels.launch import gpu_of
+
+WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768)
+ROWS = (4096, 16384)
+EPS = 1e-6
+WORKERS = 12
+
+#: Fewer elements a thread than this leave too little to do between two barriers; more do not fit its registers.
+FEWEST, MOST = 8, 32
+
+#: Warps a multiprocessor.
+BUSY = (16, 24, 32)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One entry of a table, for one width; no entry means the parts of rows beyond the table."""
+
+    family: str
+    width: int
+    entry: tuple[int, ...]
+
+
+def kernels(width: int) -> Iterator[tuple[int, int, int]]:
+    """(warps, rows, stages) that leave each thread a sensible share of a row."""
+    for warps in (2, 4, 8) if width < 8192 else (8, 16, 32):
+        for rows in (1, 2, 4, 8, 16):
+            share = width * rows / (warps * 32)
+            if FEWEST <= share <= MOST and (rows == 1 or width <= 1024):
+                yield from ((warps, rows, stages) for stages in (1, 2))
+
+
+def candidates(family: str, width: int) -> Iterator[Candidate]:
+    for warps, rows, stages in kernels(width):
+        for programs in sorted({max(1, busy // warps) for busy in BUSY}):
+            yield Candidate(family, width, (warps, rows, programs, stages))
+    if width >= 16384:
+        yield Candidate(family, width, ())
+
+
+def call(family: str, rows: int, width: int) -> Call:
+    g, x, w = normal(rows, width), normal(rows, width), normal(width)
+    if family == "layer":
+        b = normal(width)
+        return lambda: dispatch.call(LAYERNORM_BACKWARD, g, x, w, b, EPS, True, True)
+    if family == "gated":
+        z = normal(rows, width)
+        how = (EPS, None, True, True, "silu", True, True)
+        return lambda: dispatch.call(GATED_NORM_BACKWARD, g, x, w, None, z, *how)
+    a = normal(rows, width) if family == "add" else None
+    return lambda: dispatch.call(RMSNORM_BACKWARD, g, x, w, a, EPS, False, None, True)
+
+
+def compile_all(chunk: list[Candidate]) -> None:
+    """Fill Triton's cache, in a process of its own: compiling takes most of the time."""
+    with settings.override(backend="triton", strict=True):
+        for c in chunk:
+            with configs.forced(*c.entry), suppress(OutOfResources, dispatch.BackendError):
+                dispatch.reset()
+                call(c.family, 3, c.width)()
+    torch.cuda.synchronize()
+
+
+def measure(c: Candidate, made: Callable[[int], Sequence[Call]]) -> dict[int, float]:
+    """Microseconds by number of rows; none where the kernel cannot run."""
+    times = {}
+    with configs.forced(*c.entry), suppress(OutOfResources, dispatch.BackendError):
+        dispatch.reset()
+        for rows in ROWS:
+            times[rows] = graph_time(made(rows), replays=7, launches=6).median
+    return times
+
+
+def cost(times: dict[int, float], best: dict[int, float]) -> float:
+    """The geometric mean of the times over the best ones."""
+    return math.exp(sum(math.log(times[rows] / best[rows]) for rows in ROWS) / len(ROWS))
+
+
+def tune(families: Sequence[str], widths: Sequence[int]) -> Iterator[tuple[Candidate, dict[int, float]]]:
+    every = [c for family in families for width in widths for c in candidates(family, width)]
+    kernels = list({(c.family, c.width, c.entry[:2], c.entry[3:]): c for c in every}.values())
+    begin = time.monotonic()
+    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
+        pool.map(compile_all, [kernels[i :: WORKERS * 4] for i in range(WORKERS * 4)], chunksize=1)
+    print(f"{len(kernels)} kernels compiled in {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+    for family in families:
+        for width in widths:
+            buffers = {rows: [call(family, rows, width) for _ in range(3)] for rows in ROWS}
+            for c in (c for c in every if (c.family, c.width) == (family, width)):
+                if len(found := measure(c, buffers.__getitem__)) == len(ROWS):
+                    yield c, found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m norm_plugin.bench.tune_backward", description=__doc__)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--families", default="rms,add,layer,gated")
+    parser.add_argument("--widths", default=",".join(map(str, WIDTHS)))
+    options = parser.parse_args()
+    families, widths = options.families.split(","), list(map(int, options.widths.split(",")))
+    table: dict[str, list[list[int]]] = {}
+    times: list[dict[str, object]] = []
+    with torch.no_grad(), settings.override(backend="triton", strict=True):
+        grouped: dict[tuple[str, int], list[tuple[Candidate, dict[int, float]]]] = {}
+        for c, found in tune(families, widths):
+            grouped.setdefault((c.family, c.width), []).append((c, found))
+            times.append(asdict(c) | {"times": found})
+        for (family, width), measured in grouped.items():
+            best = {rows: min(found[rows] for _, found in measured) for rows in ROWS}
+            chosen, found = min(measured, key=lambda m: cost(m[1], best))
+            print(family, width, chosen.entry, {rows: round(t, 1) for rows, t in found.items()}, flush=True)
+            if chosen.entry:
+                table.setdefault(family, []).append([width * DTYPE.itemsize, *chosen.entry])
+    gpu = gpu_of(torch.device("cuda", torch.cuda.current_device()))
+    options.json.write_text(json.dumps({"table": {gpu: table}, "times": times}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
