@@ -55,7 +55,7 @@ def kernels_or_nothing(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "without_kernels: needs neither a GPU nor the interpreter")
-    config.addinivalue_line("markers", "alone: not shared out by scripts/test_gpu: wants all of the GPU, or one process")
+    config.addinivalue_line("markers", "alone: run last by scripts/test_gpu, in one process: wants all of the GPU")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
