@@ -86,7 +86,8 @@ def _say_once_vllm_logs(record: Record, wanted: settings.Settings) -> None:
     """One line a process; from 0.32 on vLLM sets up its log after it has called its plugins."""
 
     def say() -> None:
-        log.info("norm_plugin, backend %s, scope %s, in %s", wanted.backend, wanted.scope, record.line())
+        how = (wanted.backend, wanted.scope, record.line())
+        log.info("norm_plugin, backend %s, scope %s, in %s; what is imported later follows then", *how)
 
     def then_say(original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
@@ -105,6 +106,7 @@ def _say_once_vllm_logs(record: Record, wanted: settings.Settings) -> None:
         say()
     else:
         record.replace("log", logger, "configure_logging", then_say)
+        del record.live["log"]
 
 
 def undo() -> None:
@@ -157,7 +159,6 @@ def _when_there(record: Record, module: str, name: str, do: Callable[[ModuleType
     if found is None:
         record.missed(name, f"there is no {module}")
         return
-    record.live[name] = "when imported"
     record.on_undo(after_import(module, do))
 
 
@@ -174,7 +175,6 @@ def _mark_compiled_code(record: Record, envs: ModuleType) -> None:
 
 
 def _replace_forward(record: Record, hook: Hook, in_graphs: bool, module: ModuleType) -> None:
-    record.live.pop(hook.layer, None)
     owner = getattr(module, hook.layer, None)
     if owner is None:
         record.missed(hook.layer, f"{module.__name__} has no {hook.layer}")
@@ -218,10 +218,9 @@ def _family(layer: nn.Module, hook: Hook) -> str:
 
 
 def _watch_loaders(record: Record, module: ModuleType) -> None:
-    record.live.pop("layer names", None)
     loaders = {value for value in vars(module).values() if isinstance(value, type) and "load_model" in vars(value)}
-    for loader in sorted(loaders, key=lambda loader: loader.__name__):
-        record.replace(f"layer names by {loader.__name__}", loader, "load_model", partial(_load_model, record))
+    for loader in loaders:
+        record.replace("layer names", loader, "load_model", partial(_load_model, record))
 
 
 def _load_model(record: Record, original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
@@ -231,7 +230,7 @@ def _load_model(record: Record, original: Callable[..., nn.Module]) -> Callable[
         vllm_layers.forget_choices()
         ledger.name_layers(model)
         _of_heads.update(layer for name, layer in model.named_modules() if name.rpartition(".")[2] in _HEADS)
-        log.info("norm_plugin: %s has %s", type(model).__name__, _kinds(model))
+        log.info("norm_plugin in %s; %s has %s", record.line(), type(model).__name__, _kinds(model))
         return model
 
     return load_model

@@ -2,5 +2,5 @@
 
 import importlib.util
 
-#: `test_sglang_inside.py` runs these in SGLang's environment.
-collect_ignore = [] if importlib.util.find_spec("sglang") else ["sglang_inside"]
+#: `test_sglang_inside.py` and `test_vllm_inside.py` run these in the environments of the engines.
+collect_ignore = [f"{engine}_inside" for engine in ("sglang", "vllm") if importlib.util.find_spec(engine) is None]
