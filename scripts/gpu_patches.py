@@ -1,0 +1,145 @@
+"""The fixes of patches/ on a GPU: stock and patched, for equality and time.
+
+    python scripts/gpu_patches.py --engine vllm   --site DIR [--json FILE]
+    python scripts/gpu_patches.py --engine sglang --site DIR [--json FILE]
+
+DIR is the folder that the engine's package lies in, which must be importable (PYTHONPATH). The patches are applied to
+it and taken back. Each side is a process of its own; a call is timed as a replayed CUDA graph, the median of 20 replays of
+20 calls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ROWS = (1, 16, 64, 512, 4096)
+FIXES = {"vllm": ("mixer2-groups", "strided-gate"), "sglang": ("deterministic-add",)}
+
+Case = tuple[str, Callable[[], Any]]
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+
+def vllm_cases() -> Iterator[Case]:
+    from vllm.model_executor.layers.mamba.mamba_mixer2 import Mixer2RMSNormGated
+    from vllm.third_party.flash_linear_attention.ops.layernorm_guard import rmsnorm_fn
+
+    for rows in ROWS:
+        layer = types.SimpleNamespace(
+            use_rms_norm=True, n_groups=8, tp_size=1, tp_rank=0, group_size=1024, variance_epsilon=1e-5,
+            weight=drawn(8192), per_rank_hidden_size=8192,
+        )  # fmt: skip
+        layer.forward_native = types.MethodType(Mixer2RMSNormGated.forward_native, layer)
+        x, gate = drawn(rows, 8192), drawn(rows, 2 * 8192)[:, 8192:]
+        yield (
+            f"mixer2-groups, {rows} x 8192 in 8 groups",
+            lambda a=layer, b=x, c=gate: Mixer2RMSNormGated.forward_cuda(a, b, c),
+        )
+        weight, heads = drawn(128), drawn(rows, 32, 128)
+        z = drawn(rows, 12288)[:, 8192:].unflatten(-1, (32, 128))
+        yield f"strided-gate, {rows} x 32 x 128", lambda a=heads, b=weight, c=z: rmsnorm_fn(a, b, None, z=c, eps=1e-6)
+
+
+def sglang_cases() -> Iterator[Case]:
+    from sglang.srt.layers import layernorm
+
+    target = types.SimpleNamespace(deterministic=types.SimpleNamespace(rl_on_policy_target=None))
+    layernorm.is_batch_invariant_mode_enabled = lambda: True  # as --enable-deterministic-inference has it
+    layernorm.get_exec = lambda: target
+    for width in (4096, 8192):
+        layer = layernorm.RMSNorm(width, eps=1e-6).to("cuda", torch.bfloat16)
+        layer.weight.data = drawn(width)
+        for rows in ROWS:
+            x, residual = drawn(rows, width), drawn(rows, width)
+            yield f"deterministic-add, {rows} x {width}", lambda a=layer, b=x, c=residual: a.forward_cuda(b, c)
+
+
+def time_of(call: Callable[[], Any]) -> float:
+    """Microseconds of a call."""
+    for _ in range(3):
+        call()
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        for _ in range(20):
+            call()
+    times = []
+    for _ in range(20):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) * 1000 / 20)
+    return sorted(times)[10]
+
+
+def measured(engine: str) -> dict[str, dict[str, Any]]:
+    """Of each case the time, a digest of the result, and the result's sum, for what need not be equal in bits."""
+    found = {}
+    with torch.inference_mode():
+        torch.manual_seed(0)
+        for name, call in {"vllm": vllm_cases, "sglang": sglang_cases}[engine]():
+            result = call()
+            tensors = result if isinstance(result, tuple) else (result,)
+            bits = b"".join(t.contiguous().view(torch.uint8).cpu().numpy().tobytes() for t in tensors)
+            digest = hashlib.sha256(bits).hexdigest()
+            found[name] = {"us": time_of(call), "bits": digest, "norm": tensors[0].float().norm().item()}
+    return found
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--engine", choices=FIXES, required=True)
+    options.add_argument("--site", type=Path, required=True)
+    options.add_argument("--json", type=Path, default=Path("gpu_patches.json"))
+    options.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    asked = options.parse_args()
+    if asked.measure:
+        asked.json.write_text(json.dumps(measured(asked.engine)))
+        return
+    from norm_plugin.patching import site, work
+
+    def side(name: str) -> dict[str, dict[str, Any]]:
+        file = asked.json.with_suffix(f".{name}.json")
+        again = [sys.executable, __file__, "--measure", "--engine", asked.engine, "--site", asked.site, "--json", file]
+        subprocess.run(again, check=True)
+        found: dict[str, dict[str, Any]] = json.loads(file.read_text())
+        return found
+
+    engine = site.find(asked.engine, asked.site)
+    stock = side("stock")
+    work.apply(engine, FIXES[asked.engine])
+    try:
+        patched = side("patched")
+    finally:
+        work.revert(engine)
+    asked.json.write_text(
+        json.dumps({"engine": asked.engine, "version": engine.version, "stock": stock, "patched": patched}, indent=1)
+    )
+    print(f"{asked.engine} {engine.version} on {torch.cuda.get_device_name()}")
+    for name, before in stock.items():
+        after = patched[name]
+        bits = (
+            "the same bits"
+            if before["bits"] == after["bits"]
+            else f"norm {after['norm'] / before['norm']:.6f} of stock's"
+        )
+        print(f"{name:45} {before['us']:8.2f} us  {after['us']:8.2f} us  {before['us'] / after['us']:5.2f}x  {bits}")
+
+
+if __name__ == "__main__":
+    main()
