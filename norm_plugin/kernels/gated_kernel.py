@@ -77,9 +77,9 @@ def gated_kernel(
     lane = tl.arange(0, BLOCK)[None, :]
     dtype: tl.constexpr = X.dtype.element_ty
     if PRELOAD and HAS_WEIGHT:
-        expect(W, w_at, tl.program_id(0) * ROWS < G, N, PDL)
+        expect(W, w_at, tl.program_id(0) * ROWS < G, N, BLOCK, CHUNKS, PDL)
     if PRELOAD and HAS_BIAS:
-        expect(B, w_at, tl.program_id(0) * ROWS < G, N, PDL)
+        expect(B, w_at, tl.program_id(0) * ROWS < G, N, BLOCK, CHUNKS, PDL)
     wait_for_producer(PDL, LATE)
 
     sums = tl.zeros([ROWS, BLOCK], tl.float32)

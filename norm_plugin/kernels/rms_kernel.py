@@ -130,7 +130,7 @@ def rms_kernel(
     dtype: tl.constexpr = X.dtype.element_ty
 
     if PRELOAD and HAS_WEIGHT:
-        expect(W, 0, tl.program_id(0) == 0, N, PDL)
+        expect(W, 0, tl.program_id(0) == 0, N, BLOCK, CHUNKS, PDL)
     wait_for_producer(PDL, LATE)
 
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
