@@ -19,9 +19,9 @@ from weakref import WeakSet
 
 from torch import Tensor, nn
 
-from norm_plugin import settings
-from norm_plugin.dispatch import BackendError
-from norm_plugin.engines import ledger, source_patches, vllm_layers
+from norm_plugin import dispatch, settings
+from norm_plugin.dispatch import BackendError, Op
+from norm_plugin.engines import ledger, source_patches, vllm_ir, vllm_layers
 from norm_plugin.engines.common import asked, refused, traced
 from norm_plugin.engines.fingerprint import fingerprint
 from norm_plugin.engines.on_import import after_import
@@ -139,14 +139,14 @@ def _install(record: Record, wanted: settings.Settings) -> None:
     _mark_compiled_code(record, envs)
     has_ir = importlib.util.find_spec("vllm.ir") is not None
     if has_ir and "rmsnorm" in wanted.ops:
-        from norm_plugin.engines import vllm_ir
-
         vllm_ir.install(record, first=wanted.scope == "all")
     for hook in HOOKS:
         if any(map(asked, hook.families)):
             # the nodes of vLLM's IR must stay in compiled code, for the fusion passes: the provider takes them later
             in_graphs = wanted.scope == "all" and not (has_ir and hook.in_ir)
             _when_there(record, hook.module, hook.layer, partial(_replace_forward, record, hook, in_graphs))
+    if wanted.scope == "all":
+        record.on_undo(dispatch.tell(_count_compiled))
     _when_there(record, _LOADERS, "layer names", partial(_watch_loaders, record))
 
 
@@ -169,6 +169,12 @@ def _mark_compiled_code(record: Record, envs: ModuleType) -> None:
     for name, value in (facts | {"NORM_PLUGIN_FINGERPRINT": fingerprint}).items():
         envs.environment_variables[name] = value
         record.on_undo(partial(envs.environment_variables.pop, name, None))
+
+
+def _count_compiled(op: Op, args: tuple[Any, ...]) -> None:
+    """Compiled code calls our ops by themselves."""
+    weight = args[op.arguments.index("weight")] if "weight" in op.arguments else None
+    ledger.count(op.name, args[op.x], weight)
 
 
 # --- layers -------------------------------------------------------------------------------------------------------
@@ -227,6 +233,9 @@ def _load_model(record: Record, original: Callable[..., nn.Module]) -> Callable[
     @wraps(original)
     def load_model(*args: Any, **named: Any) -> nn.Module:
         model = original(*args, **named)
+        if config := next((c for c in (*args, *named.values()) if hasattr(c, "compilation_config")), None):
+            how = config.compilation_config.inductor_compile_config
+            vllm_ir.rounds_as_eager = bool(how.get("emulate_precision_casts"))
         vllm_layers.forget_choices()
         ledger.name_layers(model)
         _of_heads.update(layer for name, layer in model.named_modules() if name.rpartition(".")[2] in _HEADS)
