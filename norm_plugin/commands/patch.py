@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from norm_plugin.commands.errors import CommandError
 from norm_plugin.patching import catalog, work
 from norm_plugin.patching.errors import PatchError
 from norm_plugin.patching.site import DISTRIBUTIONS, Site, find
 
-REFUSED = 1
 DESCRIPTION = (
     "Source patches for vLLM and SGLang where no plugin loads. A patch is applied to the exact file that it was made "
     "for, known by its hash; all of those named are applied or none, and revert gives the very bytes back."
@@ -45,15 +44,14 @@ def add(verbs: Any) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """One action; exits with 1 and the reason where something is refused."""
+    """One action."""
     try:
         site = find(options.engine, options.site)
         {"list": listed, "check": checked, "apply": applied, "revert": reverted}[options.action](options, site, console)
     except PatchError as reason:
         if options.json:
             print(json.dumps({"engine": options.engine, "refused": str(reason)}))
-        print(f"norm-plugin patch {options.action}: {reason}.", file=sys.stderr)
-        sys.exit(REFUSED)
+        raise CommandError(f"{reason}.") from reason
 
 
 def listed(options: argparse.Namespace, site: Site, console: Console) -> None:
