@@ -1,0 +1,191 @@
+"""verify on the real vLLM: it finds every planted fault, leaves nothing behind, says in one message what went wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from norm_plugin.verify import tiny
+from norm_plugin.verify.comparison import IDENTICAL, OUTSIDE
+from norm_plugin.verify.runs import Plan, Run, execute
+from norm_plugin.verify.verdict import Verdict, judged
+
+ROOT = Path(__file__).resolve().parents[2]
+FAULTS = {
+    "none": "llama",
+    "eps": "llama",
+    "residual": "llama",
+    "variance": "llama",
+    "unpatched": "llama",
+    "plus_one": "gemma3",
+    "gate": "mamba2_groups",
+    "group": "mamba2_groups",
+}
+MODELS = tuple(dict.fromkeys(FAULTS.values()))
+
+
+@pytest.fixture(scope="session")
+def python() -> str:
+    """The Python of .venv-vllm."""
+    made = subprocess.run([ROOT / "scripts" / "engine_vllm"], stdout=subprocess.PIPE, text=True, check=True)
+    return made.stdout.split()[-1]
+
+
+# --- planted faults -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def verdicts(python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Verdict]:
+    """Stock, stock in another order, and one patched process that loads a model for each fault."""
+    prompts: list[str | list[int]] = ["Hello", "The capital of France is", "1 2 4 8 16", "def f(x):\n    return x"]
+    folder = tmp_path_factory.mktemp("verify")
+
+    def outcomes(models: list[str], run: Run) -> list[Any]:
+        plan = Plan("vllm", python, [tiny.make(name) for name in models], prompts, folder, ["--max-tokens", "8"])
+        return execute(plan, run, lambda line, seconds: None)
+
+    stock = outcomes(list(MODELS), Run("stock", {"NORM_PLUGIN": "off"}))
+    again = outcomes(list(MODELS), Run("stock, another order", {"NORM_PLUGIN": "off"}, reverse=True))
+    planted = {
+        "NORM_PLUGIN": "native",
+        "NORM_PLUGIN_FAULTS": ",".join(FAULTS),
+        "PYTHONPATH": str(ROOT / "tests/engines/faults"),
+    }
+    patched = outcomes(list(FAULTS.values()), Run("patched", planted))
+    place = {name: i for i, name in enumerate(MODELS)}
+    return {
+        fault: judged(stock[place[model]], again[place[model]], outcome)
+        for (fault, model), outcome in zip(FAULTS.items(), patched, strict=True)
+    }
+
+
+def test_without_a_fault_every_bit_is_the_same(verdicts: dict[str, Verdict]) -> None:
+    found = verdicts["none"]
+    assert found.floor.identical
+    assert (found.verdict, found.passed) == (IDENTICAL, True)
+    assert (len(found.taken), found.others, found.kept, found.silent) == (7, [], {}, [])
+    assert found.backends == ["native"]
+    assert found.numerics == ["hf"]
+
+
+@pytest.mark.parametrize("fault", sorted(set(FAULTS) - {"none", "unpatched"}))
+def test_a_planted_fault_is_found(fault: str, verdicts: dict[str, Verdict]) -> None:
+    found = verdicts[fault]
+    assert (found.verdict, found.passed) == (OUTSIDE, False)
+    assert found.patched.max > 1e-4
+    assert found.floor.identical
+    assert found.taken, "the fault is in what ours computed"
+
+
+def test_a_layer_that_is_not_patched_is_named(verdicts: dict[str, Verdict]) -> None:
+    found = verdicts["unpatched"]
+    assert found.verdict == IDENTICAL, "its output is as before"
+    assert found.silent == ["model.layers.1.input_layernorm"]
+    assert (len(found.taken), found.others) == (6, found.silent)
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+def command(python: str, *words: str) -> list[str]:
+    return [str(Path(python).parent / "norm-plugin"), *words]
+
+
+def said(python: str, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(python, *words), capture_output=True, text=True, timeout=600, env={**os.environ, **environ}
+    )
+
+
+def marked(mark: str) -> Iterator[int]:
+    """The processes whose environment has the mark."""
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in environ.read_bytes():
+                yield int(environ.parent.name)
+        except OSError:
+            continue
+
+
+@pytest.mark.parametrize("seconds", [2.0, 9.0, 16.0])
+def test_killed_at_any_moment_nothing_is_left(seconds: float, python: str) -> None:
+    mark = f"NORM_PLUGIN_TEST_MARK={uuid.uuid4()}"
+    name, _, value = mark.partition("=")
+    words = command(python, "verify", "--engine", "vllm", "--max-tokens", "200", "--set", "max_model_len=512")
+    process = subprocess.Popen(
+        words, env={**os.environ, name: value}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    time.sleep(seconds)
+    assert process.poll() is None
+    if seconds > 8:
+        assert len(list(marked(mark))) >= 3, "verify, its leash and an engine"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    end = time.monotonic() + 20
+    while time.monotonic() < end and list(marked(mark)):
+        time.sleep(0.2)
+    assert list(marked(mark)) == []
+
+
+def test_the_whole_command(python: str, tmp_path: Path) -> None:
+    words = ("--max-tokens", "4", "--backend", "native", "--json", f"{tmp_path}/v.json", "--html", f"{tmp_path}/v.html")
+    done = said(python, "verify", "--engine", "vllm", "--model", "tiny:qwen3", *words)
+    assert done.returncode == 0, done.stderr
+    assert "1 model: 1 identical" in done.stdout
+    assert "patched: " in done.stderr
+    found = json.loads((tmp_path / "v.json").read_text())
+    (model,) = found["models"]
+    assert (found["engine"], found["backend"], model["model"], model["passed"]) == ("vllm", "native", "qwen3", True)
+    assert len(model["taken"]) == 7 + 2 * 3
+    assert len(model["patched"]["prompts"]) == found["prompts"] == 12
+    assert "identical" in (tmp_path / "v.html").read_text(encoding="utf-8")
+
+
+def test_an_engine_that_does_not_start_says_so_in_its_own_words(python: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"], "model_type": "llama"}')
+    done = said(python, "verify", "--engine", "vllm", "--model", str(tmp_path))
+    assert done.returncode == 3
+    assert done.stdout == ""
+    message = done.stderr[done.stderr.index("norm-plugin verify:") :]
+    assert message.startswith(f"norm-plugin verify: vllm did not finish the run 'stock' of {tmp_path} (exit code 1)")
+    assert "NoSuchModel" in message
+    assert 2 < len(message.splitlines()) < 20
+
+
+def test_report_runs_an_engine(python: str, tmp_path: Path) -> None:
+    done = said(python, "report", "--engine", "vllm", "--model", "tiny:gemma3", "--json", f"{tmp_path}/r.json")
+    assert done.returncode == 0, done.stderr
+    (process,) = json.loads((tmp_path / "r.json").read_text())
+    rows = {row["layer"]: row for row in process["rows"]}
+    assert len(rows) == 3 * 6 + 1
+    for layer, row in rows.items():
+        assert row["calls"] > 0, layer
+        assert row["implementations"][0]["numerics"].endswith("1 + w")
+        assert row["implementations"][0]["backend"] == "native"
+        assert row["width"] == (32 if "self_attn" in layer else 128)
+    assert "model.layers.2.self_attn.k_norm" in done.stdout
+
+
+def test_doctor_says_what_is_hooked(python: str, tmp_path: Path) -> None:
+    done = said(
+        python, "doctor", "--no-probe", "--json", f"{tmp_path}/d.json", "--", "vllm", "serve", "x", NORM_PLUGIN="auto"
+    )
+    assert done.returncode == 0, done.stdout
+    found = json.loads((tmp_path / "d.json").read_text())
+    (engine,) = found["engines"]
+    assert {"RMSNorm", "GemmaRMSNorm", "LayerNorm", "RMSNormGated", "Mixer2RMSNormGated"} <= set(engine["hooks"])
+    assert engine["missing"] == {}
+    assert any("--enforce-eager" in one for one in found["bypassed"])
+
+
+def test_doctor_says_that_a_filter_keeps_the_plugin_out(python: str) -> None:
+    done = said(python, "doctor", "--no-probe", VLLM_PLUGINS="another")
+    assert done.returncode == 1
+    assert "VLLM_PLUGINS=another keeps vllm from loading norm_plugin" in done.stdout
