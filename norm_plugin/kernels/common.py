@@ -86,16 +86,15 @@ def read(places, mask, STAY: tl.constexpr = 0):
 
 
 @triton.jit
-def expect(P, at, first, N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr):
+def expect(P, at, first, N: tl.constexpr, POWER: tl.constexpr, PDL: tl.constexpr):
     """Have a weight or bias brought to the L2 cache during the wait, by the first program that reads it: all of them
     at once would stand in line. No value is read: a preceding kernel may still be writing it."""
     if PDL and first:
         LINE: tl.constexpr = 1024 // P.dtype.element_ty.primitive_bitwidth  # 128 bytes
-        LINES: tl.constexpr = (BLOCK + LINE - 1) // LINE  # a power of two, as BLOCK is
+        LINES: tl.constexpr = (POWER + LINE - 1) // LINE
+        places = P + at + tl.minimum(tl.arange(0, LINES) * LINE, N - 1)[None, :]
         asm: tl.constexpr = "prefetch.global.L2 [$1]; // $0"
-        for c in tl.static_range(CHUNKS):
-            places = P + at + tl.minimum(c * BLOCK + tl.arange(0, LINES) * LINE, N - 1)[None, :]
-            tl.inline_asm_elementwise(asm, "=r,l", [places.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
+        tl.inline_asm_elementwise(asm, "=r,l", [places.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit

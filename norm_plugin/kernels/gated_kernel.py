@@ -57,8 +57,8 @@ def finish(xhat, w, b, z, dtype: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIA
 @triton.jit(do_not_specialize=["M", "n1", "n2", "x0", "x1", "x2", "z0", "z1", "z2", "y0", "y1", "y2"])
 def gated_kernel(
     X, Z, W, B, Y, S, MEAN, RSTD, M, n1, n2, x0, x1, x2, z0, z1, z2, y0, y1, y2, eps,
-    N: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, UNROLL: tl.constexpr,
-    HELD: tl.constexpr, PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
+    N: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
+    UNROLL: tl.constexpr, HELD: tl.constexpr, PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
     PDL: tl.constexpr, LATE: tl.constexpr,
     RMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, GATE_FIRST: tl.constexpr,
     GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr, HF: tl.constexpr, STATIC: tl.constexpr, QMAX: tl.constexpr,
@@ -77,9 +77,9 @@ def gated_kernel(
     lane = tl.arange(0, BLOCK)[None, :]
     dtype: tl.constexpr = X.dtype.element_ty
     if PRELOAD and HAS_WEIGHT:
-        expect(W, w_at, tl.program_id(0) * ROWS < G, N, BLOCK, CHUNKS, PDL)
+        expect(W, w_at, tl.program_id(0) * ROWS < G, N, POWER, PDL)
     if PRELOAD and HAS_BIAS:
-        expect(B, w_at, tl.program_id(0) * ROWS < G, N, BLOCK, CHUNKS, PDL)
+        expect(B, w_at, tl.program_id(0) * ROWS < G, N, POWER, PDL)
     wait_for_producer(PDL, LATE)
 
     sums = tl.zeros([ROWS, BLOCK], tl.float32)

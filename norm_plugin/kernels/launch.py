@@ -223,6 +223,7 @@ class Launch(KernelLaunch):
         lean: bool = False,
     ) -> None:
         made = {
+            "POWER": 1 << (config.block * config.chunks - 1).bit_length(),
             "BLOCK": config.block,
             "CHUNKS": config.chunks,
             "UNROLL": UNROLL,

@@ -108,7 +108,7 @@ def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column, END: tl
 @triton.jit(do_not_specialize=["M", "n1", "n2", "x0", "x1", "x2", "r0", "r1", "r2", "t0", "t1", "t2", "y0", "y1", "y2"])
 def rms_kernel(
     X, R, W, Y, T, S, UB, M, n1, n2, x0, x1, x2, r0, r1, r2, t0, t1, t2, y0, y1, y2, eps,
-    N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, UNROLL: tl.constexpr,
+    N: tl.constexpr, POWER: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, UNROLL: tl.constexpr,
     HELD: tl.constexpr, PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
     PDL: tl.constexpr, LATE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.constexpr, HF: tl.constexpr,
@@ -130,7 +130,7 @@ def rms_kernel(
     dtype: tl.constexpr = X.dtype.element_ty
 
     if PRELOAD and HAS_WEIGHT:
-        expect(W, 0, tl.program_id(0) == 0, N, BLOCK, CHUNKS, PDL)
+        expect(W, 0, tl.program_id(0) == 0, N, POWER, PDL)
     wait_for_producer(PDL, LATE)
 
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
