@@ -8,6 +8,8 @@ agrees with.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -28,6 +30,14 @@ WIDTH = 80
 
 #: (rows, stride): one that takes more than 32 bits itself, and one whose product with a row's number does.
 FAR = [(2, LIMIT + 16), (3, LIMIT // 2 + 16)]
+
+
+@pytest.fixture(autouse=True)
+def _room() -> Iterator[None]:
+    """What a test leaves in the allocator is too small for the next one, and too large to lie beside it."""
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def far_apart(t: Tensor, stride: int) -> Tensor:
