@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.library import Library
+from torch.utils._pytree import tree_leaves
 
 from norm_plugin import dispatch
 from norm_plugin.checks import ALIKE
@@ -87,7 +88,7 @@ def differentiable(op: Op, saved: Saved, backward: Backward, *constants: str) ->
 
     def differentiate(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         wanted = ctx.needs_input_grad
-        given = any(g is not None for g in grads)
+        given = any(g is not None for g in tree_leaves(grads))
         found = backward(ctx.saved_tensors, wanted, *ctx.constants, *grads) if given else ()
         typed = [
             g.to(dtype) if need and g is not None else None
