@@ -12,12 +12,12 @@ try:
 except ModuleNotFoundError:
     sys.exit("norm-plugin prints with rich, which is not installed: pip install 'norm-plugin[cli]'.")
 
-from norm_plugin.commands import bench, doctor, patch, report, run, tune, verify
+from norm_plugin.commands import autoload, bench, doctor, patch, report, run, tune, verify
 from norm_plugin.commands.errors import NOT_RUN, WRONG_ARGUMENT, CommandError
 from norm_plugin.settings import SettingError
 from norm_plugin.verify.runs import EngineFailed
 
-VERBS = (verify, report, doctor, run, patch, bench, tune)
+VERBS = (verify, report, doctor, run, patch, autoload, bench, tune)
 
 DESCRIPTION = "The norms of vLLM and SGLang, replaced where an environment flag says so: show it, ask it, run it."
 EPILOG = """\

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import logging
-import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -48,7 +47,7 @@ def register() -> None:
         raise SystemExit(f"norm_plugin: {error}") from error
     if backend == "off" or _record is not None:
         return
-    record = _record = Record("sglang", _version())
+    record = _record = Record("sglang", _version("sglang"))
     source_patches.note(record, "sglang")
     for module, hook in _hooks():
         record.on_undo(after_import(module, partial(_apply, hook, record)))
@@ -67,10 +66,10 @@ def record() -> Record | None:
     return _record
 
 
-def _version() -> str:
+def _version(distribution: str) -> str:
     try:
-        return importlib.metadata.version("sglang")
-    except importlib.metadata.PackageNotFoundError:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:  # a source tree on the PYTHONPATH
         return "of unknown version"
 
 
@@ -203,14 +202,10 @@ def _loaded(model: nn.Module, record: Record) -> None:
         raise BackendError(f"NORM_PLUGIN_STRICT=1, and these hooks are missing: {record.missing}.")
     kinds = Counter(type(layer).__name__ for layer in model.modules() if "Norm" in type(layer).__name__)
     layers = ", ".join(f"{kind} x{number}" for kind, number in sorted(kinds.items())) or "none"
-    log.info("norm_plugin %s, %s in %s; norm layers: %s", _own_version(), _asked_for(), record.line(), layers)
+    log.info("norm_plugin %s, %s in %s; norm layers: %s", _version("norm-plugin"), _asked_for(), record.line(), layers)
 
 
 def _asked_for() -> str:
     backend = settings.get().backend
     where = "cuda" if torch.cuda.is_available() else "cpu"
     return f"backend {backend} on {where}"
-
-
-def _own_version() -> str:
-    return importlib.metadata.version("norm-plugin") if "norm_plugin" in sys.modules else ""

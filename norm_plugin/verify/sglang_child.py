@@ -10,7 +10,9 @@ import argparse
 import importlib.metadata
 import importlib.util
 import json
+import multiprocessing
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +25,11 @@ from norm_plugin.verify.outcome import Answer, Outcome
 #: What every run has; a variable that is set already stays.
 ALWAYS = {"HF_HUB_OFFLINE": "1"}
 ON_CPU = {"SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1", "SGLANG_MAMBA_CONV_DTYPE": "float32"}
+
+
+#: As they were before this process asked for a report of its own.
+FLAGS = child.flags()
+REPORT = Path(os.environ.get("NORM_PLUGIN_REPORT") or tempfile.mkdtemp(prefix="norm_plugin.sglang."))
 
 
 def engine_arguments(model: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -56,6 +63,14 @@ def import_only(models: list[Path]) -> None:
     os.environ.setdefault("SGLANG_DISABLED_MODEL_ARCHS", ",".join(others))
 
 
+def share_imports() -> None:
+    """SGLang starts each of its processes with an interpreter of its own, which imports all of it: most of the time of
+    a small run. On a CPU they begin as copies of one that has imported what they would import first, and no plugin."""
+    multiprocessing.set_start_method("forkserver", force=True)
+    multiprocessing.set_forkserver_preload(["sglang.srt.managers.scheduler", "sglang.srt.managers.detokenizer_manager"])
+    multiprocessing.set_start_method = lambda method, force=False: None  # SGLang asks for spawn
+
+
 def answer(prompt: list[int], output: dict[str, Any]) -> Answer:
     """One prompt's answer, from what SGLang says of it."""
     said = output["meta_info"]
@@ -76,20 +91,17 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
     import sglang
 
     begin = time.perf_counter()
-    asked_for, folder = os.environ.get("NORM_PLUGIN_REPORT"), tempfile.TemporaryDirectory()
-    os.environ["NORM_PLUGIN_REPORT"] = folder.name
+    earlier = [process["pid"] for process in report_file.read(REPORT)]
     engine = sglang.Engine(**engine_arguments(model, options))
     try:
         answers = ask(engine, prompts, options.max_tokens)
     finally:
         engine.shutdown()
-        os.environ.pop("NORM_PLUGIN_REPORT") if asked_for is None else os.environ.update(NORM_PLUGIN_REPORT=asked_for)
-    processes = report_file.read(Path(folder.name))
-    folder.cleanup()
+    processes = [process for process in report_file.read(REPORT) if process["pid"] not in earlier]
     hooked = [engine for process in processes for engine in process["engines"] if process["rows"]]
     return Outcome(
         "sglang", importlib.metadata.version("sglang"), model.name, options.dtype, options.device, options.mode,
-        child.flags(), answers,
+        FLAGS, answers,
         rows=[row | {"process": process["command"]} for process in processes for row in process["rows"]],
         hooks=hooked[0]["hooks"] if hooked else {}, missing=hooked[0]["missing"] if hooked else {},
         seconds=time.perf_counter() - begin,
@@ -99,12 +111,18 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
 def main() -> None:
     options = child.parser("python -m norm_plugin.verify.sglang_child", __doc__, "sglang.Engine").parse_args()
     cores = "|".join(str(rank) for rank in range(options.tp))  # SGLang asks which belong to which rank
-    wanted = ALWAYS | (ON_CPU if options.device == "cpu" else {})
+    wanted = ALWAYS | {"NORM_PLUGIN_REPORT": str(REPORT)} | (ON_CPU if options.device == "cpu" else {})
     wanted |= {"SGLANG_CPU_OMP_THREADS_BIND": cores} if options.device == "cpu" and options.tp > 1 else {}
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
     import_only(options.models)
-    child.run_all(run, options)
+    if options.device == "cpu":
+        share_imports()
+    try:
+        child.run_all(run, options)
+    finally:
+        if "NORM_PLUGIN_REPORT" not in FLAGS:
+            shutil.rmtree(REPORT)
 
 
 if __name__ == "__main__":

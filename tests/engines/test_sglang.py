@@ -4,8 +4,7 @@ import functools
 
 import pytest
 
-from tests.engines import sglang_runs
-from tests.engines.sglang_runs import NATIVE, TOKENS, furthest, in_schedulers, model, side_by_side
+from tests.engines.sglang_runs import NATIVE, TOKENS, in_schedulers, model, side_by_side
 
 FORWARDS = TOKENS  # one of all prompts, and one for each further token
 

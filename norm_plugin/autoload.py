@@ -1,0 +1,56 @@
+"""The .pth that registers norm_plugin where SGLang loads no plugin: in Ray actors, encoder workers and one_batch.
+
+Python runs the one line of a .pth at every start. The line asks for two environment variables, and only where one is
+set does it import the module beside it, which waits for SGLang.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import site
+import sysconfig
+from pathlib import Path
+
+MODULE = "norm_plugin_autoload"
+LINE = f'import os; ("NORM_PLUGIN" in os.environ or "USE_NATIVE_LAYERNORM" in os.environ) and __import__("{MODULE}")\n'
+
+
+class AutoloadError(Exception):
+    """It cannot be switched; the message says why and what to do."""
+
+
+def folder() -> Path:
+    """Where this Python looks for .pth files."""
+    return Path(sysconfig.get_path("purelib"))
+
+
+def files(at: Path) -> tuple[Path, Path]:
+    """The .pth and its module."""
+    return at / f"{MODULE}.pth", at / f"{MODULE}.py"
+
+
+def is_on(at: Path) -> bool:
+    """Whether both files are there."""
+    return all(path.exists() for path in files(at))
+
+
+def switch_on(at: Path) -> None:
+    """Write both: the .pth last, so that it never lacks its module."""
+    if str(at) not in [*site.getsitepackages(), site.getusersitepackages(), str(folder())]:
+        raise AutoloadError(f"{at} is not a folder in which this Python looks for .pth files; {folder()} is")
+    line, module = files(at)
+    source = importlib.resources.files("norm_plugin.engines").joinpath("autoloaded.py").read_text()
+    try:
+        module.write_text(source)
+        line.write_text(LINE)
+    except OSError as error:
+        raise AutoloadError(f"{at} cannot be written ({error.strerror}): run this as its owner") from error
+
+
+def switch_off(at: Path) -> None:
+    """Remove both."""
+    try:
+        for path in files(at):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise AutoloadError(f"{at} cannot be written ({error.strerror}): run this as its owner") from error

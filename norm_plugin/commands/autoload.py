@@ -1,0 +1,44 @@
+"""norm-plugin autoload: for the processes of SGLang that load no plugin."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from rich.console import Console
+
+from norm_plugin import autoload
+from norm_plugin.commands.errors import NOT_RUN, CommandError
+
+DESCRIPTION = (
+    "SGLang loads no plugin in Ray actors, in encoder workers and in sglang.bench_one_batch. Switched on, a .pth file "
+    "in this Python's site-packages registers norm_plugin there too, in every process that has one of the flags "
+    "NORM_PLUGIN and USE_NATIVE_LAYERNORM set; in all others it asks the environment for the two and does nothing."
+)
+ACTIONS = ("on", "off", "status")
+
+
+def add(verbs: Any) -> None:
+    """The verb and its options."""
+    options = verbs.add_parser("autoload", help="SGLang's processes that load no plugin", description=DESCRIPTION)
+    options.add_argument("action", choices=ACTIONS, help="switch it on or off for this Python, or ask")
+    options.add_argument("--json", action="store_true", help="print JSON")
+    options.set_defaults(do=run)
+
+
+def run(options: argparse.Namespace, console: Console) -> None:
+    """The verb."""
+    at = autoload.folder()
+    try:
+        if options.action == "on":
+            autoload.switch_on(at)
+        elif options.action == "off":
+            autoload.switch_off(at)
+    except autoload.AutoloadError as error:
+        raise CommandError(f"{error}.", NOT_RUN) from error
+    on, line = autoload.is_on(at), autoload.files(at)[0]
+    if options.json:
+        console.print_json(json.dumps({"on": on, "file": str(line)}))
+    else:
+        console.print(f"autoload is {'on' if on else 'off'}: {line} {'is' if on else 'is not'} there", soft_wrap=True)
