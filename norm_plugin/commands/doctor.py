@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from norm_plugin.commands.errors import DIFFERENT
+from norm_plugin.commands.errors import DIFFERENT, save
 from norm_plugin.verify.health import Health, examine, line
 
 DESCRIPTION = (
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 def write(health: Health, path: str) -> None:
     """All of it as JSON."""
-    Path(path).write_text(json.dumps({**asdict(health), "well": health.well}, indent=1) + "\n")
+    save(Path(path), json.dumps({**asdict(health), "well": health.well}, indent=1) + "\n")
 
 
 def show(health: Health, console: Console) -> None:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from norm_plugin.commands import verify
-from norm_plugin.commands.errors import WRONG_ARGUMENT, CommandError
+from norm_plugin.commands.errors import WRONG_ARGUMENT, CommandError, save
 from norm_plugin.engines import ENGINES, report_file
 from norm_plugin.verify.runs import Plan, Run, execute
 
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
         raise CommandError("give a FOLDER that a server has written, or --engine to run one.", WRONG_ARGUMENT)
     processes = ran(options) if options.engine else read(options.folder)
     if options.json:
-        options.json.write_text(json.dumps(processes, indent=1) + "\n")
+        save(options.json, json.dumps(processes, indent=1) + "\n")
     for process in processes:
         show(process, console)
 

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from norm_plugin.commands.errors import need_gpu
+from norm_plugin.commands.errors import need_gpu, save
 
 DESCRIPTION = "Measures every launch configuration on this GPU and makes the table that norm_plugin.kernels reads."
 
@@ -32,7 +32,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
     gpu = gpu_of(torch.device("cuda", torch.cuda.current_device()))
     entries = tune.table(tune.tune())
-    options.json.write_text(json.dumps({gpu: entries}, indent=1) + "\n")
+    save(options.json, json.dumps({gpu: entries}, indent=1) + "\n")
     shown = Table(title=f"Launch configurations of {gpu}, by row bytes", title_justify="left")
     for heading in ("op", "up to bytes", "warps", "rows", "late", "lean", "vector"):
         shown.add_column(heading, justify="left" if heading == "op" else "right")

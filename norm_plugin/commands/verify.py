@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from norm_plugin.commands.errors import DIFFERENT, WRONG_ARGUMENT, CommandError
+from norm_plugin.commands.errors import DIFFERENT, WRONG_ARGUMENT, CommandError, save
 from norm_plugin.engines import ENGINES
 from norm_plugin.settings import FLAGS
 from norm_plugin.verify import page, tiny
@@ -86,9 +86,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
     show(verdicts, about, console)
     if options.json:
         text = json.dumps({**about, "models": [verdict.as_json() for verdict in verdicts]}, indent=1)
-        options.json.write_text(text + "\n")
+        save(options.json, text + "\n")
     if options.html:
-        options.html.write_text(page.page(verdicts, about), encoding="utf-8")
+        save(options.html, page.page(verdicts, about))
     return 0 if all(verdict.passed for verdict in verdicts) else DIFFERENT
 
 

@@ -1,0 +1,96 @@
+"""The leash: what it runs ends with whoever holds it, however that ends, and wherever the processes have gone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from norm_plugin.verify import leash
+
+#: A child, a grandchild in a session of its own, and an orphan that init would get.
+FAMILY = """
+import os, subprocess, sys, time
+sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+subprocess.Popen(sleep, start_new_session=True)
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execv(sys.executable, sleep)
+    os._exit(0)
+os.wait()
+print("ready", flush=True)
+time.sleep(float(sys.argv[1]))
+sys.exit(int(sys.argv[2]))
+"""
+
+
+def marked(mark: str) -> set[int]:
+    found = set()
+    for environ in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if mark.encode() in environ.read_bytes():
+                found.add(int(environ.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def start(mark: str, seconds: float, code: int = 0) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
+        [sys.executable, leash.__file__, sys.executable, "-c", FAMILY, str(seconds), str(code)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "MARK": mark},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    end = time.monotonic() + 20
+    while len(marked(mark)) != 4 and time.monotonic() < end:  # the one in between is on its way out
+        time.sleep(0.05)
+    assert len(marked(mark)) == 4, "the leash, the command, and two that have left its session"
+    return process
+
+
+def gone(mark: str) -> bool:
+    end = time.monotonic() + 20
+    while marked(mark) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not marked(mark)
+
+
+def close(process: subprocess.Popen[bytes]) -> None:
+    """What happens when the parent dies, in whatever way."""
+    assert process.stdin is not None
+    process.stdin.close()
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [close, subprocess.Popen.terminate, lambda process: process.send_signal(signal.SIGINT)],
+    ids=["the parent dies", "SIGTERM", "SIGINT"],
+)
+def test_nothing_outlives_it(stop: Callable[[subprocess.Popen[bytes]], None]) -> None:
+    mark = f"leash-{uuid.uuid4()}"
+    process = start(mark, 600)
+    stop(process)
+    assert process.wait(20) != 0
+    assert gone(mark)
+
+
+def test_the_command_ends_by_itself() -> None:
+    mark = f"leash-{uuid.uuid4()}"
+    process = start(mark, 0.5, code=7)
+    assert process.wait(30) == 7
+    assert gone(mark), "what the command left behind"
+
+
+def test_a_command_that_is_killed_has_the_shells_code() -> None:
+    process = subprocess.Popen(
+        [sys.executable, leash.__file__, sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"],
+        stdin=subprocess.PIPE,
+    )
+    assert process.wait(20) == 128 + 9
