@@ -39,15 +39,16 @@ def count(op: str, x: Tensor, weight: Tensor | None) -> None:
         ledger.count(op, x, weight)
 
 
-def why_not(x: Any, *others: Tensor | None) -> str:
-    """Why a norm of x is not for us; `others` must have x's shape."""
+def why_not(rest: tuple[Any, ...], others: dict[str, Any], x: Any, other: Tensor | None = None) -> str:
+    """Why a norm of x, with `other` that goes with it element by element, is not for us."""
+    if (rest or others) and any(value is not None for value in (*rest, *others.values())):
+        return f"arguments that norm_plugin does not know: {', '.join(others) or len(rest)}"
     if not isinstance(x, Tensor):
         return f"x is a {type(x).__name__}"
     if x.dtype not in DTYPES:
         return f"x has dtype {x.dtype}"
-    for other in others:
-        if other is not None and other.shape != x.shape:
-            return "what goes with x has another shape"
+    if other is not None and other.shape != x.shape:
+        return "what goes with x has another shape"
     return ""
 
 
@@ -109,7 +110,7 @@ def known_numerics(x: Tensor, residual: Tensor | None, weight: Tensor | None, ep
 def rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: Any, **others: Any) -> Answer:
     """RMSNorm. vLLM gives x and residual away: they may be overwritten, as its own kernels do."""
     op = "rmsnorm" if residual is None else "fused_add_rmsnorm"
-    reason = unknown(rest, others) or why_not(x, residual)
+    reason = why_not(rest, others, x, residual)
     if reason:
         return Kept(op, reason)
     given = layer.pass_weight if residual is None else layer.pass_weight_add
@@ -123,7 +124,8 @@ def rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: Any, **o
         return functions.rmsnorm(x, weight, eps, numerics=numerics, variance_size=size)
     if residual.dtype != x.dtype:
         return Kept(op, f"x has dtype {x.dtype} and the residual {residual.dtype}")
-    if size is not None or not (writable(x) and writable(residual)) or x.data_ptr() == residual.data_ptr():
+    apart = not traced() and x.is_contiguous() and residual.is_contiguous() and x.data_ptr() != residual.data_ptr()
+    if size is not None or not apart:
         count("add_rmsnorm", x, weight)
         return functions.add_rmsnorm(x, residual, weight, eps, numerics=numerics, variance_size=size)
     count(op, x, weight)
@@ -131,15 +133,10 @@ def rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: Any, **o
     return x, residual
 
 
-def writable(t: Tensor) -> bool:
-    """Whether every element has a place of its own; only real tensors can be written, and traced ones are not."""
-    return not traced() and t.is_contiguous()
-
-
 def gemma_rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: Any, **others: Any) -> Answer:
     """GemmaRMSNorm: 1 + weight, in fp32. Its residual is not given away."""
     op = "rmsnorm" if residual is None else "add_rmsnorm"
-    reason = unknown(rest, others) or why_not(x, residual)
+    reason = why_not(rest, others, x, residual)
     if reason:
         return Kept(op, reason)
     if residual is not None and residual.dtype != x.dtype:
@@ -150,19 +147,12 @@ def gemma_rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: An
     return functions.add_rmsnorm(x, residual, layer.weight, layer.variance_epsilon, gemma=True)
 
 
-def unknown(rest: tuple[Any, ...], others: dict[str, Any]) -> str:
-    """Why a call with arguments that this file has never heard of is not for us."""
-    if any(value is not None for value in (*rest, *others.values())):
-        return f"arguments that norm_plugin does not know: {', '.join(others) or len(rest)}"
-    return ""
-
-
 # --- LayerNorm ----------------------------------------------------------------------------------------------------
 
 
 def layer_norm(layer: Any, x: Any, *rest: Any, **others: Any) -> Answer:
     """LayerNorm, which in vLLM is PyTorch's."""
-    if reason := unknown(rest, others) or why_not(x):
+    if reason := why_not(rest, others, x):
         return Kept("layernorm", reason)
     count("layernorm", x, layer.weight)
     return functions.layernorm(x, layer.weight, layer.bias, layer.eps, numerics=TORCH.name)
@@ -173,7 +163,7 @@ def layer_norm(layer: Any, x: Any, *rest: Any, **others: Any) -> Answer:
 
 def rms_norm_gated(layer: Any, x: Any, z: Tensor | None = None, *rest: Any, **others: Any) -> Answer:
     """RMSNormGated."""
-    if reason := unknown(rest, others) or why_not(x, z):
+    if reason := why_not(rest, others, x, z):
         return Kept("gated_norm", reason)
     count("gated_norm", x, layer.weight)
     how = (layer.eps, layer.group_size, layer.norm_before_gate, layer.activation)
@@ -191,7 +181,7 @@ def fused_rms_norm_gated(
     **others: Any,
 ) -> Answer:
     """FusedRMSNormGated of the Kimi models: norm, then gate."""
-    reason = unknown(rest, others) or why_not(x, g)
+    reason = why_not(rest, others, x, g)
     if reason or residual is not None or prenorm:
         return Kept("gated_norm", reason or "with a residual or prenorm")
     count("gated_norm", x, layer.weight)
@@ -203,7 +193,7 @@ def fused_rms_norm_gated(
 def mixer2_rms_norm_gated(layer: Any, x: Any, gate: Tensor, *rest: Any, **others: Any) -> Answer:
     """Mixer2RMSNormGated: gate, then norm by groups. The width, groups and weight of x are this rank's share."""
     op = "gated_norm"
-    if reason := unknown(rest, others) or why_not(x, gate):
+    if reason := why_not(rest, others, x, gate):
         return Kept(op, reason)
     if not layer.use_rms_norm:
         return Kept(op, "use_rms_norm=False: a gate without a norm")
