@@ -1,13 +1,22 @@
 #!/usr/bin/env python
-"""Writes the tables that README.md takes from the code: `python scripts/readme.py`."""
+"""Writes what README.md takes from the code and from results: `python scripts/readme.py`."""
 
 import re
 from pathlib import Path
 
 from norm_plugin import numerics, settings
 
-README = Path(__file__).parent.parent / "README.md"
-TABLES = {"flags": settings.table, "numerics": numerics.table}
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+
+def verified() -> str:
+    """A run of verify that was kept: its command and what it printed."""
+    kept = (ROOT / "scripts" / "results" / "verify-vllm.txt").read_text(encoding="utf-8")
+    return f"```console\n{kept.rstrip()}\n```"
+
+
+TABLES = {"flags": settings.table, "numerics": numerics.table, "verify": verified}
 
 
 def rewritten(text: str) -> str:

@@ -1,0 +1,110 @@
+"""The pages "use with vLLM" and "use with SGLang", with their engines: every command that they show, in order."""
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from norm_plugin.verify import tiny
+from tests.verify.guide import ROOT, commands
+
+#: What a machine without a GPU needs besides; the pages are for those that have one.
+ON_A_CPU: dict[str, dict[str, Any]] = {
+    "vllm": {
+        "serve": ["--max-model-len", "256", "--port"],
+        "environ": {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"},
+    },
+    "sglang": {
+        "serve": [
+            *("--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch"),
+            *("--grammar-backend", "none", "--context-length", "512", "--max-total-tokens", "2048"),
+            *("--disable-overlap-schedule", "--skip-server-warmup", "--mem-fraction-static", "0.9", "--port"),
+        ],
+        "environ": {"SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1", "TRITON_INTERPRET": "1"},
+    },
+}
+PORTS = {"vllm": 18231, "sglang": 18232}
+PAGE_COMMANDS = 4  # doctor, verify, run, report
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_the_page(engine: str, tmp_path: Path) -> None:
+    made = subprocess.run([ROOT / "scripts" / f"engine_{engine}"], stdout=subprocess.PIPE, text=True, check=True)
+    programs = Path(made.stdout.split()[-1]).parent
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("NORM_PLUGIN", "USE_NATIVE"))}
+    environ = {
+        **kept, **ON_A_CPU[engine]["environ"], "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+    }  # fmt: skip
+    server, ran = None, 0
+    try:
+        for line in commands(ROOT / "docs" / f"{engine}.md"):
+            words = shlex.split(line.replace("/models/llama", str(tiny.make("llama"))))
+            words = [word.replace("/tmp/report", str(tmp_path / "report")) for word in words]
+            if words[0] == "pip":  # scripts/engine_* did
+                continue
+            ran += 1
+            if words[1] == "verify":
+                words += ["--json", f"{tmp_path}/verify.json", "--html", f"{tmp_path}/verify.html", "--max-tokens", "4"]
+            if words[1] == "run":
+                words += [*ON_A_CPU[engine]["serve"], str(PORTS[engine])]
+                server = serve(words, environ, tmp_path / "server.log", PORTS[engine])
+                continue
+            if words[1] == "report":
+                words += ["--json", f"{tmp_path}/report.json"]
+            done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=900)
+            assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        assert server is not None
+        server.send_signal(signal.SIGINT)
+        server.wait(60)
+    finally:
+        if server is not None:
+            stop(server)
+    assert ran == PAGE_COMMANDS
+    (model,) = json.loads((tmp_path / "verify.json").read_text())["models"]
+    assert (model["model"], model["verdict"], len(model["taken"]), model["others"]) == ("llama", "identical", 7, [])
+    assert "identical" in (tmp_path / "verify.html").read_text(encoding="utf-8")
+    rows = [row for process in json.loads((tmp_path / "report.json").read_text()) for row in process["rows"]]
+    assert {row["layer"] for row in rows} == {
+        "model.norm", *(f"model.layers.{i}.{norm}_layernorm" for i in range(3) for norm in ("input", "post_attention"))
+    }  # fmt: skip
+    assert all(row["calls"] >= 8 and row["implementations"][0]["backend"] == "native" for row in rows)
+
+
+def serve(words: list[str], environ: dict[str, str], log: Path, port: int) -> "subprocess.Popen[bytes]":
+    """A server that has answered."""
+    with log.open("wb") as output:
+        server = subprocess.Popen(words, env=environ, stdout=output, stderr=output, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    end = time.monotonic() + 400
+    while True:
+        alive = server.poll() is None and time.monotonic() < end
+        assert alive, log.read_text(errors="replace")[-3000:]
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=5).read()
+            break
+        except OSError:
+            time.sleep(1)
+    asked = {"model": str(tiny.make("llama")), "prompt": "Hello", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    request = urllib.request.Request(
+        f"{address}/v1/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+    )
+    answer = json.loads(urllib.request.urlopen(request, timeout=300).read())
+    assert answer["usage"]["completion_tokens"] == 8
+    return server
+
+
+def stop(server: "subprocess.Popen[bytes]") -> None:
+    """Whatever it has started, too."""
+    try:
+        os.killpg(server.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    server.wait()
