@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import shutil
 import subprocess
@@ -18,7 +19,9 @@ CLOSE = 2e-5  # as in test_vllm.py
 
 @functools.cache
 def folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="sglang-patches."))
+    made = Path(tempfile.mkdtemp(prefix="sglang-patches."))
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 @functools.cache

@@ -70,5 +70,13 @@ def groups() -> None:
     print(f"kernels of Mixer2={kernels}\nMixer2 from its native={error}")
 
 
+def plugin() -> None:
+    from norm_plugin.engines import vllm
+
+    vllm.register()
+    print("patch and plugin=" + ", ".join(hook for hook in vllm.record().live if hook.startswith("source patch")))
+
+
 gates()
 groups()
+plugin()
