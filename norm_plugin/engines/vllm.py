@@ -32,17 +32,19 @@ log = logging.getLogger("norm_plugin")
 
 
 class Hook(NamedTuple):
-    """One class of norm layers, the families of which it may be, and what runs instead of its forward."""
+    """One class of norm layers, the families of which it may be, what runs instead of its forward; or a function."""
 
     families: tuple[str, ...]
     module: str
     layer: str
     ours: LayerForward
     in_ir: bool = False
+    function: bool = False
 
 
 _NORMS = "vllm.model_executor.layers.layernorm"
 _KDA = "vllm.third_party.flash_linear_attention.ops.kda"
+_FLA = "vllm.third_party.flash_linear_attention.ops.layernorm_guard"
 _MIXER2 = "vllm.model_executor.layers.mamba.mamba_mixer2"
 _LOADERS = "vllm.model_executor.model_loader"
 
@@ -52,6 +54,8 @@ HOOKS = (
     Hook(("layernorm",), _NORMS, "LayerNorm", vllm_layers.layer_norm),
     Hook(("gated",), _NORMS, "RMSNormGated", vllm_layers.rms_norm_gated),
     Hook(("gated",), _KDA, "FusedRMSNormGated", vllm_layers.fused_rms_norm_gated),
+    Hook(("gated",), _FLA, "layernorm_fn", vllm_layers.fla_layer_norm, function=True),
+    Hook(("gated",), _FLA, "rmsnorm_fn", vllm_layers.fla_rms_norm, function=True),
     Hook(("mixer2",), _MIXER2, "Mixer2RMSNormGated", vllm_layers.mixer2_rms_norm_gated),
 )
 
@@ -181,11 +185,12 @@ def _count_compiled(op: Op, args: tuple[Any, ...]) -> None:
 
 
 def _replace_forward(record: Record, hook: Hook, in_graphs: bool, module: ModuleType) -> None:
-    owner = getattr(module, hook.layer, None)
-    if owner is None:
+    found = getattr(module, hook.layer, None)
+    if found is None:
         record.missed(hook.layer, f"{module.__name__} has no {hook.layer}")
         return
-    record.replace(hook.layer, owner, "forward", lambda original: _forward(hook, original, in_graphs))
+    owner, name = (module, hook.layer) if hook.function else (found, "forward")
+    record.replace(hook.layer, owner, name, lambda original: _forward(hook, original, in_graphs))
 
 
 def _forward(hook: Hook, original: Callable[..., Any], in_graphs: bool) -> Callable[..., Any]:
@@ -194,7 +199,7 @@ def _forward(hook: Hook, original: Callable[..., Any], in_graphs: bool) -> Calla
     left_out = [family for family in hook.families if not asked(family)]
 
     @wraps(original)
-    def forward(self: Any, *args: Any, **named: Any) -> Any:
+    def forward(self: Any, *args: Any, **named: Any) -> Any:  # of a function, self is x
         if traced() and not in_graphs:
             return original(self, *args, **named)
         if left_out and _family(self, hook) in left_out:
@@ -203,7 +208,7 @@ def _forward(hook: Hook, original: Callable[..., Any], in_graphs: bool) -> Calla
         if type(found) is not Kept:
             return found
         weight = getattr(self, "weight", None)
-        x = args[0] if args and isinstance(args[0], Tensor) else weight
+        x = next((value for value in (self, *args) if isinstance(value, Tensor)), weight)
         if isinstance(x, Tensor) and not traced():
             refused(found.op, x, weight, found.reason)
         return original(self, *args, **named)

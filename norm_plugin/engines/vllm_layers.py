@@ -170,6 +170,43 @@ def rms_norm_gated(layer: Any, x: Any, z: Tensor | None = None, *rest: Any, **ot
     return functions.rmsnorm_fn(x, layer.weight, None, z, *how, numerics=TORCH.name)
 
 
+def fla_layer_norm(
+    x: Any,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = False,
+    activation: str = "swish",
+    *rest: Any,
+    **others: Any,
+) -> Answer:
+    """The function layernorm_fn of FLA, which copies what is not contiguous before its kernel runs."""
+    if reason := why_not(rest, others, x, z):
+        return Kept("gated_norm", reason)
+    count("gated_norm", x, weight)
+    return functions.layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, activation)
+
+
+def fla_rms_norm(
+    x: Any,
+    weight: Tensor,
+    bias: Tensor | None,
+    z: Tensor | None = None,
+    eps: float = 1e-6,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    activation: str = "swish",
+    *rest: Any,
+    **others: Any,
+) -> Answer:
+    """The function rmsnorm_fn of FLA."""
+    how = (eps, group_size, norm_before_gate, True, activation)
+    return fla_layer_norm(x, weight, bias, z, *how, *rest, **others)
+
+
 def fused_rms_norm_gated(
     layer: Any,
     x: Any,

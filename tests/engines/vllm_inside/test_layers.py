@@ -4,6 +4,7 @@ import pytest
 import torch
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm, LayerNorm, RMSNorm, RMSNormGated
 from vllm.model_executor.layers.mamba.mamba_mixer2 import Mixer2RMSNormGated
+from vllm.third_party.flash_linear_attention.ops import layernorm_guard
 from vllm.third_party.flash_linear_attention.ops.kda import FusedRMSNormGated
 
 from norm_plugin import settings
@@ -131,6 +132,18 @@ def test_kimis_gated_norm(activation, affine):
     layer = weighted(FusedRMSNormGated(WIDTH, elementwise_affine=affine, activation=activation))
     x, g = torch.randn(2, 5, 3, WIDTH).bfloat16()
     stock, ours = both(layer, x, g)  # it multiplies in another order: x * w * g * sigmoid(g)
+    assert ulps.measure(ours, stock.double()).max <= 1
+    assert ledger.calls("gated_norm") == 1
+
+
+@pytest.mark.parametrize("name", ["layernorm_fn", "rmsnorm_fn"])
+def test_flas_functions(native, name):
+    """Their Triton kernels do not run on a CPU; vLLM's RMSNormGated says in PyTorch what they compute."""
+    x, weight = torch.randn(7, WIDTH).bfloat16(), torch.randn(WIDTH).bfloat16()
+    z = torch.randn(7, 3 * WIDTH).bfloat16()[:, WIDTH : 2 * WIDTH]
+    named = {"is_rms_norm": True} if name == "layernorm_fn" else {}
+    ours = getattr(layernorm_guard, name)(x, weight, None, z=z, eps=1e-5, group_size=32, activation="swish", **named)
+    stock = RMSNormGated.forward_static(x, z, weight, 1e-5, x.dtype, 32, True, "swish")
     assert ulps.measure(ours, stock.double()).max <= 1
     assert ledger.calls("gated_norm") == 1
 
