@@ -51,6 +51,20 @@ def hook(module: ModuleType, record: Record, method: str) -> None:
             return _only_asked(families, original, make(original, module, in_place, record))
 
         record.replace(cls, owner, method, replacement)
+        if hasattr(owner, "enter_torch_compile"):
+            record.replace(f"{cls} under torch.compile", owner, "enter_torch_compile", _count_compiled)
+
+
+def _count_compiled(original: Forward) -> Forward:
+    """SGLang switches its layers to their PyTorch for what it compiles: from then on nobody can count their calls."""
+
+    def enter_torch_compile(self: Any, *args: Any, **named: Any) -> Any:
+        weight = getattr(self, "weight", None)
+        if weight is not None and not self.is_torch_compile:
+            ledger.count("layernorm" if hasattr(self, "bias") else "rmsnorm", weight, weight, "left to torch.compile")
+        return original(self, *args, **named)
+
+    return enter_torch_compile
 
 
 def _only_asked(families: tuple[str, ...], original: Forward, ours: Forward) -> Forward:

@@ -184,6 +184,19 @@ def test_no_rows(on_cpu):
     assert ledger.calls("rmsnorm", "no rows") == 1
 
 
+def test_what_sglang_compiles_is_its_own(on_cpu):
+    norm, x = layer("RMSNorm"), tensor(7, WIDTH)
+    norm.enter_torch_compile(num_tokens=1)
+    norm.enter_torch_compile(num_tokens=1)  # of a layer that is shared
+    assert ledger.calls("rmsnorm", "left to torch.compile") == 1
+    traced = torch.compile(norm.forward_native, backend="eager", fullgraph=True)
+    assert torch.equal(traced(x), STOCK["RMSNorm"](norm, x))
+    assert ledger.calls("rmsnorm") == 0
+    norm.leave_torch_compile()
+    norm(x)
+    assert ledger.calls("rmsnorm") == 1
+
+
 def test_families(record):
     with settings.override(ops=frozenset({"gemma"})):
         sglang_norms.hook(norms, record, "forward_native")
