@@ -100,7 +100,7 @@ def test_the_kernels_of_the_fixes_in_the_interpreter() -> None:
     assert said["stock"]["gate"] == said["fixed"]["gate"], "the same bits"
     assert (said["stock"]["copies of the gate"], said["fixed"]["copies of the gate"]) == ("4", "0")
     assert (said["stock"]["kernels of Mixer2"], said["fixed"]["kernels of Mixer2"]) == ("1", "3")
-    assert float(said["fixed"]["Mixer2 from its native"]) < 2e-6
+    assert float(said["fixed"]["ulps of Mixer2 from its native"]) <= 8  # two silus of 2 each, a root and three products
     assert said["stock"]["patch and plugin"] == ""
     assert said["fixed"]["patch and plugin"] == "source patch mixer2-groups, source patch strided-gate"
     for name in ("mixer2-groups", "strided-gate"):
