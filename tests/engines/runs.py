@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -74,14 +76,17 @@ class Run:
         command += [*map(str, models), "--prompts", str(place / "prompts"), "--out", str(self.out)]
         command += ["--max-tokens", str(TOKENS), *options]
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, env=environment(flags), stdout=log, stderr=log, cwd=place)
+            self.process = subprocess.Popen(
+                command, env=environment(flags), stdout=log, stderr=log, cwd=place, start_new_session=True
+            )
 
     def outcomes(self) -> list[Outcome]:
         """What it wrote; its last lines where it failed."""
         try:
             status = self.process.wait(SECONDS)
         finally:
-            self.process.kill()
+            with contextlib.suppress(ProcessLookupError):  # the engine's processes as well
+                os.killpg(self.process.pid, signal.SIGKILL)
         assert status == 0, self.log.read_text()[-3000:]
         return read(self.out)
 
