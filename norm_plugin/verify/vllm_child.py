@@ -31,6 +31,7 @@ def engine_arguments(model: Path, options: argparse.Namespace) -> dict[str, Any]
         "enforce_eager": options.mode == "eager", "max_model_len": 256, "max_num_seqs": 8,
         "max_num_batched_tokens": 512, "kv_cache_memory_bytes": 64 << 20, "disable_log_stats": True,
         "skip_tokenizer_init": True, "worker_extension_cls": "norm_plugin.verify.vllm_worker.Worker",
+        "enable_prefix_caching": False,  # every request is computed; and with it vLLM 0.32 fails in Mamba2 on a CPU
     }  # fmt: skip
     if options.device == "cuda":
         given |= {"attention_backend": "TRITON_ATTN", "gpu_memory_utilization": 0.3}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -140,13 +141,17 @@ def until(reached: Callable[[], bool], seconds: float) -> None:
 
 
 def test_an_engine_that_does_not_start_says_so_in_its_own_words(python: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"architectures": ["NoSuchModel"], "model_type": "llama"}')
-    done = said(python, "verify", "--engine", "vllm", "--model", str(tmp_path))
+    broken = shutil.copytree(tiny.make("llama"), tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(
+        json.dumps({**config, "architectures": ["NoSuchModel"], "num_hidden_layers": -1})
+    )
+    done = said(python, "verify", "--engine", "vllm", "--model", str(broken))
     assert done.returncode == 3
     assert done.stdout == ""
     message = done.stderr[done.stderr.index("norm-plugin verify:") :]
-    assert message.startswith(f"norm-plugin verify: vllm did not finish the run 'stock' of {tmp_path} (exit code 1)")
-    assert "NoSuchModel" in message
+    assert message.startswith(f"norm-plugin verify: vllm did not finish the run 'stock' of {broken} (exit code 1)")
+    assert "Error" in message
     assert 2 < len(message.splitlines()) < 20
 
 
