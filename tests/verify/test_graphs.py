@@ -1,0 +1,82 @@
+"""The report under real CUDA graphs, where Python does not run at a replay."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import norm_plugin
+from norm_plugin import dispatch, settings
+from norm_plugin.engines import ledger, report_file
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A report that is wanted."""
+    dispatch.reset()
+    ledger.reset()
+    with settings.override(report=str(tmp_path), backend="auto"):
+        yield tmp_path
+        ledger.reset()
+    dispatch.reset()
+
+
+def test_replays_are_counted_and_say_what_ran(folder: Path) -> None:
+    weights = [torch.rand(4096, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
+    x = torch.randn(8, 4096, device="cuda", dtype=torch.bfloat16)
+
+    def model(x: torch.Tensor) -> torch.Tensor:
+        for weight in weights:
+            ledger.count("rmsnorm", x, weight)
+            x = norm_plugin.rmsnorm(x, weight)
+        return x
+
+    eager = model(x).clone()
+    torch.cuda.synchronize()
+    graphs = []
+    for rows in (8, 4, 2):  # the same calls at several batch sizes, as engines capture them
+        static = x[:rows].clone()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            out = model(static)
+        graphs.append((graph, out, rows))
+    for graph, out, rows in graphs:
+        for _ in range(10):
+            graph.replay()
+        torch.cuda.synchronize()
+        assert torch.equal(out, eager[:rows])
+    (process,) = report_file.read(folder)
+    assert [(row["calls"], row["eager"], row["replayed"]) for row in process["rows"]] == [(31, 1, 30)] * 3
+    assert len(process["graphs"]) == 1, "the same calls are one entry"
+    for row in process["rows"]:
+        (how,) = row["implementations"]
+        assert how["backend"] == "triton"
+        assert "warps" in how["configuration"]
+    assert json.loads(next(folder.glob("*.json")).read_text())["pid"]
+
+
+def test_a_compiled_model_in_graphs_is_counted(folder: Path) -> None:
+    """torch.compile's own graphs (mode reduce-overhead) are torch.cuda.CUDAGraphs too."""
+    weight = torch.rand(1024, device="cuda", dtype=torch.bfloat16)
+
+    @torch.library.custom_op("norm_plugin_test::counted", mutates_args=())
+    def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ledger.count("rmsnorm", x, weight)
+        return norm_plugin.rmsnorm(x, weight)
+
+    counted.register_fake(lambda x, weight: torch.empty_like(x))
+    ledger.count("rmsnorm", weight, weight)  # the report has begun before a graph is captured
+    compiled = torch.compile(lambda x: counted(x * 2, weight) + 1, mode="reduce-overhead", fullgraph=True)
+    x = torch.randn(4, 1024, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        for _ in range(20):
+            torch.compiler.cudagraph_mark_step_begin()
+            compiled(x)
+    (process,) = report_file.read(folder)
+    (row,) = process["rows"]
+    assert row["calls"] >= 20
+    assert row["replayed"] >= 10
