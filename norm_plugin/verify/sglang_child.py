@@ -15,6 +15,7 @@ import os
 import shutil
 import tempfile
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +67,18 @@ def import_only(models: list[Path]) -> None:
 def share_imports() -> None:
     """SGLang starts each of its processes with an interpreter of its own, which imports all of it: most of the time of
     a small run. On a CPU they begin as copies of one that has imported what they would import first, and no plugin."""
+    from sglang.srt.entrypoints import engine
+
     multiprocessing.set_start_method("forkserver", force=True)
     multiprocessing.set_forkserver_preload(["sglang.srt.managers.scheduler", "sglang.srt.managers.detokenizer_manager"])
     multiprocessing.set_start_method = lambda method, force=False: None  # SGLang asks for spawn
+    kill = engine.kill_process_tree
+
+    def kill_but_the_first(parent: int | None, *args: Any, **named: Any) -> None:
+        """An engine that ends kills all processes below this one; the next engine needs the one they are copies of."""
+        kill(parent, *args, **named | {"skip_pid": forkserver._forkserver._forkserver_pid})
+
+    engine.kill_process_tree = kill_but_the_first
 
 
 def answer(prompt: list[int], output: dict[str, Any]) -> Answer:
