@@ -69,6 +69,9 @@ def add(verbs: Any) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """The verb."""
+    for path in (options.json, options.html):
+        if path and not os.access(path.parent, os.W_OK):  # now, and not after three runs
+            raise CommandError(f"{path} cannot be written: {path.parent} is not a folder, or not yours to write in.")
     check_engine(options.engine, options.python)
     models = find_models(options.model, options.engine)
     device = options.device or find_device()

@@ -38,6 +38,7 @@ def failed(given: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[object
         (["report", "/nowhere"], 3, "there is no report in /nowhere"),
         (["run"], 2, "no command to run"),
         (["run", "--", "no-such-program"], 127, "no-such-program"),
+        (["verify", "--engine", "vllm", "--html", "/nowhere/v.html"], 3, "/nowhere is not a folder"),
         (["verify", "--engine", "vllm", "--python", "/nowhere/python"], 3, "/nowhere/python does not run"),
     ],
 )
