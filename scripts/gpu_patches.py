@@ -4,8 +4,8 @@
     python scripts/gpu_patches.py --engine sglang --site DIR [--json FILE]
 
 DIR is the folder that the engine's package lies in, which must be importable (PYTHONPATH). The patches are applied to
-it and taken back. Each side is a process of its own; a call is timed as a replayed CUDA graph, the median of 20 replays of
-20 calls.
+it and taken back. Each side is a process of its own; a call is timed as a replayed CUDA graph, the median of 20
+replays of 20 calls.
 """
 
 from __future__ import annotations
