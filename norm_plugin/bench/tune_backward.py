@@ -107,11 +107,10 @@ def cost(times: dict[int, float], best: dict[int, float]) -> float:
 
 def tune(families: Sequence[str], widths: Sequence[int]) -> Iterator[tuple[Candidate, dict[int, float]]]:
     every = [c for family in families for width in widths for c in candidates(family, width)]
-    kernels = list({(c.family, c.width, c.entry[:2], c.entry[3:]): c for c in every}.values())
     begin = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-        pool.map(compile_all, [kernels[i :: WORKERS * 4] for i in range(WORKERS * 4)], chunksize=1)
-    print(f"{len(kernels)} kernels compiled in {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+        pool.map(compile_all, [every[i :: WORKERS * 4] for i in range(WORKERS * 4)], chunksize=1)
+    print(f"{len(every)} kernels compiled in {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
     for family in families:
         for width in widths:
             buffers = {rows: [call(family, rows, width) for _ in range(3)] for rows in ROWS}

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from norm_plugin.kernels import Kernel, Refusal
 from norm_plugin.kernels import backward_configs as configs
-from norm_plugin.kernels.backward_kernel import backward_kernel, statistics_kernel, sum_kernel
+from norm_plugin.kernels.backward_kernel import backward_kernel
+from norm_plugin.kernels.backward_parts import statistics_kernel, sum_kernel
 from norm_plugin.kernels.launch import (
     KernelLaunch,
     gpu_of,
@@ -28,8 +29,8 @@ def dense(grad: Tensor, beside: Tensor) -> bool:
     return scattered or layout([grad, beside]) is None
 
 
-def fence(device: torch.device) -> bool:
-    """Whether a device understands PTX."""
+def on_nvidia(device: torch.device) -> bool:
+    """Whether a kernel may have PTX in it, and a bound for its registers."""
     return device.type == "cuda" and torch.version.hip is None
 
 
@@ -80,9 +81,10 @@ class Backward:
                 "STAGES": made.stages,
                 "HOLD": made.hold,
                 "FLAT": made.flat,
-                "FENCE": fence(x.device),
+                "FENCE": on_nvidia(x.device),
             },
             lambda m: self.blocks(m) * self.groups * made.parts,
+            made.registers if on_nvidia(x.device) else None,
         )  # fmt: skip
         self.statistics: KernelLaunch | None = None
         if made.parts > 1:

@@ -20,10 +20,13 @@ VECTOR_BYTES = 16
 
 #: A row beyond its table is read twice: for its statistics, and then in parts of so many columns, by programs that do
 #: the same part of many rows.
-PART, PART_WARPS, PART_ROWS, PART_PROGRAMS, PART_STAGES = 2048, 4, 2, 6, 1
+PART, PART_WARPS, PART_ROWS, PART_PROGRAMS, PART_STAGES = 2048, 4, 2, 4, 2
 
 #: The warps of a program that computes the statistics of such a row, and how many chunks of it are read at once.
 STATISTICS_WARPS, STATISTICS_UNROLL = 16, 2
+
+#: The registers of a multiprocessor, and the most that a thread can have.
+REGISTERS, MOST_REGISTERS = 65536, 248
 
 #: The most elements a thread may have of a row for its weight to stay in registers beside the sums.
 HOLD_ELEMENTS = 16
@@ -45,6 +48,11 @@ class Config:
     stages: int
     hold: bool
     flat: bool
+
+    @property
+    def registers(self) -> int:
+        """The registers a thread with which all programs of a multiprocessor run at once."""
+        return min(MOST_REGISTERS, REGISTERS // (self.programs * self.warps * 32) // 8 * 8)
 
 
 @cache

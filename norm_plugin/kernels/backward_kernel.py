@@ -15,97 +15,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from norm_plugin.kernels.common import (
-    chunk_mask,
-    gate,
-    mean_of,
-    read,
-    read_raw,
-    release_consumer,
-    row_start,
-    wait_for_producer,
+from norm_plugin.kernels.backward_parts import (
+    add_fours,
+    add_pairs,
+    anew,
+    gate_slope,
+    layer_statistics,
+    mask_of,
+    normed,
+    reaching,
+    rms_statistics,
 )
-
-
-@triton.jit
-def add_pairs(a0, a1, b0, b1):
-    """The sum of two pairs."""
-    return a0 + b0, a1 + b1
-
-
-@triton.jit
-def add_fours(a0, a1, a2, a3, b0, b1, b2, b3):
-    """The sum of two quadruples."""
-    return a0 + b0, a1 + b1, a2 + b2, a3 + b3
-
-
-@triton.jit
-def gate_slope(z, SIGMOID: tl.constexpr):
-    """The derivative of act at z."""
-    s = tl.sigmoid(z)
-    rest = tl.sigmoid(-z)  # 1 - s, with all of its digits
-    return s * rest if SIGMOID else s + z * s * rest
-
-
-@triton.jit
-def mask_of(c: tl.constexpr, lane, inside, MANY: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
-            CHUNKS: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
-    """The mask of chunk c of a program's columns, or None."""
-    OVER: tl.constexpr = (c * BLOCK + BLOCK > N) if PARTS == 1 else (PARTS * CHUNKS * BLOCK > N)
-    return chunk_mask(c * BLOCK + lane, inside, OVER, MANY, N)
-
-
-@triton.jit
-def anew(raw, FENCE: tl.constexpr):
-    """The same value, taken for another by the compiler: it would otherwise keep every value in fp32, once it was made
-    of the raw one, until it is used a second time, in twice as many registers."""
-    if FENCE and raw.dtype.primitive_bitwidth == 16:
-        move: tl.constexpr = "mov.b32 $0, $1;"
-        raw = tl.inline_asm_elementwise(move, "=r,r", [raw], dtype=raw.dtype, is_pure=False, pack=2)
-    return raw
-
-
-@triton.jit
-def normed(x, z, GATE_FIRST: tl.constexpr, SIGMOID: tl.constexpr):
-    """What is normalized: x, or the gated x."""
-    h = x.to(tl.float32)
-    if GATE_FIRST:
-        h = h * gate(z.to(tl.float32), SIGMOID)
-    return h
-
-
-@triton.jit
-def reaching(g, z, w, HAS_WEIGHT: tl.constexpr, GEMMA: tl.constexpr, GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr):
-    """(d, d * w): the gradients of xhat * w + b and of xhat."""
-    d = g.to(tl.float32)
-    if GATE_LAST:
-        d = d * gate(z.to(tl.float32), SIGMOID)
-    if HAS_WEIGHT:
-        w = w.to(tl.float32)
-        return d, d * (w + 1.0 if GEMMA else w)
-    return d, d
-
-
-@triton.jit
-def average(total, N: tl.constexpr, L2: tl.constexpr):
-    """total / N; of the l2 norm, which has no mean in it, the total."""
-    return total if L2 else mean_of(total, N)
-
-
-@triton.jit
-def rms_statistics(squares, products, eps, N: tl.constexpr, L2: tl.constexpr):
-    """(s, mean(d * w * xhat)) from the sums of h^2 and of d * w * h."""
-    s = tl.rsqrt(average(squares, N, L2) + eps)
-    return s, s * average(products, N, L2)
-
-
-@triton.jit
-def layer_statistics(sums, squares, gradients, products, eps, N: tl.constexpr):
-    """(what is left of the mean, s, mean(d * w), mean(d * w * xhat)) from sums of a row that is almost centred."""
-    left = mean_of(sums, N)
-    s = tl.rsqrt(mean_of(squares, N) - left * left + eps)
-    shift = mean_of(gradients, N)
-    return left, s, shift, s * (mean_of(products, N) - left * shift)
+from norm_plugin.kernels.common import gate, mean_of, read, read_raw, release_consumer, row_start, wait_for_producer
 
 
 @triton.jit(do_not_specialize=["M", "n1", "n2", "g0", "g1", "g2", "x0", "x1", "x2", "z0", "z1", "z2", "a0", "a1", "a2",
@@ -152,6 +73,8 @@ def backward_kernel(
             weights += (read_raw(W + w_at + c * BLOCK + lane, of_weight),)
 
     for tile in tl.range(first, last, num_stages=STAGES):
+        zero = tile >> 31
+        last_zero = (tile | 1) >> 31
         rows = tile * ROWS + tl.arange(0, ROWS)[:, None]
         inside = rows < M
         rows = tl.minimum(rows, M - 1)
@@ -199,9 +122,10 @@ def backward_kernel(
                 w = None
                 if HAS_WEIGHT:
                     in_row = mask_of(c, lane, True, False, N, BLOCK, CHUNKS, PARTS)
-                    w = anew(weights[c], FENCE) if HOLD else read_raw(W + w_at + cols, in_row)
+                    w = anew(weights[c], zero, FENCE) if HOLD else read_raw(W + w_at + cols, in_row)
                 d, dw = reaching(gs[c], zs[c], w, HAS_WEIGHT, GEMMA, GATE_LAST, SIGMOID)
-                h = normed(xs[c], zs[c], GATE_FIRST, SIGMOID)
+                x = xs[c] if RMS else anew(xs[c], zero, FENCE)  # of a row with a mean, for the second time
+                h = normed(x, zs[c], GATE_FIRST, SIGMOID)
                 if not RMS:
                     h = h - mean
                     if c * BLOCK + BLOCK > N:
@@ -229,10 +153,10 @@ def backward_kernel(
             in_row = mask_of(c, lane, True, False, N, BLOCK, CHUNKS, PARTS)
             w = None
             if HAS_WEIGHT:
-                w = anew(weights[c], FENCE) if HOLD else read_raw(W + w_at + cols, in_row)
-            x, g, z = anew(xs[c], FENCE), anew(gs[c], FENCE), zs[c]
+                w = anew(weights[c], last_zero, FENCE) if HOLD else read_raw(W + w_at + cols, in_row)
+            x, g, z = anew(xs[c], last_zero, FENCE), anew(gs[c], last_zero, FENCE), zs[c]
             if GATED:
-                z = anew(z, FENCE).to(tl.float32)
+                z = anew(z, last_zero, FENCE).to(tl.float32)
             d, dw = reaching(g, z, w, HAS_WEIGHT, GEMMA, GATE_LAST, SIGMOID)
             h = normed(x, z, GATE_FIRST, SIGMOID)
             xhat = h * s if RMS else (h - mean - left) * s
@@ -267,91 +191,3 @@ def backward_kernel(
             tl.store(PW + place, tl.sum(weight_sums[c], axis=0, keep_dims=True), mask=mask)
         if PB is not None:
             tl.store(PB + place, tl.sum(bias_sums[c], axis=0, keep_dims=True), mask=mask)
-
-
-@triton.jit(do_not_specialize=["M", "n1", "n2", "g0", "g1", "g2", "x0", "x1", "x2", "z0", "z1", "z2"])
-def statistics_kernel(
-    DY, X, Z, W, STATS, M, n1, n2, g0, g1, g2, x0, x1, x2, z0, z1, z2, eps,
-    N: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr, LEVELS: tl.constexpr,
-    ALIGN: tl.constexpr, PDL: tl.constexpr,
-    RMS: tl.constexpr, L2: tl.constexpr, GEMMA: tl.constexpr, GATE_FIRST: tl.constexpr, GATE_LAST: tl.constexpr,
-    SIGMOID: tl.constexpr,
-):  # fmt: skip
-    """What has to be known of a row that does not fit registers before its gradient: a plane of STATS for each."""
-    HAS_WEIGHT: tl.constexpr = W is not None
-    GATED: tl.constexpr = GATE_FIRST or GATE_LAST
-    rows = tl.program_id(0) // G + tl.zeros([1, 1], tl.int32)
-    group = tl.program_id(0) % G
-    w_at = group * N
-    g_at = row_start(rows, n1, n2, g0, g1, g2, LEVELS, ALIGN) + w_at
-    x_at = row_start(rows, n1, n2, x0, x1, x2, LEVELS, ALIGN) + w_at
-    z_at = row_start(rows, n1, n2, z0, z1, z2, LEVELS, ALIGN) + w_at if GATED else x_at
-    lane = tl.arange(0, BLOCK)[None, :]
-    wait_for_producer(PDL, True)
-    mean = tl.zeros([1, 1], tl.float32)
-    if not RMS:  # any value near the row's serves as a first mean: that of its beginning
-        z = read_raw(Z + z_at + lane, lane < N) if GATED else None
-        mean = tl.sum(normed(read_raw(X + x_at + lane, lane < N), z, GATE_FIRST, SIGMOID), axis=1, keep_dims=True)
-        mean = mean * (1.0 / min(N, BLOCK))
-    sums = tl.zeros([1, BLOCK], tl.float32)
-    squares = tl.zeros([1, BLOCK], tl.float32)
-    gradients = tl.zeros([1, BLOCK], tl.float32)
-    products = tl.zeros([1, BLOCK], tl.float32)
-    for start in tl.range(0, N, BLOCK * UNROLL):
-        for u in tl.static_range(UNROLL):
-            cols = start + u * BLOCK + lane
-            mask = chunk_mask(cols, True, N % (BLOCK * UNROLL) != 0, False, N)
-            z = read_raw(Z + z_at + cols, mask) if GATED else None
-            w = read_raw(W + w_at + cols, mask) if HAS_WEIGHT else None
-            h = normed(read_raw(X + x_at + cols, mask), z, GATE_FIRST, SIGMOID)
-            _, dw = reaching(read_raw(DY + g_at + cols, mask), z, w, HAS_WEIGHT, GEMMA, GATE_LAST, SIGMOID)
-            if not RMS:
-                h = h - mean
-                if mask is not None:
-                    h = tl.where(mask, h, 0.0)
-                sums += h
-                gradients += dw
-            squares += h * h
-            products += dw * h
-    release_consumer(PDL, True)
-    at = rows * G + group
-    if RMS:
-        total, product = tl.reduce((squares, products), 1, add_pairs, keep_dims=True)
-        s, share = rms_statistics(total, product, eps, N, L2)
-    else:
-        total, square, gradient, product = tl.reduce((sums, squares, gradients, products), 1, add_fours, keep_dims=True)
-        left, s, shift, share = layer_statistics(total, square, gradient, product, eps, N)
-        tl.store(STATS + 2 * M * G + at, shift)
-        tl.store(STATS + 3 * M * G + at, mean)
-        tl.store(STATS + 4 * M * G + at, left)
-    tl.store(STATS + at, s)
-    tl.store(STATS + M * G + at, share)
-
-
-@triton.jit(do_not_specialize=["M"])
-def sum_kernel(
-    PW, PB, DW, DB, M, eps, N: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """DW and DB = the sums of the M rows of PW and PB, of N columns, in an order that M decides. (Every launch has an
-    eps.)"""
-    PLACES: tl.constexpr = (N + COLUMNS - 1) // COLUMNS
-    cols = tl.program_id(0) % PLACES * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    wait_for_producer(PDL, False)
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
-    for start in tl.range(0, M, ROWS):
-        rows = start + tl.arange(0, ROWS)[:, None]
-        mask = (rows < M) & (cols < N)
-        place = rows.to(tl.int64) * N + cols
-        if PB is None:
-            total += tl.load(PW + place, mask=mask, other=0.0)
-        elif PW is None or tl.program_id(0) >= PLACES:
-            total += tl.load(PB + place, mask=mask, other=0.0)
-        else:
-            total += tl.load(PW + place, mask=mask, other=0.0)
-    found = tl.sum(total, axis=0, keep_dims=True)
-    if PB is None:
-        tl.store(DW + cols, found.to(DW.dtype.element_ty), mask=cols < N)
-    elif PW is None or tl.program_id(0) >= PLACES:
-        tl.store(DB + cols, found.to(DB.dtype.element_ty), mask=cols < N)
-    else:
-        tl.store(DW + cols, found.to(DW.dtype.element_ty), mask=cols < N)

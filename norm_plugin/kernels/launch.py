@@ -144,11 +144,14 @@ class KernelLaunch:
         pdl: bool,
         constants: dict[str, Any],
         programs: driver.Programs,
+        registers: int | None = None,
     ) -> None:
         self.kernel, self.warps, self.device, self.pdl, self.programs = kernel, warps, device, pdl, programs
         self.options: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": True}
         if pdl:
             self.options["launch_pdl"] = True
+        if registers is not None:
+            self.options["maxnreg"] = registers
         self.integers: tuple[int | None, ...] = ()
         self.constants = {"PDL": pdl, **constants}
         if layout is not None:
