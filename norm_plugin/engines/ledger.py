@@ -7,10 +7,12 @@ without it a call inside a graph is counted when it is captured, and not when it
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,6 +41,7 @@ class Row:
     inputs: list[implementations.Input] = field(default_factory=list)
     calls: int = 0
     cell: memoryview | None = None
+    text: tuple[tuple[int, int], str] = ((-1, 0), "")
 
     @property
     def layer(self) -> tuple[str, str]:
@@ -71,6 +74,7 @@ _layers: dict[int, tuple[str, str]] = {}
 _unweighted: list[tuple[str, str]] = []
 _lock = threading.RLock()
 _reported = False
+_changes = 0
 
 
 def count(op: str, x: Tensor, weight: Tensor | None, reason: str = "") -> None:
@@ -115,7 +119,7 @@ def name_layers(model: nn.Module) -> None:
             elif next(module.children(), None) is None:
                 _unweighted.append((name, type(module).__name__))
         _begin()
-        _write()
+        _changed()
 
 
 def rows() -> tuple[Row, ...]:
@@ -148,7 +152,7 @@ def reset() -> None:
 def facts() -> list[dict[str, Any]]:
     """The rows as plain values, and one for each layer that nobody has called."""
     found = [{**_fact(row), "calls": row.calls + row.replayed(), "replayed": row.replayed()} for row in rows()]
-    return found + [{**fact, "calls": 0, "replayed": 0} for fact in _silent()]
+    return found + [{**_nothing(*layer), "calls": 0, "replayed": 0} for layer in _silent()]
 
 
 def _fact(row: Row) -> dict[str, Any]:
@@ -166,17 +170,30 @@ def _fact(row: Row) -> dict[str, Any]:
     }
 
 
-_NOT_CALLED: dict[str, Any] = {
-    "layer": "", "class": "", "op": "", "reason": "", "width": 0, "dtype": "", "strides": [], "implementations": [],
-}  # fmt: skip
+def _text(row: Row) -> str:
+    """_fact as JSON, made again only where it may have changed: a model's first step brings rows by the hundred."""
+    version = (_changes, len(row.inputs))
+    if row.text[0] != version:
+        row.text = (version, json.dumps(_fact(row)))
+    return row.text[1]
 
 
-def _silent() -> list[dict[str, Any]]:
+def _silent() -> list[tuple[str, str]]:
     """The layers that nobody has called, or whose calls cannot be told from others' because they have no weight."""
     called = {row.weight for row in rows()}
     layers = [layer for weight, layer in _layers.items() if weight not in called]
-    layers += [] if 0 in called else _unweighted
-    return [{**_NOT_CALLED, "layer": name, "class": kind} for name, kind in layers]
+    return layers + ([] if 0 in called else _unweighted)
+
+
+def _nothing(layer: str, kind: str) -> dict[str, Any]:
+    """_fact of a layer that nobody has called."""
+    nothing: dict[str, Any] = {"op": "", "reason": "", "width": 0, "dtype": "", "strides": [], "implementations": []}
+    return {"layer": layer, "class": kind, **nothing}
+
+
+@cache
+def _silent_text(layer: str, kind: str) -> str:
+    return json.dumps(_nothing(layer, kind))
 
 
 def _begin() -> None:
@@ -188,11 +205,18 @@ def _begin() -> None:
     graphs.follow(_capture_begins, _capture_ends, _write)
     if not _hooked:
         _hooked.append(True)
-        dispatch.on_resolve(_write)
+        dispatch.on_resolve(_changed)
         os.register_at_fork(after_in_child=_forked)
 
 
 _hooked: list[bool] = []
+
+
+def _changed() -> None:
+    """What runs a layer, or what it is called, is no longer what it was."""
+    global _changes
+    _changes += 1
+    _write()
 
 
 def _write() -> None:
@@ -204,9 +228,16 @@ def _write() -> None:
         places = {row: i for i, row in enumerate(rows())}
         written = report_file.write(
             {"engines": _engines()},
-            [*((_fact(row), row, row.calls) for row in places), *((fact, None, 0) for fact in _silent())],
             [
-                ({"calls": {places[row]: calls for row, calls in graph.calls.items()}}, graph, graph.replays)
+                *((_text(row), row, row.calls) for row in places),
+                *((_silent_text(*layer), None, 0) for layer in _silent()),
+            ],
+            [
+                (
+                    json.dumps({"calls": {places[row]: calls for row, calls in graph.calls.items()}}),
+                    graph,
+                    graph.replays,
+                )
                 for graph in graphs.captured()
             ],
         )

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,6 +35,10 @@ class Counted(Protocol):
     cell: memoryview | None
 
 
+#: A JSON object as text, what has a number at its end, and the number.
+Entry = tuple[str, Counted | None, int]
+
+
 class ReportError(OSError):
     """NORM_PLUGIN_STRICT=1, and the report cannot be written."""
 
@@ -43,8 +47,7 @@ _path: Path | None = None
 _counters: list[Counted] = []
 
 
-def write(head: dict[str, Any], rows: Sequence[tuple[dict[str, Any], Counted | None, int]],
-          graphs: Sequence[tuple[dict[str, Any], Counted, int]]) -> bool:  # fmt: skip
+def write(head: dict[str, Any], rows: Iterable[Entry], graphs: Iterable[Entry]) -> bool:
     """Write the file of this process anew. False: it cannot be written, which is logged."""
     text = Text()
     text.add(json.dumps({**_process(), **head}, indent=1)[:-2] + ',\n "rows": [')
@@ -80,10 +83,10 @@ class Text:
         self.parts.append(text.encode("ascii"))
         self.length += len(self.parts[-1])
 
-    def counted(self, entries: Iterable[tuple[dict[str, Any], Counted | None, int]], name: str) -> None:
+    def counted(self, entries: Iterable[Entry], name: str) -> None:
         """Append objects, each with a number at its end."""
         for i, (fields, counter, number) in enumerate(entries):
-            self.add(("," if i else "") + "\n  " + json.dumps(fields)[:-1] + f', "{name}":')
+            self.add(("," if i else "") + "\n  " + fields[:-1] + f', "{name}":')
             self.add(" " * (-self.length % CELL))
             if counter is not None:
                 self.cells.append((counter, self.length))
