@@ -48,7 +48,7 @@ def mask_of(c: tl.constexpr, lane, inside, MANY: tl.constexpr, N: tl.constexpr, 
 def anew(raw, zero, FENCE: tl.constexpr):
     """The same value, taken for another by the compiler, which cannot know that `zero` is 0. It would otherwise keep a
     value in fp32, from where it was made of the raw one until it is used again, in twice as many registers."""
-    if FENCE and raw.dtype.primitive_bitwidth == 16:
+    if FENCE and raw.dtype.primitive_bitwidth == 16 and raw.shape[1] > 1:  # two at once
         xor: tl.constexpr = "xor.b32 $0, $1, $2;"
         raw = tl.inline_asm_elementwise(xor, "=r,r,r", [raw, zero.to(tl.int16)], dtype=raw.dtype, is_pure=True, pack=2)
     return raw
