@@ -32,13 +32,13 @@ def _taken(path: Path) -> int | None:
     try:
         path.parent.mkdir(exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except FileNotFoundError:  # the folder went away in between, with the run that made it
+    except (FileNotFoundError, FileExistsError):  # the folder went away in between, with the run that made it
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+        if os.path.samestat(os.fstat(handle), path.stat()):
             return handle  # and not the lock of a run that has just cleaned up behind itself
-    except BlockingIOError:
+    except (BlockingIOError, FileNotFoundError):
         pass
     os.close(handle)
     return None
