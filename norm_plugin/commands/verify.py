@@ -44,6 +44,9 @@ FLOOR = (
 TOGETHER = {"vllm": "max_num_seqs", "sglang": "max_running_requests"}
 FEW = 3
 
+#: Tiny models are run with tiny caches; what a model of the user's gets instead on a GPU.
+LARGE = {"vllm": f"kv_cache_memory_bytes={4 << 30}", "sglang": "mem_fraction_static=0.85"}
+
 
 def add(verbs: Any) -> None:
     """The verb and its options."""
@@ -76,6 +79,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     models = find_models(options.model, options.engine)
     device = options.device or find_device()
     arguments = ["--dtype", options.dtype, "--device", device, "--mode", options.mode]
+    if device == "cuda" and not options.model.startswith("tiny:"):
+        options.set = [LARGE[options.engine], *options.set]
     arguments += ["--max-tokens", str(options.max_tokens), *(["--set", *options.set] if options.set else [])]
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="norm-plugin-verify-") as folder:
