@@ -8,8 +8,7 @@ import re
 
 import pytest
 
-from tests.engines import runs
-from tests.engines.runs import NATIVE, STOCK, TOKENS, Run, calls, furthest, model
+from tests.engines.runs import NATIVE, ROOT, STOCK, TOKENS, Run, calls, furthest, model, side_by_side
 
 #: Who normalizes in one forward: how often, by op.
 CALLS = {
@@ -38,17 +37,16 @@ def per_forward(outcome):
 
 
 @functools.cache
-def eager(*flags):
-    found = Run("vllm", [model(name) for name in CALLS], dict(flags)).outcomes()
-    return {outcome.model: outcome for outcome in found}
+def eager():
+    return side_by_side("vllm", [model(name) for name in CALLS], NATIVE)
 
 
 def stock():
-    return eager()
+    return {name: pair[0] for name, pair in eager().items()}
 
 
 def patched():
-    return eager(*NATIVE.items())
+    return {name: pair[1] for name, pair in eager().items()}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -68,35 +66,34 @@ def test_who_normalized(name):
     assert stock()[name].hooks == {}
 
 
+WRONG = ("llama", "gemma3", "gpt2", "mamba2_groups")
+
+
 @functools.cache
-def wrong(kind):
-    child = (str(runs.ROOT / "tests" / "engines" / "vllm_wrong.py"), kind)
-    names = ("llama", "gemma3", "gpt2", "mamba2_groups")
-    found = Run("vllm", [model(name) for name in names], NATIVE, child=child).outcomes()
-    return {outcome.model: outcome for outcome in found}
+def wrong():
+    child = str(ROOT / "tests" / "engines" / "vllm_wrong.py")
+    models = [model(name) for name in WRONG]
+    started = {kind: Run("vllm", models, NATIVE, child=(child, kind)) for kind in ("scale", "eps")}
+    return {kind: {outcome.model: outcome for outcome in run.outcomes()} for kind, run in started.items()}
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "mamba2_groups"])
+@pytest.mark.parametrize("name", WRONG)
 @pytest.mark.parametrize("kind", ["scale", "eps"])
 def test_a_wrong_norm_does_not_pass(kind, name):
-    assert per_forward(wrong(kind)[name]) == CALLS[name]
-    assert wrong(kind)[name].answers != stock()[name].answers
-    assert furthest(wrong(kind)[name], stock()[name]) > 0
-
-
-@functools.cache
-def triton():
-    return Run("vllm", [model("llama")], {"NORM_PLUGIN": "triton"}, "--dtype", "float32").outcomes()[0]
+    ours = wrong()[kind][name]
+    assert per_forward(ours) == CALLS[name]
+    assert ours.answers != stock()[name].answers
+    assert furthest(ours, stock()[name]) > 0
 
 
 def test_triton_kernels_in_the_interpreter():
-    native = Run("vllm", [model("llama")], NATIVE, "--dtype", "float32").outcomes()[0]
-    assert per_forward(triton()) == CALLS["llama"]
-    used = {name for row in triton().rows if row["calls"] for name in map(str, row["implementations"])}
-    assert used
-    assert all("triton" in name for name in used), used
-    assert [answer.tokens for answer in triton().answers] == [answer.tokens for answer in native.answers]
-    assert 0 < furthest(triton(), native) < 1e-5
+    found = side_by_side("vllm", [model("llama")], {"NORM_PLUGIN": "triton"}, "--dtype", "float32")
+    stock, ours = found["llama"]
+    assert per_forward(ours) == CALLS["llama"]
+    used = {ran["backend"] for row in ours.rows if row["calls"] for ran in row["implementations"]}
+    assert used == {"triton"}
+    assert [answer.tokens for answer in ours.answers] == [answer.tokens for answer in stock.answers]
+    assert 0 < furthest(ours, stock) < 1e-5  # a sum in another order
 
 
 def test_only_the_families_that_were_asked_for():
@@ -113,43 +110,41 @@ def test_only_the_families_that_were_asked_for():
 #: Inductor rounds where eager code does; otherwise it keeps more digits than any of us.
 AS_EAGER = 'compilation_config={"inductor_compile_config": {"emulate_precision_casts": true}}'
 COMPILED = ("llama", "gpt2", "mamba2_groups")
+SCOPES = {"stock": STOCK, "eager": NATIVE, "all": {**NATIVE, "NORM_PLUGIN_SCOPE": "all"}}
 
 
 @functools.cache
-def compiled(*flags):
-    run = Run(
-        "vllm", [model(name) for name in COMPILED], {"VLLM_LOGGING_LEVEL": "INFO", **dict(flags)},
-        "--mode", "compiled", "--set", AS_EAGER,
-    )  # fmt: skip
-    found = {outcome.model: outcome for outcome in run.outcomes()}
-    return found, re.findall(r"torch_aot_compile/([0-9a-f]+)", run.log.read_text())
+def compiled():
+    """By scope: the outcome of each model, and the keys under which vLLM kept their compiled code."""
+    started = {}
+    for scope, flags in SCOPES.items():
+        models = [model(name) for name in (COMPILED[:1] if scope == "eager" else COMPILED)]
+        told = {**flags, "VLLM_LOGGING_LEVEL": "INFO"}
+        started[scope] = Run("vllm", models, told, "--mode", "compiled", "--set", AS_EAGER)
+    found = {scope: {outcome.model: outcome for outcome in run.outcomes()} for scope, run in started.items()}
+    kept = re.compile(r"torch_aot_compile/([0-9a-f]+)")
+    return found, {scope: set(kept.findall(run.log.read_text())) for scope, run in started.items()}
 
 
-ALL = (*NATIVE.items(), ("NORM_PLUGIN_SCOPE", "all"))
-
-
-@pytest.mark.parametrize("name", COMPILED)
-def test_compiled_code_is_left_alone(name):
-    ours = compiled(*NATIVE.items())[0][name]
-    assert ours.answers == compiled()[0][name].answers
+def test_compiled_code_is_left_alone():
+    stock, ours = (compiled()[0][scope]["llama"] for scope in ("stock", "eager"))
+    assert ours.answers == stock.answers
     assert calls(ours) == {}
     assert ours.hooks["RMSNorm"] == "RMSNorm.forward"
 
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_code_with_ours_in_it(name):
-    ours = compiled(*ALL)[0][name]
-    assert ours.answers == compiled()[0][name].answers
+    stock, ours = (compiled()[0][scope][name] for scope in ("stock", "all"))
+    assert ours.answers == stock.answers
     added = {"fused_add_rmsnorm": "add_rmsnorm"}  # a graph is functional
     assert per_forward(ours) == {added.get(op, op): number for op, number in CALLS[name].items()}
 
 
 def test_a_switch_never_loads_code_compiled_for_another():
-    keys = [set(compiled(*flags)[1]) for flags in ((), tuple(NATIVE.items()), ALL)]
-    assert all(len(found) == len(COMPILED) for found in keys), keys
-    assert not keys[0] & keys[1]
-    assert not keys[0] & keys[2]
-    assert not keys[1] & keys[2]
+    found, kept = compiled()
+    assert {scope: len(keys) for scope, keys in kept.items()} == {scope: len(models) for scope, models in found.items()}
+    assert len(set.union(*kept.values())) == sum(map(len, kept.values()))
 
 
 # --- several processes --------------------------------------------------------------------------------------------
@@ -157,19 +152,13 @@ def test_a_switch_never_loads_code_compiled_for_another():
 
 @pytest.mark.parametrize("name", ["llama", "mamba2_groups"])
 def test_two_ranks(name):
-    stock, ours = ranks(STOCK)[name], ranks(NATIVE)[name]
+    stock, ours = ranks()[name]
     assert ours.answers == stock.answers
     found = calls(ours)
     assert set(found) == {(op, "") for op in CALLS[name]}
     assert found["rmsnorm", ""] >= 2 * TOKENS * CALLS[name]["rmsnorm"]
 
 
-def ranks(flags):
-    return _ranks(tuple(flags.items()))
-
-
 @functools.cache
-def _ranks(flags):
-    models = [model("llama"), model("mamba2_groups")]
-    found = Run("vllm", models, dict(flags), "--processes", "--tp", "2").outcomes()
-    return {outcome.model: outcome for outcome in found}
+def ranks():
+    return side_by_side("vllm", [model("llama"), model("mamba2_groups")], NATIVE, "--processes", "--tp", "2")

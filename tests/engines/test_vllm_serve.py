@@ -78,30 +78,39 @@ def offline():
     return [(answer.tokens, answer.logprobs) for answer in found.answers]
 
 
-def test_the_same_answers_over_http():
-    server = Server({**NATIVE, "VLLM_LOGGING_LEVEL": "INFO"})
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    """One that is patched, and one whose plugin cannot be imported."""
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "sitecustomize.py").write_text("import sys; sys.modules['norm_plugin.engines.vllm'] = None\n")
+    started = {
+        "patched": Server({**NATIVE, "VLLM_LOGGING_LEVEL": "INFO"}),
+        "broken": Server({**NATIVE, "PYTHONPATH": str(folder)}),
+    }
     try:
-        assert server.ready()
-        assert server.answers() == offline()
+        yield started
     finally:
-        server.stop()
+        for server in started.values():
+            server.stop()
+
+
+def test_the_same_answers_over_http(servers):
+    server = servers["patched"]
+    assert server.ready()
+    assert server.answers() == offline()
     rows = [row for process in report_file.read(server.report) for row in process["rows"] if row["calls"]]
     assert {row["op"] for row in rows} == {"rmsnorm", "fused_add_rmsnorm"}
     assert min(row["calls"] for row in rows) >= TOKENS
-    for process in ("APIServer", "EngineCore", "Worker"):
+    for process in ("MainProcess", "EngineCore", "VllmWorker"):
         lines = [line for line in server.said().splitlines() if f"({process}" in line and "norm_plugin" in line]
         assert any("backend native, scope eager, in vLLM" in line for line in lines), process
     assert "LlamaForCausalLM has 7 RMSNorm (ours)" in server.said()
 
 
-def test_a_plugin_that_cannot_be_imported_leaves_a_server(tmp_path):
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['norm_plugin.engines.vllm'] = None\n")
-    server = Server({**NATIVE, "PYTHONPATH": str(tmp_path)})
-    try:
-        assert server.ready()
-        assert server.answers() == offline()
-    finally:
-        server.stop()
+def test_a_plugin_that_cannot_be_imported_leaves_a_server(servers):
+    server = servers["broken"]
+    assert server.ready()
+    assert server.answers() == offline()
     assert "Failed to load plugin norm_plugin" in server.said()
     assert not report_file.read(server.report)
 
