@@ -12,10 +12,10 @@ FORWARDS = TOKENS  # one of all prompts, and one for each further token
 CALLS = {
     "llama": {("rmsnorm", ""): 1, ("add_rmsnorm", ""): 6},
     "qwen3": {("rmsnorm", ""): 1 + 6, ("add_rmsnorm", ""): 6},
-    "gemma3": {("rmsnorm", ""): 3 * 6 + 1},
+    "gemma3": {("rmsnorm", ""): 1 + 6 + 6, ("add_rmsnorm", ""): 6},
     "gpt2": {("layernorm", "torch.nn.LayerNorm"): 7},
     "nemotron_h": {("rmsnorm", ""): 1, ("add_rmsnorm", ""): 5, ("gated_norm", ""): 2},
-    "falcon_h1": {("rmsnorm", ""): 2, ("gated_norm", ""): 2},
+    "falcon_h1": {("rmsnorm", ""): 1, ("add_rmsnorm", ""): 4, ("gated_norm", ""): 2},
 }
 
 
