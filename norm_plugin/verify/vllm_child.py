@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from norm_plugin import dispatch
 from norm_plugin.engines import ledger
 from norm_plugin.verify import child
 from norm_plugin.verify.outcome import Answer, Outcome
@@ -70,6 +71,7 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
         llm.llm_engine.engine_core.shutdown()
         del llm
         ledger.reset()
+        dispatch.reset()  # the next model's layers must not be taken for having run what this one's did
         cleanup_dist_env_and_memory()
         gc.collect()
     return Outcome(
