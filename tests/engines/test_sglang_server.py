@@ -51,11 +51,12 @@ def post(port, path, body):
 
 
 def wait_for(port, server):
+    """By a question for which no model is run, as SGLang does for its health."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         assert server.poll() is None
         try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/model_info", timeout=5)
             return
         except (urllib.error.URLError, OSError):
             time.sleep(1)
