@@ -24,7 +24,7 @@ def ran() -> Counter[str]:
 @pytest.mark.parametrize("stable", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_triton_transformers_layernorm(dtype: torch.dtype, stable: bool) -> None:
-    """use_triton against PyTorch, which is held against fp64 elsewhere: the same sums in another order, and one rounding
+    """use_triton against PyTorch, which is held against fp64 elsewhere: the same sums in another order, and a rounding
     that may fall on either side."""
     made = []
     for use_triton in (True, False):
