@@ -79,11 +79,16 @@ def register() -> None:
         record.missed("everything", f"{type(error).__name__}: {error}")
     source_patches.note(record, "vllm")
     source_patches.warn(record)
-    for hook, reason in record.missing.items():
-        log.warning("norm_plugin: %s of vLLM %s stays as it is: %s", hook, record.version, reason)
-    if record.missing and wanted.strict:
-        raise BackendError(f"NORM_PLUGIN_STRICT=1, and these hooks are missing: {record.missing}.")
+    _say_what_is_missing(record)
     _say_once_vllm_logs(record, wanted)
+
+
+def _say_what_is_missing(record: Record) -> None:
+    """One warning for each hook that this vLLM does not have; under NORM_PLUGIN_STRICT=1 an error."""
+    for hook, reason in record.missing.items():
+        dispatch.log_once(f"norm_plugin: {hook} of vLLM {record.version} stays as it is: {reason}")
+    if record.missing and settings.get().strict:
+        raise BackendError(f"NORM_PLUGIN_STRICT=1, and these hooks are missing: {record.missing}.")
 
 
 def _say_once_vllm_logs(record: Record, wanted: settings.Settings) -> None:
@@ -163,7 +168,15 @@ def _when_there(record: Record, module: str, name: str, do: Callable[[ModuleType
     if found is None:
         record.missed(name, f"there is no {module}")
         return
-    record.on_undo(after_import(module, do))
+
+    def attempt(imported: ModuleType) -> None:
+        try:
+            do(imported)
+        except (AttributeError, TypeError, ValueError) as error:  # vLLM's import must go on
+            record.missed(name, f"{type(error).__name__}: {error}")
+        _say_what_is_missing(record)
+
+    record.on_undo(after_import(module, attempt))
 
 
 def _mark_compiled_code(record: Record, envs: ModuleType) -> None:
@@ -244,19 +257,18 @@ def _load_model(record: Record, original: Callable[..., nn.Module]) -> Callable[
         vllm_layers.forget_choices()
         ledger.name_layers(model)
         _of_heads.update(layer for name, layer in model.named_modules() if name.rpartition(".")[2] in _HEADS)
-        log.info("norm_plugin in %s; %s has %s", record.line(), type(model).__name__, _kinds(model))
+        log.info("norm_plugin in %s; %s has %s", record.line(), type(model).__name__, _kinds(record, model))
         return model
 
     return load_model
 
 
-def _kinds(model: nn.Module) -> str:
+def _kinds(record: Record, model: nn.Module) -> str:
     """The norm layers of a model, and whose each is."""
     kinds = Counter(type(layer) for layer in model.modules() if "Norm" in type(layer).__name__)
-    ours = tuple(hook.layer for hook in HOOKS)
     described = []
     for kind, number in kinds.items():
         package = kind.__module__.partition(".")[0]
-        whose = "ours" if any(base.__name__ in ours for base in kind.__mro__) else f"{package}'s own"
+        whose = "ours" if any(base.__name__ in record.live for base in kind.__mro__) else f"{package}'s own"
         described.append(f"{number} {kind.__name__} ({whose})")
     return ", ".join(described) or "no norm layers"

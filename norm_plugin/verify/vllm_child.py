@@ -91,6 +91,8 @@ def main() -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if options.mode == "eager" and options.device == "cpu":  # else a small function of the sampler is compiled
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    if options.tp > 1 and options.device == "cpu":  # else vLLM wants memory of its own for each rank
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     child.run_all(run, options)
 
 
