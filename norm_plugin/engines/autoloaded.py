@@ -6,7 +6,6 @@ It waits for SGLang's layers and registers norm_plugin there. It imports nothing
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 #: The first packages of SGLang that any norm is imported through.
 WAITED_FOR = ("sglang.srt.layers", "sglang.kernels.ops")
@@ -15,7 +14,7 @@ WAITED_FOR = ("sglang.srt.layers", "sglang.kernels.ops")
 class Waiting:
     """A finder that finds nothing, and leaves when SGLang comes."""
 
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
         if fullname in WAITED_FOR:
             sys.meta_path.remove(self)
             from norm_plugin.engines.sglang import register

@@ -76,7 +76,7 @@ def share_imports() -> None:
 
     def kill_but_the_first(parent: int | None, *args: Any, **named: Any) -> None:
         """An engine that ends kills all processes below this one; the next engine needs the one they are copies of."""
-        kill(parent, *args, **named | {"skip_pid": forkserver._forkserver._forkserver_pid})
+        kill(parent, *args, **named | {"skip_pid": vars(forkserver._forkserver)["_forkserver_pid"]})
 
     engine.kill_process_tree = kill_but_the_first
 
