@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch
@@ -13,6 +16,46 @@ from norm_plugin.compat.triton_transformer import layernorm
 from norm_plugin.verify import inputs
 
 SHAPE = (4, 200)
+
+#: Public function -> its call on x, r, z, weight and bias; tensors that it writes are copies.
+PUBLIC: dict[str, Callable[..., Any]] = {
+    "rmsnorm": lambda x, r, z, w, b: norm_plugin.rmsnorm(x, w),
+    "rmsnorm, hf": lambda x, r, z, w, b: norm_plugin.rmsnorm(x, w, numerics="hf"),
+    "gemma_rmsnorm": lambda x, r, z, w, b: norm_plugin.gemma_rmsnorm(x, w),
+    "add_rmsnorm": lambda x, r, z, w, b: norm_plugin.add_rmsnorm(x, r, w),
+    "add_rmsnorm, vllm_c": lambda x, r, z, w, b: norm_plugin.add_rmsnorm(x, r, w, numerics="vllm_c"),
+    "fused_add_rmsnorm": lambda x, r, z, w, b: in_place(norm_plugin.fused_add_rmsnorm, x, r, w),
+    "gemma_fused_add_rmsnorm": lambda x, r, z, w, b: in_place(norm_plugin.gemma_fused_add_rmsnorm, x, r, w),
+    "layernorm": lambda x, r, z, w, b: norm_plugin.layernorm(x, w, b),
+    "layernorm_fn": lambda x, r, z, w, b: norm_plugin.layernorm_fn(x, w, b, z, group_size=50),
+    "rmsnorm_fn": lambda x, r, z, w, b: norm_plugin.rmsnorm_fn(x, w, None, z, norm_before_gate=False),
+    "l2norm": lambda x, r, z, w, b: norm_plugin.l2norm(x),
+}
+
+
+def in_place(function: Callable[..., None], x: Tensor, r: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    x, r = x * 1, r * 1
+    function(x, r, w)
+    return x, r
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_the_forward_has_the_same_bits_in_training_and_in_inference(name: str) -> None:
+    """With gradients recorded, without, and without by the shortcut of a second call; the gradients are there."""
+    tensors = [inputs.make("normal", SHAPE, torch.bfloat16, seed).requires_grad_() for seed in (1, 2, 3)]
+    tensors += [make(SHAPE[-1], torch.bfloat16).requires_grad_() for make in (inputs.weights, inputs.biases)]
+    found = []
+    for recorded in (True, False, False):
+        with torch.set_grad_enabled(recorded):
+            out = PUBLIC[name](*tensors)
+        found.append(out if isinstance(out, tuple) else (out,))
+    assert found[0][0].requires_grad
+    assert not found[1][0].requires_grad
+    for outs in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], outs, strict=True))
+    sum(out.float().square().sum() for out in found[0]).backward()
+    assert tensors[0].grad is not None
+    assert any(op.endswith("_backward") for op in ran())
 
 
 def ran() -> Counter[str]:

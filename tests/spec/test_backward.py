@@ -6,6 +6,7 @@ That what they compute is right, in every variant, is shown through autograd in 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -77,6 +78,25 @@ def test_only_what_is_asked_for_is_returned(op: Op, variant: samples.Arguments) 
         asked = asked[:1]
     found = listed(dispatch.call(op, *a.values()))
     assert [(t.shape, t.dtype) for t in found] == [(a[name].shape, a[name].dtype) for name in asked]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("rmsnorm_backward", {"grad": torch.ones(4, 48)},
+         "grad has shape [4, 48]; it must have the shape of input, [3, 48]."),
+        ("rmsnorm_backward", {"residual_grad": torch.ones(3, 47)},
+         "residual_grad has shape [3, 47]; it must have the shape of input, [3, 48]."),
+        ("layernorm_backward", {"weight": torch.ones(47)},
+         "weight has shape [47]; it must be [48], the last dimension of input."),
+        ("gated_norm_backward", {"activation": "gelu"},
+         "activation is 'gelu'; it must be one of silu, swish, sigmoid."),
+    ],
+)  # fmt: skip
+def test_bad_input(name: str, wrong: samples.Arguments, message: str) -> None:
+    a = arguments(BACKWARD_OPS[name], (3, 48), torch.float32) | wrong
+    with pytest.raises(ValueError, match=re.escape(message)):
+        dispatch.call(BACKWARD_OPS[name], *a.values())
 
 
 DIFFERENTIABLE: dict[str, samples.Arguments] = {
