@@ -28,11 +28,6 @@ ALWAYS = {"HF_HUB_OFFLINE": "1"}
 ON_CPU = {"SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1", "SGLANG_MAMBA_CONV_DTYPE": "float32"}
 
 
-#: As they were before this process asked for a report of its own.
-FLAGS = child.flags()
-REPORT = Path(os.environ.get("NORM_PLUGIN_REPORT") or tempfile.mkdtemp(prefix="norm_plugin.sglang."))
-
-
 def engine_arguments(model: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What sglang.Engine is given: few requests at a time, and nothing that a norm does not need."""
     given: dict[str, Any] = {
@@ -101,17 +96,17 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
     import sglang
 
     begin = time.perf_counter()
-    earlier = [process["pid"] for process in report_file.read(REPORT)]
+    earlier = [process["pid"] for process in report_file.read(options.report)]
     engine = sglang.Engine(**engine_arguments(model, options))
     try:
         answers = ask(engine, prompts, options.max_tokens)
     finally:
         engine.shutdown()
-    processes = [process for process in report_file.read(REPORT) if process["pid"] not in earlier]
+    processes = [process for process in report_file.read(options.report) if process["pid"] not in earlier]
     hooked = [engine for process in processes for engine in process["engines"] if process["rows"]]
     return Outcome(
         "sglang", importlib.metadata.version("sglang"), model.name, options.dtype, options.device, options.mode,
-        FLAGS, answers,
+        options.flags, answers,
         rows=[row | {"process": process["command"]} for process in processes for row in process["rows"]],
         hooks=hooked[0]["hooks"] if hooked else {}, missing=hooked[0]["missing"] if hooked else {},
         seconds=time.perf_counter() - begin,
@@ -120,19 +115,21 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
 
 def main() -> None:
     options = child.parser("python -m norm_plugin.verify.sglang_child", __doc__, "sglang.Engine").parse_args()
+    options.flags = child.flags()  # as they were before this process asks for a report of its own
+    options.report = Path(os.environ.get("NORM_PLUGIN_REPORT") or tempfile.mkdtemp(prefix="norm_plugin.sglang."))
     cores = "|".join(str(rank) for rank in range(options.tp))  # SGLang asks which belong to which rank
-    wanted = ALWAYS | {"NORM_PLUGIN_REPORT": str(REPORT)} | (ON_CPU if options.device == "cpu" else {})
+    wanted = ALWAYS | {"NORM_PLUGIN_REPORT": str(options.report)} | (ON_CPU if options.device == "cpu" else {})
     wanted |= {"SGLANG_CPU_OMP_THREADS_BIND": cores} if options.device == "cpu" and options.tp > 1 else {}
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
     import_only(options.models)
-    if options.device == "cpu":
-        share_imports()
     try:
+        if options.device == "cpu":
+            share_imports()
         child.run_all(run, options)
     finally:
-        if "NORM_PLUGIN_REPORT" not in FLAGS:
-            shutil.rmtree(REPORT)
+        if "NORM_PLUGIN_REPORT" not in options.flags:
+            shutil.rmtree(options.report)
 
 
 if __name__ == "__main__":
