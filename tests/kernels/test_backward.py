@@ -181,12 +181,12 @@ def listed(op: Op, a: samples.Arguments) -> list[Tensor]:
 @pytest.mark.parametrize("entry", [(1, 1, 1, 1), (1, 4, 1, 1), ()], ids=str)
 def test_a_row_does_not_depend_on_its_batch(name: str, variant: samples.Arguments, entry: tuple[int, ...]) -> None:
     """The gradient of x and of what goes with it; a weight's is a sum over the rows."""
-    op = OPS[name]
-    a = samples.arguments(op, (37, 80), torch.bfloat16, **variant)
-    grads = incoming(name, (37, 80), torch.bfloat16)
+    op, many = OPS[name], 37 if COMPILED else 7
+    a = samples.arguments(op, (many, 80), torch.bfloat16, **variant)
+    grads = incoming(name, (many, 80), torch.bfloat16)
     with forced(entry):
         whole = gradients(name, a, *grads)
-        for rows in (slice(0, 1), slice(5, 6), slice(36, 37), slice(0, 9)):
+        for rows in (slice(0, 1), slice(many - 1, many), slice(0, 5)):
             part = {key: a[key][rows] for key in samples.alike(op) if a[key] is not None}
             found = gradients(name, a | part, *(g[rows] for g in grads))
             assert all(twins.same_bits(found[key], whole[key][rows]) for key in part if key in found)
@@ -194,8 +194,8 @@ def test_a_row_does_not_depend_on_its_batch(name: str, variant: samples.Argument
 
 @few_kinds
 def test_the_same_bits_again(name: str, variant: samples.Arguments) -> None:
-    a = samples.arguments(OPS[name], (513 if COMPILED else 65, 80), torch.bfloat16, **variant)
-    grads = incoming(name, (513 if COMPILED else 65, 80), torch.bfloat16)
+    a = samples.arguments(OPS[name], (513 if COMPILED else 17, 80), torch.bfloat16, **variant)
+    grads = incoming(name, (513 if COMPILED else 17, 80), torch.bfloat16)
     first = gradients(name, a, *grads)
     for _ in range(20 if COMPILED else 2):
         again = gradients(name, a, *grads)
