@@ -135,8 +135,10 @@ def test_compiled_code_is_left_alone():
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_code_with_ours_in_it(name):
-    stock, ours = (compiled()[0][scope][name] for scope in ("stock", "all"))
-    assert ours.answers == stock.answers
+    stock_too, ours = (compiled()[0][scope][name] for scope in ("stock", "all"))
+    # Inductor's silu has last bits of its own, so a gated norm inside compiled code has those of eager code
+    expected = stock()[name] if "gated_norm" in CALLS[name] else stock_too
+    assert ours.answers == expected.answers
     added = {"fused_add_rmsnorm": "add_rmsnorm"}  # a graph is functional
     assert per_forward(ours) == {added.get(op, op): number for op, number in CALLS[name].items()}
 
