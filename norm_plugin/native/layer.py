@@ -40,7 +40,7 @@ def layernorm(
 
 
 def torch_layernorm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """PyTorch's own. It takes parameters of x's dtype, or all of fp32 for an x in half precision: others are widened."""
+    """PyTorch's own. It takes parameters of x's dtype, or all of fp32 for a half precision x: others are widened."""
     if {p.dtype for p in (weight, bias) if p is not None} <= {input.dtype}:
         return F.layer_norm(input, input.shape[-1:], weight, bias, eps)
     h = wide(input)
