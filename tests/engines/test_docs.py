@@ -27,7 +27,7 @@ ON_A_CPU: dict[str, dict[str, Any]] = {
             *("--grammar-backend", "none", "--context-length", "512", "--max-total-tokens", "2048"),
             *("--disable-overlap-schedule", "--skip-server-warmup", "--mem-fraction-static", "0.9", "--port"),
         ],
-        "environ": {"SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1", "TRITON_INTERPRET": "1"},
+        "environ": {"SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1"},
     },
 }
 PORTS = {"vllm": 18231, "sglang": 18232}
