@@ -91,7 +91,8 @@ BAD: dict[str, Bad] = {
         "numerics is 'bf16'; it must be one of fp32, hf, vllm_c, sgl_jit.",
     ),
     "numerics that gated norms do not have": Bad(
-        "gated_norm", {"numerics": "vllm_c"}, ValueError, "numerics is 'vllm_c'; it must be one of fp32, hf.",
+        "gated_norm", {"numerics": "vllm_c"}, ValueError,
+        "numerics is 'vllm_c'; it must be one of fp32, hf, torch, torch_hf.",
     ),
     "unknown activation": Bad(
         "gated_norm", {"activation": "gelu"}, ValueError,

@@ -177,7 +177,10 @@ def test_ctrl_c_reaches_the_command() -> None:
         "try:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('stopped'); raise SystemExit(3)"
     )
     words = norm_plugin("run", "--no-probe", "--", sys.executable, "-c", program)
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
     time.sleep(0.2)

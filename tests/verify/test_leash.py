@@ -49,9 +49,9 @@ def start(mark: str, seconds: float, code: int = 0) -> subprocess.Popen[bytes]:
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     end = time.monotonic() + 20
-    while len(marked(mark)) != 4 and time.monotonic() < end:  # the one in between is on its way out
+    while (found := len(marked(mark))) != 4 and time.monotonic() < end:  # the one in between is on its way out
         time.sleep(0.05)
-    assert len(marked(mark)) == 4, "the leash, the command, and two that have left its session"
+    assert found == 4, "the leash, the command, and two that have left its session"
     return process
 
 
