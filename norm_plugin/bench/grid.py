@@ -41,6 +41,12 @@ ITEMSIZE = 2
 #: What the buffers of a decode size may take together: they stay in the L2, where a kernel before has just put them.
 WARM_BYTES = 16 << 20
 
+
+def warm_buffers(traffic: int) -> int:
+    """How many sets of buffers of a call of that traffic stay in the L2 together."""
+    return min(8, max(2, WARM_BYTES // traffic))
+
+
 #: More than the 50 MB of an H100's L2, written or read between two uses of one buffer.
 COLD_BYTES = 128 << 20
 MOST_COLD_BUFFERS = 640

@@ -22,7 +22,7 @@ from norm_plugin import settings
 from norm_plugin.bench import arguments, summary, warm
 from norm_plugin.bench import results as stored
 from norm_plugin.bench.families import Buffers
-from norm_plugin.bench.grid import COLD_BYTES, COMPILED_NOTE, PARTS, WARM_BYTES, Point, points, same_kernels
+from norm_plugin.bench.grid import COLD_BYTES, COMPILED_NOTE, PARTS, Point, points, same_kernels, warm_buffers
 from norm_plugin.bench.host import host_costs, memory
 from norm_plugin.bench.libraries import LIBRARIES
 from norm_plugin.bench.peers import Broken, LeftOut, Peer, attempt, candidates, checked, unavailable
@@ -39,7 +39,7 @@ def buffer_count(point: Point) -> int:
     """Few enough to stay in the L2 where that is meant, and larger than it together where it is not."""
     if point.part == "cold" or (point.part != "decode" and point.traffic >= LARGE):
         return max(3, -(-COLD_BYTES // point.traffic))
-    return min(8, max(2, WARM_BYTES // point.traffic))
+    return warm_buffers(point.traffic)
 
 
 def repetitions(point: Point) -> tuple[int, int]:

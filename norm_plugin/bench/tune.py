@@ -18,7 +18,7 @@ from triton.runtime.errors import OutOfResources
 
 from norm_plugin import dispatch
 from norm_plugin.bench.calls import CALLS, DTYPE
-from norm_plugin.bench.grid import WARM_BYTES
+from norm_plugin.bench.grid import warm_buffers
 from norm_plugin.bench.timing import graph_time
 from norm_plugin.kernels import configs
 
@@ -87,11 +87,6 @@ def compile_all(chunk: list[Candidate]) -> None:
     torch.cuda.synchronize()
 
 
-def buffers_of(traffic: int) -> int:
-    """As many as stay in the L2 together."""
-    return min(8, max(2, WARM_BYTES // traffic))
-
-
 def measure(c: Candidate) -> Measured:
     """The times of one candidate."""
     times = {}
@@ -101,7 +96,7 @@ def measure(c: Candidate) -> Measured:
         for rows in row_counts(c.width):
             traffic = rows * c.width * DTYPE.itemsize * passes
             large = traffic >= 32 << 20
-            calls = [make(rows, c.width) for _ in range(3 if large else buffers_of(int(traffic)))]
+            calls = [make(rows, c.width) for _ in range(3 if large else warm_buffers(int(traffic)))]
             times[rows] = graph_time(calls, replays=12, launches=6 if large else 64).median
     return Measured(c, times)
 

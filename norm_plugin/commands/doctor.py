@@ -22,7 +22,7 @@ DESCRIPTION = (
     "A command after -- is looked at too: norm-plugin doctor -- vllm serve /models/llama"
 )
 
-__all__ = ["add", "examine", "line", "run", "show", "write"]
+__all__ = ["add", "examine", "line", "run", "show", "typed", "write"]
 
 
 def add(verbs: Any) -> None:
@@ -34,10 +34,15 @@ def add(verbs: Any) -> None:
     options.set_defaults(do=run)
 
 
+def typed(options: argparse.Namespace) -> list[str]:
+    """The command after the dashes."""
+    command: list[str] = options.command
+    return command[1:] if command[:1] == ["--"] else command
+
+
 def run(options: argparse.Namespace, console: Console) -> int:
     """The verb."""
-    command = options.command[1:] if options.command[:1] == ["--"] else options.command
-    health = examine(command, probe=not options.no_probe)
+    health = examine(typed(options), probe=not options.no_probe)
     if options.json:
         write(health, options.json)
     show(health, console)

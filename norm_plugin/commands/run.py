@@ -33,7 +33,7 @@ def add(verbs: Any) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """The verb. Where all is well this process becomes the command."""
-    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    command = doctor.typed(options)
     if not command:
         raise CommandError("there is no command to run: norm-plugin run -- vllm serve /models/llama", WRONG_ARGUMENT)
     if shutil.which(command[0]) is None:

@@ -15,13 +15,12 @@ from collections.abc import Callable
 from functools import partial, wraps
 from types import ModuleType
 from typing import Any, NamedTuple
-from weakref import WeakSet
 
 from torch import Tensor, nn
 
 from norm_plugin import dispatch, settings
 from norm_plugin.dispatch import BackendError, Op
-from norm_plugin.engines import ledger, source_patches, vllm_ir, vllm_layers
+from norm_plugin.engines import heads, ledger, source_patches, vllm_ir, vllm_layers
 from norm_plugin.engines.common import asked, refused, traced
 from norm_plugin.engines.fingerprint import fingerprint
 from norm_plugin.engines.on_import import after_import
@@ -215,7 +214,7 @@ def _forward(hook: Hook, original: Callable[..., Any], in_graphs: bool) -> Calla
     def forward(self: Any, *args: Any, **named: Any) -> Any:  # of a function, self is x
         if traced() and not in_graphs:
             return original(self, *args, **named)
-        if left_out and _family(self, hook) in left_out:
+        if left_out and heads.family(self, hook.families[0]) in left_out:
             return original(self, *args, **named)
         found = ours(self, *args, **named)
         if type(found) is not Kept:
@@ -227,15 +226,6 @@ def _forward(hook: Hook, original: Callable[..., Any], in_graphs: bool) -> Calla
         return original(self, *args, **named)
 
     return forward
-
-
-#: The norms of q and k among the layers of the loaded models: they have no class of their own.
-_of_heads: WeakSet[nn.Module] = WeakSet()
-_HEADS = ("q_norm", "k_norm", "v_norm", "q_layernorm", "k_layernorm", "query_norm", "key_norm", "qk_norm")
-
-
-def _family(layer: nn.Module, hook: Hook) -> str:
-    return "qknorm" if layer in _of_heads else hook.families[0]
 
 
 # --- once a model is loaded ---------------------------------------------------------------------------------------
@@ -256,7 +246,7 @@ def _load_model(record: Record, original: Callable[..., nn.Module]) -> Callable[
             vllm_ir.rounds_as_eager = bool(how.get("emulate_precision_casts"))
         vllm_layers.forget_choices()
         ledger.name_layers(model)
-        _of_heads.update(layer for name, layer in model.named_modules() if name.rpartition(".")[2] in _HEADS)
+        heads.learn(model)
         log.info("norm_plugin in %s; %s has %s", record.line(), type(model).__name__, _kinds(record, model))
         return model
 

@@ -8,12 +8,12 @@ besides. `stages` is how many rows are read ahead.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+
+from norm_plugin.kernels.configs import Tables, load
 
 #: What one load of a thread brings.
 VECTOR_BYTES = 16
@@ -56,12 +56,9 @@ class Config:
 
 
 @cache
-def tables() -> dict[str, dict[str, list[list[int]]]]:
-    """GPU -> family -> [[largest row in bytes, warps, rows, programs, stages], ...]; "default" for any other GPU."""
-    found: dict[str, dict[str, list[list[int]]]] = json.loads(
-        resources.files("norm_plugin.kernels").joinpath("backward_configs.json").read_text()
-    )
-    return found
+def tables() -> Tables:
+    """Of entries [largest row in bytes, warps, rows, programs, stages]."""
+    return load("backward_configs.json")
 
 
 _forced: list[int] | None = None

@@ -17,7 +17,6 @@ import triton.language as tl
 
 from norm_plugin.kernels.backward_parts import (
     add_fours,
-    add_pairs,
     anew,
     gate_slope,
     layer_statistics,
@@ -26,7 +25,16 @@ from norm_plugin.kernels.backward_parts import (
     reaching,
     rms_statistics,
 )
-from norm_plugin.kernels.common import gate, mean_of, read, read_raw, release_consumer, row_start, wait_for_producer
+from norm_plugin.kernels.common import (
+    add_pairs,
+    gate,
+    mean_of,
+    read,
+    read_raw,
+    release_consumer,
+    row_start,
+    wait_for_producer,
+)
 
 
 @triton.jit(do_not_specialize=["M", "n1", "n2", "g0", "g1", "g2", "x0", "x1", "x2", "z0", "z1", "z2", "a0", "a1", "a2",

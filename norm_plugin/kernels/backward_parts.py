@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 
 from norm_plugin.kernels.common import (
+    add_pairs,
     chunk_mask,
     gate,
     mean_of,
@@ -14,12 +15,6 @@ from norm_plugin.kernels.common import (
     row_start,
     wait_for_producer,
 )
-
-
-@triton.jit
-def add_pairs(a0, a1, b0, b1):
-    """The sum of two pairs."""
-    return a0 + b0, a1 + b1
 
 
 @triton.jit

@@ -42,6 +42,12 @@ def release_consumer(PDL: tl.constexpr, LATE: tl.constexpr):
 
 
 @triton.jit
+def add_pairs(a0, a1, b0, b1):
+    """The sum of two pairs."""
+    return a0 + b0, a1 + b1
+
+
+@triton.jit
 def mean_of(total, N: tl.constexpr):
     """total / N; a product where that is exact."""
     return total * (1.0 / N) if N & (N - 1) == 0 else tl.div_rn(total, tl.zeros_like(total) + N)

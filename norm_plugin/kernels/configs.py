@@ -40,13 +40,20 @@ class Config:
     lean: int
 
 
-@cache
-def tables() -> dict[str, dict[str, list[list[int]]]]:
-    """GPU -> family -> [[largest row in bytes, warps, rows, late, lean, vector], ...]; "default" for any other GPU."""
-    found: dict[str, dict[str, list[list[int]]]] = json.loads(
-        resources.files("norm_plugin.kernels").joinpath("configs.json").read_text()
-    )
+#: GPU -> family -> entries, of which the first number is the largest row in bytes; "default" is any other GPU.
+Tables = dict[str, dict[str, list[list[int]]]]
+
+
+def load(name: str) -> Tables:
+    """The tables of a file beside this one."""
+    found: Tables = json.loads(resources.files("norm_plugin.kernels").joinpath(name).read_text())
     return found
+
+
+@cache
+def tables() -> Tables:
+    """Of entries [largest row in bytes, warps, rows, late, lean, vector]."""
+    return load("configs.json")
 
 
 def config(family: str, width: int, itemsize: int, gpu: str) -> Config:

@@ -8,6 +8,7 @@ import triton.language as tl
 from norm_plugin.kernels.common import (
     DROP,
     KEEP,
+    add_pairs,
     cast,
     chunk_mask,
     expect,
@@ -30,12 +31,6 @@ def load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST: tl.constexpr, SIGMOID: 
     if GATE_FIRST:
         h = h * gate(read(Z + z_at + cols, mask, STAY), SIGMOID)
     return h
-
-
-@triton.jit
-def add_pairs(a0, a1, b0, b1):
-    """The sum of two pairs."""
-    return a0 + b0, a1 + b1
 
 
 @triton.jit

@@ -28,8 +28,7 @@ ROOT = Path(__file__).parents[2]
 HERE = "the one installed"
 OTHERS = ["3.6.0", "3.9.0"]
 
-#: Bytes a thread may spill: two registers where the 32 warps of a block quantisation, which were measured to be the
-#: fastest, have 64 each; more in rows that hardly fit the registers of one program.
+#: Bytes a thread may spill: two registers in a block quantisation, more in rows that hardly fit those of one program.
 HELD_WIDTH, MOST_STACK, MOST_STACK_OF_BLOCKS, MOST_STACK_OF_WIDE_ROWS = 16384, 0, 8, 256
 
 
