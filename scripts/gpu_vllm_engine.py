@@ -121,7 +121,7 @@ def start(wanted: dict[str, Any], folder: Path) -> Any:
     given: dict[str, Any] = {
         "model": str(folder), "load_format": "dummy", "dtype": "bfloat16", "seed": 0, "skip_tokenizer_init": True,
         "enforce_eager": wanted["mode"] == "eager", "max_model_len": 512, "max_num_seqs": wanted["batch"],
-        "max_num_batched_tokens": 2048, "enable_prefix_caching": False, "disable_log_stats": True,
+        "max_num_batched_tokens": wanted["at_once"], "enable_prefix_caching": False, "disable_log_stats": True,
         "kv_cache_memory_bytes": (4 << 30) if wanted["device"] == "cuda" else (64 << 20),
         "worker_extension_cls": "gpu_vllm_engine.Worker",
     }  # fmt: skip
@@ -161,19 +161,21 @@ def answers(llm: Any, order: dict[str, Any]) -> list[dict[str, Any]]:
     from vllm import SamplingParams
 
     asked = prompts(order["count"], order["length"], order["vocab"])
-    places = list(reversed(range(len(asked)))) if order["reversed"] else list(range(len(asked)))
+    places = list(range(len(asked)))
+    batches = {"given": [places], "reversed": [places[::-1]], "alone": [[i] for i in places]}[order["order"]]
     how = SamplingParams(
         temperature=0, max_tokens=order["tokens"], logprobs=1, prompt_logprobs=0, ignore_eos=True, detokenize=False
     )
     found: list[dict[str, Any]] = [{}] * len(asked)
-    for place, output in zip(places, llm.generate([asked[i] for i in places], how, use_tqdm=False), strict=True):
-        tokens = list(output.outputs[0].token_ids)
-        given = output.prompt_token_ids[1:]
-        found[place] = {
-            "tokens": tokens,
-            "logprobs": [at[t].logprob for t, at in zip(tokens, output.outputs[0].logprobs, strict=True)],
-            "prompt": [at[t].logprob for t, at in zip(given, output.prompt_logprobs[1:], strict=True)],
-        }
+    for batch in batches:
+        for place, output in zip(batch, llm.generate([asked[i] for i in batch], how, use_tqdm=False), strict=True):
+            tokens = list(output.outputs[0].token_ids)
+            given = output.prompt_token_ids[1:]
+            found[place] = {
+                "tokens": tokens,
+                "logprobs": [at[t].logprob for t, at in zip(tokens, output.outputs[0].logprobs, strict=True)],
+                "prompt": [at[t].logprob for t, at in zip(given, output.prompt_logprobs[1:], strict=True)],
+            }
     return found
 
 
