@@ -82,7 +82,7 @@ def compile_all(chunk: list[Candidate]) -> None:
     for c in chunk:
         with forced(c), suppress(OutOfResources):
             dispatch.reset()
-            for rows in (2, 132 * c.lean * c.rows + 1):  # the preloading kernel and the lean one
+            for rows in (2, 132 * c.lean * c.rows + 1):  # the kernel that reads weights with the row, and the lean one
                 CALLS[c.family][0](rows, c.width)()
     torch.cuda.synchronize()
 

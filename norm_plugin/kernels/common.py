@@ -104,7 +104,7 @@ def expect(P, at, first, N: tl.constexpr, POWER: tl.constexpr, PDL: tl.constexpr
 
 
 @triton.jit
-def read_early(P, at, lane, in_batch, N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):
+def read_with_row(P, at, lane, in_batch, N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):
     """All chunks of a weight or bias, read with the row, so that they are there when its sum is."""
     chunks = ()
     for c in tl.static_range(CHUNKS):

@@ -23,7 +23,7 @@ HELD_BYTES = 98304
 UNROLL = 4
 
 #: The most elements a thread may hold for its weight to be read with the row, and held beside it.
-PRELOAD_ELEMENTS = 32
+WITH_ROW_ELEMENTS = 32
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Config:
     block: int
     chunks: int
     held: int
-    preload: bool
+    with_row: bool
     late: bool
     lean: int
 
@@ -87,8 +87,8 @@ def make(
     chunks = -(-width // block)
     room = HELD_BYTES // (block * rows * bytes_held(family, itemsize))
     held = min(chunks, max(1, room))
-    preload = held == chunks and block * rows * chunks <= PRELOAD_ELEMENTS * warps * 32
-    return Config(warps, rows, block, chunks, held, preload, bool(late), lean)
+    with_row = held == chunks and block * rows * chunks <= WITH_ROW_ELEMENTS * warps * 32
+    return Config(warps, rows, block, chunks, held, with_row, bool(late), lean)
 
 
 def bytes_held(family: str, itemsize: int) -> int:

@@ -15,8 +15,8 @@ from norm_plugin.kernels.common import (
     gate,
     mean_of,
     read,
-    read_early,
     read_raw,
+    read_with_row,
     release_consumer,
     row_start,
     wait_for_producer,
@@ -53,7 +53,7 @@ def finish(xhat, w, b, z, dtype: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIA
 def gated_kernel(
     X, Z, W, B, Y, S, MEAN, RSTD, M, n1, n2, x0, x1, x2, z0, z1, z2, y0, y1, y2, eps,
     N: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
-    UNROLL: tl.constexpr, HELD: tl.constexpr, PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr,
+    UNROLL: tl.constexpr, HELD: tl.constexpr, WITH_ROW: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr,
     ALIGN: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr,
     RMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, GATE_FIRST: tl.constexpr,
     GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr, HF: tl.constexpr, STATIC: tl.constexpr, QMAX: tl.constexpr,
@@ -71,9 +71,9 @@ def gated_kernel(
     z_at = row_start(row, n1, n2, z0, z1, z2, LEVELS, ALIGN) + w_at if GATE_FIRST or GATE_LAST else x_at
     lane = tl.arange(0, BLOCK)[None, :]
     dtype: tl.constexpr = X.dtype.element_ty
-    if PRELOAD and HAS_WEIGHT:
+    if WITH_ROW and HAS_WEIGHT:
         expect(W, w_at, tl.program_id(0) * ROWS < G, N, POWER, PDL)
-    if PRELOAD and HAS_BIAS:
+    if WITH_ROW and HAS_BIAS:
         expect(B, w_at, tl.program_id(0) * ROWS < G, N, POWER, PDL)
     wait_for_producer(PDL, LATE)
 
@@ -107,10 +107,10 @@ def gated_kernel(
             gates += (read_raw(Z + z_at + cols, mask),)
     weights = ()
     biases = ()
-    if PRELOAD and HAS_WEIGHT:
-        weights = read_early(W, w_at, lane, in_batch, N, BLOCK, CHUNKS)
-    if PRELOAD and HAS_BIAS:
-        biases = read_early(B, w_at, lane, in_batch, N, BLOCK, CHUNKS)
+    if WITH_ROW and HAS_WEIGHT:
+        weights = read_with_row(W, w_at, lane, in_batch, N, BLOCK, CHUNKS)
+    if WITH_ROW and HAS_BIAS:
+        biases = read_with_row(B, w_at, lane, in_batch, N, BLOCK, CHUNKS)
     given_scale = tl.load(S).to(tl.float32) if STATIC else 0.0
     release_consumer(PDL, LATE)
     if AGAIN == 0 and not RMS:
@@ -152,9 +152,9 @@ def gated_kernel(
         xhat = h * rstd if RMS else (h - mean - left) * rstd
         w, b = None, None
         if HAS_WEIGHT:
-            w = weights[c] if PRELOAD else read(W + w_at + cols, in_row)
+            w = weights[c] if WITH_ROW else read(W + w_at + cols, in_row)
         if HAS_BIAS:
-            b = biases[c] if PRELOAD else read(B + w_at + cols, in_row)
+            b = biases[c] if WITH_ROW else read(B + w_at + cols, in_row)
         z = gates[c - AGAIN] if GATE_LAST else None
         y = finish(xhat, w, b, z, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
         if STATIC:

@@ -212,7 +212,7 @@ class KernelLaunch:
 class Launch(KernelLaunch):
     """A kernel whose programs take a few rows each, as a table's entry says.
 
-    A large batch goes to a `lean` launch, of the same kernel without preloaded weights.
+    A large batch goes to a `lean` launch, of the same kernel that reads its weights when it needs them.
     """
 
     def __init__(
@@ -231,7 +231,7 @@ class Launch(KernelLaunch):
             "CHUNKS": config.chunks,
             "UNROLL": UNROLL,
             "HELD": config.held,
-            "PRELOAD": config.preload and not lean,
+            "WITH_ROW": config.with_row and not lean,
             "LATE": config.late,
             "ROWS": config.rows,
             **constants,
@@ -239,6 +239,6 @@ class Launch(KernelLaunch):
         rows = config.rows
         super().__init__(kernel, config.warps, layout, device, pdl, made, lambda m: -(-m // rows))
         self.config = config
-        if config.lean and config.preload and not lean:
+        if config.lean and config.with_row and not lean:
             self.lean = Launch(kernel, config, layout, device, pdl, constants, lean=True)
             self.lean_from = processors(device) * config.lean * config.rows

@@ -16,8 +16,8 @@ from norm_plugin.kernels.common import (
     mean_of,
     quotient,
     read,
-    read_early,
     read_raw,
+    read_with_row,
     release_consumer,
     row_start,
     wait_for_producer,
@@ -48,11 +48,11 @@ def load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL: tl.constexpr, STAY: tl.
 
 @triton.jit
 def weight_chunk(W, weights, c: tl.constexpr, lane, in_batch, N: tl.constexpr, BLOCK: tl.constexpr,
-                 PRELOAD: tl.constexpr, HAS_WEIGHT: tl.constexpr):  # fmt: skip
+                 WITH_ROW: tl.constexpr, HAS_WEIGHT: tl.constexpr):  # fmt: skip
     """The weight of chunk c: read with the row, or now; None where there is no weight."""
     if not HAS_WEIGHT:
         w = None
-    elif PRELOAD:
+    elif WITH_ROW:
         w = weights[c]
     else:
         w = read(W + c * BLOCK + lane, chunk_mask(c * BLOCK + lane, in_batch, c * BLOCK + BLOCK > N, False, N))
@@ -109,7 +109,7 @@ def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column, END: tl
 def rms_kernel(
     X, R, W, Y, T, S, UB, M, n1, n2, x0, x1, x2, r0, r1, r2, t0, t1, t2, y0, y1, y2, eps,
     N: tl.constexpr, POWER: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, UNROLL: tl.constexpr,
-    HELD: tl.constexpr, PRELOAD: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
+    HELD: tl.constexpr, WITH_ROW: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
     PDL: tl.constexpr, LATE: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.constexpr, HF: tl.constexpr,
     VARIANCE_OF_ROUNDED: tl.constexpr, OUTPUT_OF_ROUNDED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
@@ -129,7 +129,7 @@ def rms_kernel(
     lane = tl.arange(0, BLOCK)[None, :]
     dtype: tl.constexpr = X.dtype.element_ty
 
-    if PRELOAD and HAS_WEIGHT:
+    if WITH_ROW and HAS_WEIGHT:
         expect(W, 0, tl.program_id(0) == 0, N, POWER, PDL)
     wait_for_producer(PDL, LATE)
 
@@ -153,8 +153,8 @@ def rms_kernel(
         if HAS_RESIDUAL:
             rs += (read_raw(R + r_at + cols, mask),)
     weights = ()
-    if PRELOAD and HAS_WEIGHT:
-        weights = read_early(W, 0, lane, in_batch, N, BLOCK, CHUNKS)
+    if WITH_ROW and HAS_WEIGHT:
+        weights = read_with_row(W, 0, lane, in_batch, N, BLOCK, CHUNKS)
     given_scale = tl.load(S).to(tl.float32) if QUANT == 1 else 0.0
     bound = tl.load(UB).to(tl.float32) if UB is not None else 0.0
     held = ()
@@ -182,7 +182,7 @@ def rms_kernel(
     if QUANT == 2:
         largest = tl.zeros([ROWS, BLOCK], tl.float32)
         for c in tl.static_range(AGAIN, CHUNKS):
-            w = weight_chunk(W, weights, c, lane, in_batch, N, BLOCK, PRELOAD, HAS_WEIGHT)
+            w = weight_chunk(W, weights, c, lane, in_batch, N, BLOCK, WITH_ROW, HAS_WEIGHT)
             y = scale(held[c - AGAIN].to(tl.float32), s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
             largest = larger(largest, tl.abs(y.to(dtype).to(tl.float32) if HF else y))
         if AGAIN > 0:
@@ -203,7 +203,7 @@ def rms_kernel(
     for c in tl.static_range(AGAIN, CHUNKS):
         cols = c * BLOCK + lane
         mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
-        w = weight_chunk(W, weights, c, lane, in_batch, N, BLOCK, PRELOAD, HAS_WEIGHT)
+        w = weight_chunk(W, weights, c, lane, in_batch, N, BLOCK, WITH_ROW, HAS_WEIGHT)
         y = scale(held[c - AGAIN].to(tl.float32), s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
         if HF and QUANT > 0:
             y = y.to(dtype).to(tl.float32)

@@ -171,7 +171,7 @@ def bind(task: Task) -> Bound:
 def compiled(found: Bound, task: Task) -> tuple[Any, dict[str, Tensor | None]]:
     """(the compiled kernel, its parameters by name), specialised as Triton would for aligned addresses."""
     bound = found.bound
-    values = bound.constants | ({"PRELOAD": False} if task.lean else {})
+    values = bound.constants | ({"WITH_ROW": False} if task.lean else {})
     signature = dict.fromkeys(values, "constexpr")
     parameters: dict[str, Tensor | None] = {}
     aligned = {}

@@ -2,7 +2,7 @@
 
 The grid: one op of each kernel and of each quantisation x warps and rows of a program x a width that fits one chunk and
 one that takes several or leaves lanes idle. The tables of the GPUs choose among such entries; these are all kinds of
-them: one row or several, one chunk or many, weights read before the wait (few elements a thread) or after it.
+them: one row or several, one chunk or many, weights read with the row (few elements a thread) or later.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ CALLS: list[tuple[str, samples.Arguments]] = [
 LABELS = [samples.label(*call) for call in CALLS]
 
 
-def preloads(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether the weights are read before the wait, of every launch from now on that goes through Triton."""
+def weights_with_rows(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the weights are read with the row, of every launch from now on that goes through Triton."""
     from norm_plugin.kernels.launch import Launch
 
     seen: list[bool] = []
     through_jit = Launch.through_jit
 
     def spied(self: Any, *args: Any) -> None:
-        seen.append(self.constants["PRELOAD"])
+        seen.append(self.constants["WITH_ROW"])
         through_jit(self, *args)
 
     monkeypatch.setattr(Launch, "through_jit", spied)
@@ -89,13 +89,13 @@ def test_right_in_narrower_chunks(name: str, variant: samples.Arguments, vector:
 def test_lean_launches_of_large_batches_change_no_bit(
     name: str, variant: samples.Arguments, entry: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From `lean` programs a multiprocessor on, weights are read late: one row less and they are read early."""
+    """From `lean` programs a multiprocessor on weights are read when needed; with one row less, with the rows."""
     from norm_plugin.kernels.launch import processors
 
     op, lean = OPS[name], 2
     switch = processors(DEVICE) * lean * entry[1]
     a = samples.arguments(op, (switch, 128), torch.bfloat16, **variant)
-    seen = preloads(monkeypatch)
+    seen = weights_with_rows(monkeypatch)
     with configs.forced(*entry, 1, lean):
         many, few = samples.outputs(op, a), samples.outputs(op, rows_of(op, a, switch - 1))
         assert set(seen) == {True, False}, "there was no switch"
@@ -128,4 +128,4 @@ def test_every_table_serves_every_width(family: str) -> None:
                 assert made.block & (made.block - 1) == 0
                 assert 1 <= made.held <= made.chunks
                 assert made.rows == 1 or made.chunks == 1
-                assert made.preload <= (made.held == made.chunks)
+                assert made.with_row <= (made.held == made.chunks)
