@@ -21,7 +21,8 @@ from rich.table import Table
 from norm_plugin.commands.errors import DIFFERENT, WRONG_ARGUMENT, CommandError, save
 from norm_plugin.engines import ENGINES
 from norm_plugin.settings import FLAGS
-from norm_plugin.verify import page, tiny
+from norm_plugin.verify import by_prompt, page, tiny
+from norm_plugin.verify.by_prompt import number
 from norm_plugin.verify.comparison import IDENTICAL
 from norm_plugin.verify.outcome import Outcome
 from norm_plugin.verify.prompts import PROMPTS
@@ -217,7 +218,7 @@ def show(verdicts: list[Verdict], about: dict[str, Any], console: Console) -> No
         for line in remarks(v):
             console.print(f"[yellow]{v.model}[/]: {escape(line)}", soft_wrap=True)
     if len(verdicts) == 1 and verdicts[0].verdict != IDENTICAL:
-        console.print(by_prompt(verdicts[0]))
+        console.print(each_prompt(verdicts[0]))
     what = "the requests in another order" + (", in smaller batches" if about["floor"] == "batches" else "")
     console.print(
         f"{summary(verdicts)}. |Δ|: of logprobs, up to the first other token. "
@@ -242,29 +243,11 @@ def several(layers: list[str]) -> str:
     return shown if len(layers) <= 3 else f"{shown} and {len(layers) - 3} more layers"
 
 
-def by_prompt(verdict: Verdict) -> Table:
+def each_prompt(verdict: Verdict) -> Table:
     """A row a prompt."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in (
-        "prompt",
-        "tokens in",
-        "out",
-        "first other token",
-        "top-1",
-        "max |Δ|",
-        "mean |Δ|",
-        "KL",
-        "floor max",
-    ):
+    for heading in by_prompt.HEADINGS:
         table.add_column(heading, justify="right")
-    for i, (patched, floor) in enumerate(zip(verdict.patched.prompts, verdict.floor.prompts, strict=True), 1):
-        where = "none" if patched.diverged_at is None else str(patched.diverged_at + 1)
-        numbers = (number(x) for x in (patched.max, patched.mean, patched.kl, floor.max))
-        counts = (str(i), str(patched.prompt_tokens), str(patched.tokens), where, f"{patched.agreement:.0%}")
-        table.add_row(*counts, *numbers)
+    for row in by_prompt.rows(verdict):
+        table.add_row(*row)
     return table
-
-
-def number(x: float) -> str:
-    """0, or two digits."""
-    return "0" if x == 0 else f"{x:.1e}"

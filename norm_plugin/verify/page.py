@@ -6,6 +6,8 @@ import math
 from html import escape
 from typing import Any
 
+from norm_plugin.verify import by_prompt
+from norm_plugin.verify.by_prompt import number
 from norm_plugin.verify.comparison import Difference
 from norm_plugin.verify.verdict import Verdict, summary
 
@@ -69,29 +71,14 @@ def section(verdict: Verdict) -> str:
 
 def table(verdict: Verdict) -> str:
     """A row a prompt, and one for all."""
-    headings = (
-        "prompt",
-        "tokens in",
-        "out",
-        "first other token",
-        "top-1",
-        "max |Δ|",
-        "mean |Δ|",
-        "KL",
-        "floor max |Δ|",
-    )
-    rows = []
-    for i, (patched, floor) in enumerate(zip(verdict.patched.prompts, verdict.floor.prompts, strict=True), 1):
-        where = "none" if patched.diverged_at is None else str(patched.diverged_at + 1)
-        numbers = [_number(x) for x in (patched.max, patched.mean, patched.kl, floor.max)]
-        rows.append([i, patched.prompt_tokens, patched.tokens, where, f"{patched.agreement:.0%}", *numbers])
+    rows = [*by_prompt.rows(verdict)]
     all_of = verdict.patched
-    sums = [_number(x) for x in (all_of.max, all_of.mean, all_of.kl, verdict.floor.max)]
-    rows.append(["all", "", "", f"in {all_of.diverged}", f"{all_of.agreement:.1%}", *sums])
+    sums = [number(x) for x in (all_of.max, all_of.mean, all_of.kl, verdict.floor.max)]
+    rows.append(("all", "", "", f"in {all_of.diverged}", f"{all_of.agreement:.1%}", *sums))
     cells = "".join("<tr>" + "".join(f"<td>{value}</td>" for value in row) + "</tr>" for row in rows)
     return (
         '<div class="wide"><table><tr>'
-        + "".join(f"<th>{heading}</th>" for heading in headings)
+        + "".join(f"<th>{heading}</th>" for heading in by_prompt.HEADINGS)
         + f"</tr>{cells}</table></div>"
     )
 
@@ -140,7 +127,3 @@ def picture(floor: Difference, patched: Difference) -> str:
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{label}">'
         f"<title>{label}</title>{''.join(parts)}{legend}</svg>"
     )
-
-
-def _number(x: float) -> str:
-    return "0" if x == 0 else f"{x:.1e}"
