@@ -1,7 +1,8 @@
 """nn.Modules with the constructor signatures of vLLM's and SGLang's norms, mamba_ssm's gated norms and torch's.
 
-Nothing is written in place, so they train, compile and export. An argument that the originals put in different places
-can only be given by name. What is wrong with a constructor's arguments is said by the constructor.
+Nothing is written in place, so they train, compile and export. With the numerics that an engine's layer has, they have
+its bits. An argument that the originals put in different places can only be given by name. What is wrong with a
+constructor's arguments is said by the constructor.
 """
 
 from __future__ import annotations
@@ -191,9 +192,17 @@ class GemmaRMSNorm(_ResidualNorm):
     first_weight = 0.0
 
     def __init__(
-        self, hidden_size: Shape, eps: float = 1e-6, *, device: Device = None, dtype: torch.dtype | None = None
+        self,
+        hidden_size: Shape,
+        eps: float = 1e-6,
+        *,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        numerics: str = FP32.name,
     ) -> None:
         super().__init__(hidden_size, eps)
+        _check(self.hidden_size, numerics=numerics)
+        self.numerics = numerics
         self.weight = nn.Parameter(torch.empty(self.normalized_shape, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -210,8 +219,11 @@ class LayerNorm(_RowNorm):
         *,
         device: Device = None,
         dtype: torch.dtype | None = None,
+        numerics: str = FP32.name,
     ) -> None:
         super().__init__(hidden_size, eps)
+        _check(self.hidden_size, bias=None, numerics=numerics)
+        self.numerics = numerics
         self.elementwise_affine = elementwise_affine
         for name, wanted in (("weight", elementwise_affine), ("bias", elementwise_affine and bias)):
             empty = torch.empty(self.normalized_shape, device=device, dtype=dtype)
@@ -220,11 +232,13 @@ class LayerNorm(_RowNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = (p if p is None else self._flat(p) for p in (self.weight, self.bias))
-        return self._restored(functions.layernorm(self._rows("x", x), weight, bias, self._eps(x)), x)
+        rows = functions.layernorm(self._rows("x", x), weight, bias, self._eps(x), numerics=self.numerics)
+        return self._restored(rows, x)
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
-        return f"{super().extra_repr()}, elementwise_affine={self.elementwise_affine}, bias={bias}"
+        affine = f"elementwise_affine={self.elementwise_affine}, bias={bias}"
+        return f"{super().extra_repr()}, {affine}, numerics={self.numerics}"
 
 
 class _GatedNorm(_Norm):
@@ -242,9 +256,13 @@ class _GatedNorm(_Norm):
         device: Device = None,
         dtype: torch.dtype | None = None,
         activation: str = "swish",
+        *,
+        numerics: str = FP32.name,
     ) -> None:
         super().__init__()
-        _check(hidden_size, group_size=group_size, activation=activation)
+        how = {"group_size": group_size, "norm_before_gate": norm_before_gate, "activation": activation}
+        _check(hidden_size, **how, numerics=numerics)
+        self.numerics = numerics
         self.hidden_size, self.eps, self.group_size = hidden_size, eps, group_size
         self.norm_before_gate, self.activation = norm_before_gate, activation
         self.weight = nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
@@ -254,10 +272,10 @@ class _GatedNorm(_Norm):
 
     def forward(self, x: Tensor, z: Tensor | None = None) -> Tensor:
         how = (self.eps, self.group_size, self.norm_before_gate, self.is_rms_norm, self.activation)
-        return functions.layernorm_fn(x, self.weight, self.bias, z, *how)
+        return functions.layernorm_fn(x, self.weight, self.bias, z, *how, numerics=self.numerics)
 
     def extra_repr(self) -> str:
-        names = ("eps", "group_size", "norm_before_gate", "activation")
+        names = ("eps", "group_size", "norm_before_gate", "activation", "numerics")
         return ", ".join([str(self.hidden_size), *(f"{name}={getattr(self, name)}" for name in names)])
 
 
@@ -281,5 +299,7 @@ class RMSNormGated(_GatedNorm):
         device: Device = None,
         dtype: torch.dtype | None = None,
         activation: str = "swish",
+        *,
+        numerics: str = FP32.name,
     ) -> None:
-        super().__init__(hidden_size, eps, group_size, norm_before_gate, device, dtype, activation)
+        super().__init__(hidden_size, eps, group_size, norm_before_gate, device, dtype, activation, numerics=numerics)

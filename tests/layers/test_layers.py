@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from norm_plugin import layernorm_fn, rmsnorm, rmsnorm_fn
 from norm_plugin.layers import GemmaRMSNorm, LayerNorm, LayerNormGated, RMSNorm, RMSNormGated
 from norm_plugin.verify import bounds, ulps
 from tests.layers.samples import DTYPES, GROUP, WIDTH, draw, randomized
@@ -183,3 +184,35 @@ def test_gated(
         how = (gate, layer.eps, group_size, layer.norm_before_gate, layer.is_rms_norm, activation)
         off = bounds.gated_norm(x, layer.weight, layer.bias, *how)
         assert ulps.excess(layer(x, gate), off, gated_formula(layer, x.double(), wide_gate)) == 0
+
+
+# --- numerics by name ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "function"),
+    [
+        (GemmaRMSNorm(WIDTH, numerics="hf"), lambda x, layer: rmsnorm(x, layer.weight, numerics="hf", gemma=True)),
+        (LayerNorm(WIDTH, numerics="torch"), lambda x, layer: F.layer_norm(x, (WIDTH,), layer.weight, layer.bias)),
+        (
+            RMSNormGated(WIDTH, numerics="hf"),
+            lambda x, layer: rmsnorm_fn(x, layer.weight, None, x, 1e-5, None, False, numerics="hf"),
+        ),
+        (
+            LayerNormGated(WIDTH, numerics="hf"),
+            lambda x, layer: layernorm_fn(x, layer.weight, layer.bias, x, 1e-5, numerics="hf"),
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_layer_has_the_numerics_that_it_is_given(
+    layer: nn.Module, function: Callable[[Tensor, nn.Module], Tensor]
+) -> None:
+    layer = randomized(layer, torch.bfloat16)
+    x = draw(64, WIDTH, seed=0, dtype=torch.bfloat16)
+    gate = [x] if "Gated" in type(layer).__name__ else []
+    out = layer(x, *gate)
+    assert torch.equal(out, function(x, layer))
+    layer.numerics = "fp32"
+    if not isinstance(layer, LayerNorm):  # which PyTorch rounds once, as we do
+        assert not torch.equal(out, layer(x, *gate))

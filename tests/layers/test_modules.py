@@ -80,9 +80,12 @@ def test_parameters_can_be_reset_and_made_late(make: Callable[[], nn.Module]) ->
 
 def test_repr_says_what_differs() -> None:
     assert str(RMSNorm(8, numerics="hf")) == "RMSNorm(8, eps=1e-06, has_weight=True, numerics=hf)"
-    assert str(LayerNorm((2, 4), bias=False)) == "LayerNorm((2, 4), eps=1e-05, elementwise_affine=True, bias=False)"
+    assert (
+        str(LayerNorm((2, 4), bias=False))
+        == "LayerNorm((2, 4), eps=1e-05, elementwise_affine=True, bias=False, numerics=fp32)"
+    )
     assert str(RMSNormGated(8)) == (
-        "RMSNormGated(8, eps=1e-05, group_size=None, norm_before_gate=False, activation=swish)"
+        "RMSNormGated(8, eps=1e-05, group_size=None, norm_before_gate=False, activation=swish, numerics=fp32)"
     )
 
 
@@ -130,6 +133,9 @@ X = torch.ones(2, 8)
         (lambda: RMSNorm(8)(X, X, X.half()), TypeError, ["post_residual_addition has dtype torch.float16", "Cast it"]),
         (lambda: RMSNorm(8)(X.long()), TypeError, ["dtype int64", "Cast it"]),
         (lambda: RMSNormGated(8, group_size=3), ValueError, ["group_size is 3", "must divide", "8"]),
+        (lambda: GemmaRMSNorm(8, numerics="torch"), ValueError, ["numerics is 'torch'", "fp32, hf, vllm_c, sgl_jit"]),
+        (lambda: LayerNorm(8, numerics="hf"), ValueError, ["numerics is 'hf'", "fp32, torch"]),
+        (lambda: RMSNormGated(8, numerics="vllm_c"), ValueError, ["numerics is 'vllm_c'", "torch, torch_hf"]),
         (lambda: LayerNormGated(8, activation="relu"), ValueError, ["activation is 'relu'", "silu, swish, sigmoid"]),
         (lambda: RMSNormGated(8)(X, X[:1]), ValueError, ["z has shape [1, 8]", "[2, 8]"]),
     ],
