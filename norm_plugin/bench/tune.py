@@ -10,7 +10,7 @@ import math
 import multiprocessing
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 
 import torch
@@ -115,7 +115,7 @@ def choose(measured: Iterable[Measured]) -> Measured:
 
 
 def tune(families: Iterable[str] = tuple(CALLS), widths: Iterable[int] = WIDTHS, workers: int = 12) -> list[Measured]:
-    """All measurements, for `table` to choose from and for whoever wants to look."""
+    """All measurements, for `table` to choose from."""
     every = [c for family in families for width in widths for c in candidates(family, width)]
     with multiprocessing.get_context("spawn").Pool(workers) as pool:
         pool.map(compile_all, [every[i :: workers * 4] for i in range(workers * 4)], chunksize=1)
@@ -137,8 +137,3 @@ def table(measured: Iterable[Measured]) -> dict[str, list[list[int]]]:
         entry = [width * DTYPE.itemsize, c.warps, c.rows, c.late, c.lean, c.vector]
         entries.setdefault(family, []).append(entry)
     return entries
-
-
-def as_json(measured: Iterable[Measured]) -> list[dict[str, object]]:
-    """The measurements as plain data."""
-    return [asdict(m.candidate) | {"times": m.times} for m in measured]

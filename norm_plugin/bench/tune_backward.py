@@ -1,23 +1,16 @@
-"""Make the table of the backward kernels' launch configurations for the GPU at hand: every candidate is timed.
+"""The table of the backward kernels' launch configurations for the GPU at hand: every candidate is timed.
 
-    python -m norm_plugin.bench.tune_backward --json FILE [--widths 1024,4096] [--families rms,layer]
-
-The file gets the table, as norm_plugin/kernels/backward_configs.json has it, and all times. The backward op alone is
-timed; its number of rows changes no configuration, so one is chosen for the sizes of training in the mean.
+The backward op alone is timed; its number of rows changes no configuration, so one is chosen for the sizes of training
+in the mean.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import multiprocessing
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from triton.runtime.errors import OutOfResources
@@ -27,8 +20,8 @@ from norm_plugin.bench.calls import DTYPE, normal
 from norm_plugin.bench.timing import Call, graph_time
 from norm_plugin.gradients import GATED_NORM_BACKWARD, LAYERNORM_BACKWARD, RMSNORM_BACKWARD
 from norm_plugin.kernels import backward_configs as configs
-from norm_plugin.kernels.launch import gpu_of
 
+FAMILIES = ("rms", "add", "layer", "gated")
 WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 ROWS = (4096, 16384)
 EPS = 1e-6
@@ -48,6 +41,14 @@ class Candidate:
     family: str
     width: int
     entry: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Microseconds by number of rows."""
+
+    candidate: Candidate
+    times: dict[int, float]
 
 
 def kernels(width: int) -> Iterator[tuple[int, int, int]]:
@@ -105,43 +106,30 @@ def cost(times: dict[int, float], best: dict[int, float]) -> float:
     return math.exp(sum(math.log(times[rows] / best[rows]) for rows in ROWS) / len(ROWS))
 
 
-def tune(families: Sequence[str], widths: Sequence[int]) -> Iterator[tuple[Candidate, dict[int, float]]]:
-    every = [c for family in families for width in widths for c in candidates(family, width)]
-    begin = time.monotonic()
+def tune(families: Iterable[str] = FAMILIES, widths: Iterable[int] = WIDTHS) -> list[Measured]:
+    """All measurements, for `table` to choose from; what cannot run here is not among them."""
+    places = [(family, width) for family in families for width in widths]
+    every = [c for place in places for c in candidates(*place)]
     with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
         pool.map(compile_all, [every[i :: WORKERS * 4] for i in range(WORKERS * 4)], chunksize=1)
-    print(f"{len(every)} kernels compiled in {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
-    for family in families:
-        for width in widths:
-            buffers = {rows: [call(family, rows, width) for _ in range(3)] for rows in ROWS}
-            for c in (c for c in every if (c.family, c.width) == (family, width)):
-                if len(found := measure(c, buffers.__getitem__)) == len(ROWS):
-                    yield c, found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m norm_plugin.bench.tune_backward", description=__doc__)
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--families", default="rms,add,layer,gated")
-    parser.add_argument("--widths", default=",".join(map(str, WIDTHS)))
-    options = parser.parse_args()
-    families, widths = options.families.split(","), list(map(int, options.widths.split(",")))
-    table: dict[str, list[list[int]]] = {}
-    times: list[dict[str, object]] = []
+    measured = []
     with torch.no_grad(), settings.override(backend="triton", strict=True):
-        grouped: dict[tuple[str, int], list[tuple[Candidate, dict[int, float]]]] = {}
-        for c, found in tune(families, widths):
-            grouped.setdefault((c.family, c.width), []).append((c, found))
-            times.append(asdict(c) | {"times": found})
-        for (family, width), measured in grouped.items():
-            best = {rows: min(found[rows] for _, found in measured) for rows in ROWS}
-            chosen, found = min(measured, key=lambda m: cost(m[1], best))
-            print(family, width, chosen.entry, {rows: round(t, 1) for rows, t in found.items()}, flush=True)
-            if chosen.entry:
-                table.setdefault(family, []).append([width * DTYPE.itemsize, *chosen.entry])
-    gpu = gpu_of(torch.device("cuda", torch.cuda.current_device()))
-    options.json.write_text(json.dumps({"table": {gpu: table}, "times": times}) + "\n")
+        for family, width in places:
+            buffers = {rows: [call(family, rows, width) for _ in range(3)] for rows in ROWS}
+            found = (Measured(c, measure(c, buffers.__getitem__)) for c in candidates(family, width))
+            measured += [m for m in found if len(m.times) == len(ROWS)]
+    return measured
 
 
-if __name__ == "__main__":
-    main()
+def table(measured: Iterable[Measured]) -> dict[str, list[list[int]]]:
+    """Family -> entries for backward_configs.json; a width whose best are the parts of rows has none."""
+    grouped: dict[tuple[str, int], list[Measured]] = {}
+    for m in measured:
+        grouped.setdefault((m.candidate.family, m.candidate.width), []).append(m)
+    entries: dict[str, list[list[int]]] = {}
+    for (family, width), group in sorted(grouped.items()):
+        best = {rows: min(m.times[rows] for m in group) for rows in ROWS}
+        chosen = min(group, key=lambda m: cost(m.times, best)).candidate
+        if chosen.entry:
+            entries.setdefault(family, []).append([width * DTYPE.itemsize, *chosen.entry])
+    return entries

@@ -12,13 +12,21 @@ from rich.table import Table
 
 from norm_plugin.commands.errors import need_gpu, save
 
-DESCRIPTION = "Measures every launch configuration on this GPU and makes the table that norm_plugin.kernels reads."
+DESCRIPTION = (
+    "Measures every launch configuration on this GPU and makes the table that norm_plugin.kernels reads: configs.json "
+    "of the ops, or with --backward backward_configs.json of their gradients."
+)
+
+#: What stands in an entry after its largest row in bytes.
+FORWARD = "warps rows late lean vector"
+BACKWARD = "warps rows programs stages"
 
 
 def add(verbs: Any) -> None:
     """The verb and its options."""
     options = verbs.add_parser("tune", help="make the launch configurations of this GPU", description=DESCRIPTION)
-    options.add_argument("--json", type=Path, default=Path("configs.json"), metavar="FILE", help="default configs.json")
+    options.add_argument("--backward", action="store_true", help="of the backward kernels")
+    options.add_argument("--json", type=Path, metavar="FILE", help="default configs.json or backward_configs.json")
     options.set_defaults(do=run)
 
 
@@ -27,17 +35,22 @@ def run(options: argparse.Namespace, console: Console) -> None:
     need_gpu()
     import torch
 
-    from norm_plugin.bench import tune
+    from norm_plugin.bench import tune, tune_backward
     from norm_plugin.kernels.launch import gpu_of
 
     gpu = gpu_of(torch.device("cuda", torch.cuda.current_device()))
-    entries = tune.table(tune.tune())
-    save(options.json, json.dumps({gpu: entries}, indent=1) + "\n")
-    shown = Table(title=f"Launch configurations of {gpu}, by row bytes", title_justify="left")
-    for heading in ("op", "up to bytes", "warps", "rows", "late", "lean", "vector"):
-        shown.add_column(heading, justify="left" if heading == "op" else "right")
+    if options.backward:
+        what, columns, entries = "Backward launch", BACKWARD, tune_backward.table(tune_backward.tune())
+    else:
+        what, columns, entries = "Launch", FORWARD, tune.table(tune.tune())
+    file = options.json or Path("backward_configs.json" if options.backward else "configs.json")
+    save(file, json.dumps({gpu: entries}, indent=1) + "\n")
+    shown = Table(title=f"{what} configurations of {gpu}, by row bytes", title_justify="left")
+    shown.add_column("op")
+    for heading in ("up to bytes", *columns.split()):
+        shown.add_column(heading, justify="right")
     for family, rows in entries.items():
         for row in rows:
             shown.add_row(family, *map(str, row))
     console.print(shown)
-    console.print(f"Written to {options.json}.", soft_wrap=True)
+    console.print(f"Written to {file}.", soft_wrap=True)
