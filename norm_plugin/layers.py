@@ -260,8 +260,7 @@ class _GatedNorm(_Norm):
         numerics: str = FP32.name,
     ) -> None:
         super().__init__()
-        how = {"group_size": group_size, "norm_before_gate": norm_before_gate, "activation": activation}
-        _check(hidden_size, **how, numerics=numerics)
+        _check(hidden_size, z=None, group_size=group_size, activation=activation, numerics=numerics)
         self.numerics = numerics
         self.hidden_size, self.eps, self.group_size = hidden_size, eps, group_size
         self.norm_before_gate, self.activation = norm_before_gate, activation
