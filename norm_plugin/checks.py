@@ -13,12 +13,16 @@ import torch
 from torch import Tensor
 
 from norm_plugin.native.quant import QMAX
+from norm_plugin.native.rms import wide_dtype
 from norm_plugin.numerics import ACTIVATIONS, GATED_NUMERICS, LAYER_NUMERICS, NUMERICS
 
 ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 #: The arguments that go with x element by element.
 ALIKE = ("residual", "out", "z", "grad", "residual_grad")
+
+#: The arguments that have one number for each row of x.
+ONE_A_ROW = ("sums",)
 
 
 def _names(dtypes: Collection[torch.dtype]) -> str:
@@ -74,6 +78,9 @@ class Call:
         _dtype(name, p.dtype, ACTIVATION_DTYPES)
         _length(name, p, self.width, f"last dimension of {self.x_name}")
 
+    def sums(self, name: str, sums: Tensor) -> None:
+        _dtype(name, sums.dtype, [wide_dtype(self.x.dtype)])
+
     def out(self, name: str, out: Tensor) -> None:
         _dtype(name, out.dtype, QMAX if "scale" in self.arguments else [self.x.dtype])
 
@@ -94,7 +101,7 @@ class Call:
 
     def numerics(self, name: str, value: str) -> None:
         allowed = LAYER_NUMERICS if "bias" in self.arguments else NUMERICS
-        _one_of(name, value, GATED_NUMERICS if "norm_before_gate" in self.arguments else allowed)
+        _one_of(name, value, GATED_NUMERICS if "z" in self.arguments else allowed)
 
     def activation(self, name: str, value: str) -> None:
         _one_of(name, value, ACTIVATIONS)
@@ -106,6 +113,12 @@ class Call:
     def variance_size(self, name: str, size: int) -> None:
         if not 0 < size <= self.width:
             raise ValueError(f"{name} is {size}; it must lie in 1..{self.width}, the last dimension of {self.x_name}.")
+
+    def full_width(self, name: str, width: int) -> None:
+        if width < self.width:
+            raise ValueError(
+                f"{name} is {width}; it must be at least {self.width}, the last dimension of {self.x_name}."
+            )
 
     def linear_weight(self, name: str, weight: Tensor) -> None:
         _dtype(name, weight.dtype, ACTIVATION_DTYPES)
@@ -125,6 +138,7 @@ RULES: dict[str, Callable[[Call, str, Any], None]] = {
     "residual_grad": Call.per_element,
     "weight": Call.per_column,
     "bias": Call.per_column,
+    "sums": Call.sums,
     "out": Call.out,
     "scale": Call.scale,
     "scale_ub": Call.scale,
@@ -135,6 +149,7 @@ RULES: dict[str, Callable[[Call, str, Any], None]] = {
     "activation": Call.activation,
     "group_size": Call.group_size,
     "variance_size": Call.variance_size,
+    "full_width": Call.full_width,
     "linear_weight": Call.linear_weight,
     "linear_bias": Call.linear_bias,
 }
@@ -144,6 +159,13 @@ def same_shape(name: str, other: Tensor, x_name: str, x: Tensor) -> None:
     """`other` goes element by element with x."""
     if other.shape != x.shape:
         raise ValueError(f"{name} has shape {list(other.shape)}; it must have the shape of {x_name}, {list(x.shape)}.")
+
+
+def one_a_row(name: str, other: Tensor, x_name: str, x: Tensor) -> None:
+    """`other` has one number for each row of x."""
+    expected = [*x.shape[:-1], 1]
+    if list(other.shape) != expected:
+        raise ValueError(f"{name} has shape {list(other.shape)}; it must be {expected}, one number a row of {x_name}.")
 
 
 def writable(name: str, t: Tensor) -> None:

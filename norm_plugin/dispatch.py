@@ -31,7 +31,8 @@ class BackendError(RuntimeError):
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """One op: its native twin, its arguments, which is normalized, which go with it by element, which are written."""
+    """One op: its native twin, its arguments, which is normalized, which go with it by element or have one number for
+    each of its rows, which are written."""
 
     name: str
     family: str
@@ -40,13 +41,14 @@ class Op:
     defaults: tuple[Any, ...]
     x: int
     alike: tuple[int, ...]
+    one_a_row: tuple[int, ...]
     written: tuple[int, ...]
     plans: list[Any] = field(default_factory=list)
 
     @cached_property
     def by_row(self) -> tuple[bool, ...]:
         """Whether an argument has a row for each row of x."""
-        return tuple(i == self.x or i in self.alike for i in range(len(self.arguments)))
+        return tuple(i == self.x or i in self.alike or i in self.one_a_row for i in range(len(self.arguments)))
 
     def complete(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """All arguments: torch's dispatcher leaves out trailing ones that equal their defaults."""
@@ -66,6 +68,8 @@ class Op:
         for i in self.alike:
             if args[i] is not None and args[i].shape != x.shape:
                 checks.same_shape(self.arguments[i], args[i], self.arguments[self.x], x)
+        for i in self.one_a_row:
+            checks.one_a_row(self.arguments[i], args[i], self.arguments[self.x], x)
 
     def check_disjoint(self, args: tuple[Any, ...]) -> None:
         """No two of the arguments that are written may be one tensor; only real tensors can tell."""

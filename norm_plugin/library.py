@@ -11,7 +11,7 @@ from torch.library import Library
 from torch.utils._pytree import tree_leaves
 
 from norm_plugin import dispatch
-from norm_plugin.checks import ALIKE
+from norm_plugin.checks import ALIKE, ONE_A_ROW
 from norm_plugin.dispatch import Op
 
 LIBRARY = Library("norm_plugin", "DEF")
@@ -36,6 +36,7 @@ def register(
         defaults=tuple(map(_default, parsed)),
         x=arguments.index(x),
         alike=tuple(i for i, argument in enumerate(arguments) if argument in ALIKE),
+        one_a_row=tuple(i for i, argument in enumerate(arguments) if argument in ONE_A_ROW),
         written=tuple(i for i, a in enumerate(parsed) if a.alias_info is not None and a.alias_info.is_write),
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from norm_plugin import library
 from norm_plugin.dispatch import Op
 from norm_plugin.library import Arguments
-from norm_plugin.native import gated, layer, quant, rms
+from norm_plugin.native import gated, layer, quant, rms, split
 
 OPS: dict[str, Op] = {}
 
@@ -95,6 +95,24 @@ GATED_NORM = _register(
     'bool norm_before_gate=True, bool is_rms_norm=False, str activation="silu", str numerics="fp32") -> Tensor',
     "gated",
     gated.gated_norm,
+    lambda a: torch.empty_like(a["x"]),
+    x="x",
+)
+
+# --- split ---------------------------------------------------------------------------------------------------------
+
+SPLIT_SUMS = _register(
+    'split_sums(Tensor x, Tensor? z, str numerics="fp32") -> Tensor',
+    "split",
+    split.split_sums,
+    lambda a: a["x"].new_empty((*a["x"].shape[:-1], 1), dtype=rms.wide_dtype(a["x"].dtype)),
+    x="x",
+)
+SPLIT_RMSNORM = _register(
+    "split_rmsnorm(Tensor x, Tensor? weight, Tensor? z, Tensor sums, SymInt full_width, float eps=1e-6, "
+    'str numerics="fp32") -> Tensor',
+    "split",
+    split.split_rmsnorm,
     lambda a: torch.empty_like(a["x"]),
     x="x",
 )

@@ -66,6 +66,9 @@ def agreement(op: Op, given: tuple[int, ...]) -> Agreement | None:
     An empty tensor has no address of its own, so it takes the ordinary road.
     """
     x = op.x
+    if op.one_a_row:
+        rows = [i for i in given if op.by_row[i]]
+        return lambda t: all(t[i].shape[:-1] == t[x].shape[:-1] for i in rows)
     alike = [i for i in op.alike if i in given]
     apart = [i for i in op.written if i in given] if len(op.written) > 1 else []
     if len(apart) < 2:
@@ -86,7 +89,7 @@ def remember(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...], 
     """Recognise this signature from now on."""
     given = tuple(i for i, t in enumerate(tensors) if t is not None)
     present = [t for t in tensors if t is not None]
-    recognises = guard(present, [i == op.x or i in op.alike for i in given])
+    recognises = guard(present, [op.by_row[i] for i in given])
     if recognises is not None:
         missing = tuple(i for i in range(len(tensors)) if i not in given)
         unrecorded = any(t.requires_grad for t in present)

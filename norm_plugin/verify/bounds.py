@@ -109,6 +109,34 @@ def ends(value: Tensor, off: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor
     return oracle.rounded(value - off, dtype), oracle.rounded(value + off, dtype)
 
 
+def split_sums(x: Tensor, z: Tensor | None, least: float = SUBNORMAL) -> Tensor:
+    """Of split_sums: twice what a sum leaves under a root, and whatever the squares lose that underflow."""
+    h = oracle.gated_part(x, z)
+    off = product(h, x.dtype, x.double(), least=least)
+    squares = 2 * h.abs() * off + least
+    return 2 * ROUNDINGS * rounding(x.dtype) * oracle.split_sums(x, z) + squares.sum(-1, keepdim=True)
+
+
+def split_rmsnorm(
+    x: Tensor,
+    weight: Tensor | None,
+    z: Tensor | None,
+    sums: Tensor,
+    full_width: int,
+    eps: float = 1e-6,
+    numerics: str = FP32.name,
+    least: float = SUBNORMAL,
+) -> Tensor:
+    """Of split_rmsnorm."""
+    s, factor = oracle.root_of_sums(sums, full_width, eps), oracle.factor(weight)
+    xhat = oracle.gated_part(x, z) * s
+    bound = product(xhat * factor, x.dtype, s, factor, x.double(), least=least)
+    if GATED_NUMERICS[numerics].round_before_weight:
+        below, above = ends(xhat, product(xhat, x.dtype, s, x.double(), least=least), x.dtype)
+        bound = bound + (above - below) * magnitude(factor)
+    return bound
+
+
 def layernorm_linear(
     x: Tensor,
     weight: Tensor | None,

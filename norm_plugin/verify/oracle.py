@@ -191,6 +191,41 @@ def normalized_groups(
     return (groups * rstd).flatten(-2), mean, rstd[..., 0]
 
 
+# --- split ---------------------------------------------------------------------------------------------------------
+
+
+def gated_part(x: Tensor, z: Tensor | None) -> Tensor:
+    """x * silu(z)."""
+    return x.double() if z is None else x.double() * gate(z, "silu")
+
+
+def split_sums(x: Tensor, z: Tensor | None) -> Tensor:
+    """The sum of the squares of each row's part."""
+    return gated_part(x, z).square().sum(-1, keepdim=True)
+
+
+def root_of_sums(sums: Tensor, full_width: int, eps: float) -> Tensor:
+    """1 / sqrt(mean + eps) of whole rows."""
+    return 1 / (sums.double() / full_width + eps).sqrt()
+
+
+def split_rmsnorm(
+    x: Tensor,
+    weight: Tensor | None,
+    z: Tensor | None,
+    sums: Tensor,
+    full_width: int,
+    eps: float = 1e-6,
+    numerics: str = FP32.name,
+    nudge: float = 0.0,
+) -> Tensor:
+    """The part's norm, from the sums of whole rows."""
+    xhat = gated_part(x, z) * root_of_sums(sums, full_width, eps)
+    if GATED_NUMERICS[numerics].round_before_weight:
+        xhat = rounded(xhat, x.dtype, nudge)
+    return xhat * factor(weight)
+
+
 # --- quant --------------------------------------------------------------------------------------------------------
 
 

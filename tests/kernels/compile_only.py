@@ -34,7 +34,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from norm_plugin import kernels
-from norm_plugin.kernels import driver, gated, launch, rms
+from norm_plugin.kernels import driver, gated, launch, rms, split
 from norm_plugin.ops import OPS
 from norm_plugin.verify import inputs
 from tests.kernels import ptx
@@ -55,6 +55,8 @@ FAMILIES: list[tuple[str, samples.Arguments]] = [
     ("fused_add_rmsnorm", {}),
     ("layernorm", {}),
     ("gated_norm", {"is_rms_norm": True}),
+    ("split_sums", {}),
+    ("split_rmsnorm", {}),
     ("rmsnorm_quant", {}),
     ("rmsnorm_dynamic_quant", {"residual": None}),
     ("rmsnorm_block_quant", {"residual": None}),
@@ -155,9 +157,10 @@ def bind(task: Task) -> Bound:
     pdl, fp8_unit = ARCHITECTURES[task.arch]
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(launch.Launch, "__call__", stop))
-        for module in (rms, gated):
+        for module in (rms, gated, split):
             stack.enter_context(mock.patch.object(module, "gpu_of", return_value=f"sm_{task.arch}"))
             stack.enter_context(mock.patch.object(module, "use_pdl", return_value=pdl))
+        for module in (rms, gated):
             stack.enter_context(mock.patch.object(module, "has_fp8_unit", return_value=fp8_unit))
         found = kernels.find(op.family, op.name)
         assert found is not None

@@ -31,6 +31,8 @@ CALLS: list[tuple[str, samples.Arguments]] = [
     ("layernorm", {}),
     ("gated_norm", {"is_rms_norm": True}),
     ("gated_norm", {"norm_before_gate": False}),
+    ("split_sums", {}),
+    ("split_rmsnorm", {"numerics": "hf"}),
     ("rmsnorm_dynamic_quant", {}),
     ("rmsnorm_block_quant", {"group_size": 16}),
 ]

@@ -246,7 +246,8 @@ def test_a_call_allocates_its_outputs_and_nothing_else(name: str) -> None:
     """Of heads of a fused projection, which lie where they lie; ops that write what they are given allocate nothing."""
     op = OPS[name]
     a = samples.arguments(op, (64, 12, 128), BF16)
-    a |= {key: inputs.qkv_slice(a[key]) for key in samples.alike(op) if a[key] is not None}
+    wide = [key for key in samples.alike(op) if a[key] is not None and a[key].shape[-1] > 1]  # not one number a row
+    a |= {key: inputs.qkv_slice(a[key]) for key in wide}
     returned = dispatch.call(op, *a.values())
     outputs = () if returned is None else (returned,) if isinstance(returned, Tensor) else returned
     for door in (lambda: dispatch.call(op, *a.values()), lambda: getattr(torch.ops.norm_plugin, name)(*a.values())):

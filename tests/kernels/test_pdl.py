@@ -50,6 +50,8 @@ CALLS: list[tuple[str, samples.Arguments, tuple[int, ...]]] = [
     ("layernorm", {}, (64, 4096)),
     ("gated_norm", {"is_rms_norm": True, "bias": None}, (64, 4096)),
     ("gated_norm", {"norm_before_gate": False, "group_size": 512}, (64, 4096)),
+    ("split_sums", {}, (64, 4096)),
+    ("split_rmsnorm", {"numerics": "hf"}, (64, 4096)),
     ("fused_add_rmsnorm_quant", {}, (64, 7168)),
     ("rmsnorm_dynamic_quant", {"scale_ub": torch.tensor(1.5)}, (64, 4096)),
 ]
@@ -99,8 +101,10 @@ def in_one_buffer(a: samples.Arguments) -> tuple[Tensor, samples.Arguments]:
 def fill(a: samples.Arguments, version: int) -> None:
     """Other values in every tensor that a norm reads."""
     generator = torch.Generator(DEVICE).manual_seed(version)
-    for value in a.values():
-        if isinstance(value, Tensor) and value.dim() == 0:
+    for name, value in a.items():
+        if name == "sums":
+            value.copy_(torch.rand(value.shape, generator=generator, device=DEVICE) * a["full_width"])
+        elif isinstance(value, Tensor) and value.dim() == 0:
             value.copy_(0.02 * (version + 1))
         elif isinstance(value, Tensor) and value.itemsize > 1:
             value.copy_(torch.randn(value.shape, generator=generator, device=DEVICE))

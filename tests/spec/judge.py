@@ -48,6 +48,7 @@ def dtype_of(op: Op, a: Arguments, place: int) -> torch.dtype:
         "rms": [a.get("output_dtype") or x, *residual],
         "layer": [a["linear_weight"].dtype if "linear_weight" in a else x],
         "gated": [x],
+        "split": [wide_dtype(x) if op.name == "split_sums" else x],
         "quant": [a["out"].dtype, *residual] if "out" in a else [a.get("quant_dtype"), wide_dtype(x), *residual],
     }
     return by_op[op.family][place]
@@ -83,6 +84,11 @@ def gated(name: str, a: Arguments, outputs: tuple[Tensor, ...]) -> Iterator[Trut
     yield Truth([oracle.gated_norm(*a.values())], bounds.gated_norm(*a.values()))
 
 
+def split(name: str, a: Arguments, outputs: tuple[Tensor, ...]) -> Iterator[Truth]:
+    given = a.values() if name == "split_rmsnorm" else (a["x"], a["z"])  # no numerics rounds before the sum
+    yield Truth([getattr(oracle, name)(*given)], getattr(bounds, name)(*given))
+
+
 def quant(name: str, a: Arguments, outputs: tuple[Tensor, ...]) -> Iterator[Truth]:
     """Each output given the ones before it: a row is quantised by the scale that was written for it, and that scale
     is judged by itself."""
@@ -115,7 +121,7 @@ def quantised(norms: list[Tensor], bound: Tensor, scale: Tensor, dtype: torch.dt
     return Truth(quotients, bound / scale + bounds.product(quotients[0], torch.float32))
 
 
-TRUTHS = {"rms": rms, "layer": layer, "gated": gated, "quant": quant}
+TRUTHS = {"rms": rms, "layer": layer, "gated": gated, "split": split, "quant": quant}
 
 
 # --- against what is replaced -------------------------------------------------------------------------------------

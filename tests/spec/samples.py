@@ -12,8 +12,9 @@ from torch import Tensor
 
 from norm_plugin import dispatch
 from norm_plugin.dispatch import Op
+from norm_plugin.native.rms import wide_dtype
 from norm_plugin.ops import OPS
-from norm_plugin.verify import inputs
+from norm_plugin.verify import inputs, oracle
 
 Arguments = dict[str, Any]
 
@@ -42,6 +43,8 @@ VARIANTS: dict[str, list[Arguments]] = {
     "layernorm": [{}, {"bias": None}, {"weight": None, "bias": None}],
     "layernorm_linear": [{}, {"linear_bias": None}, {"weight": None, "bias": None}],
     "gated_norm": [*GATED, {"z": None}, {"bias": None, "numerics": "hf"}, {"weight": None, "bias": None}],
+    "split_sums": [{}, {"z": None}],
+    "split_rmsnorm": [{}, {"numerics": "hf"}, {"z": None}, {"weight": None, "numerics": "hf"}],
     "rmsnorm_quant": STATIC,
     "fused_add_rmsnorm_quant": STATIC,
     "rmsnorm_dynamic_quant": [*DYNAMIC, {"scale_ub": torch.tensor(1.5)}],
@@ -93,6 +96,9 @@ def arguments(
         "linear_bias": inputs.biases(FEATURES, of_weight),
         **overrides,
     }
+    if "sums" in op.arguments:  # of a row with as much in its other half
+        sums = 2 * oracle.split_sums(made["x"], made["z"])
+        made = made | {"sums": sums.to(wide_dtype(dtype)), "full_width": 2 * width} | overrides
     if made.get("group_size"):
         made["group_size"] = math.gcd(made["group_size"], width)
     if made.get("variance_size"):
@@ -106,8 +112,8 @@ def moved(value: Any) -> Any:
 
 
 def alike(op: Op) -> tuple[str, ...]:
-    """The names of x and of what goes with it element by element."""
-    return op.arguments[op.x], *(op.arguments[i] for i in op.alike)
+    """The names of x and of what goes with it, element by element or row by row."""
+    return op.arguments[op.x], *(op.arguments[i] for i in (*op.alike, *op.one_a_row))
 
 
 def written(op: Op, a: Arguments) -> tuple[str, ...]:

@@ -25,6 +25,8 @@ CASES: list[tuple[str, samples.Arguments]] = [
     ("layernorm_linear", {}),
     ("gated_norm", {"numerics": "hf", "group_size": 16}),
     ("gated_norm", {"norm_before_gate": False, "is_rms_norm": True, "group_size": 16}),
+    ("split_sums", {}),
+    ("split_rmsnorm", {"numerics": "hf"}),
     ("rmsnorm_dynamic_quant", {"numerics": "hf", "quant_dtype": torch.int8}),
     ("rmsnorm_block_quant", {"group_size": 16}),
     ("layernorm_quant", {}),

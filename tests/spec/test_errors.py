@@ -46,6 +46,26 @@ def one_row(dtype: torch.dtype) -> Tensor:
 FLOATS = "float16, bfloat16, float32, float64"
 
 BAD: dict[str, Bad] = {
+    "sums in half precision": Bad(
+        "split_rmsnorm", {"sums": torch.ones(3, 1, dtype=BF16)}, TypeError,
+        "sums has dtype bfloat16; it must be float32. Cast it.",
+    ),
+    "sums of other rows": Bad(
+        "split_rmsnorm", {"sums": torch.ones(2, 1)}, ValueError,
+        "sums has shape [2, 1]; it must be [3, 1], one number a row of x.",
+    ),
+    "sums without their dimension": Bad(
+        "split_rmsnorm", {"sums": torch.ones(3)}, ValueError,
+        "sums has shape [3]; it must be [3, 1], one number a row of x.",
+    ),
+    "whole rows narrower than their part": Bad(
+        "split_rmsnorm", {"full_width": 47}, ValueError,
+        "full_width is 47; it must be at least 48, the last dimension of x.",
+    ),
+    "a gate of other rows": Bad(
+        "split_sums", {"z": torch.ones(2, 48, dtype=BF16)}, ValueError,
+        "z has shape [2, 48]; it must have the shape of x, [3, 48].",
+    ),
     "x of integers": Bad(
         "rmsnorm", {"input": torch.ones(SHAPE, dtype=torch.int32)}, TypeError,
         f"input has dtype int32; it must be {FLOATS}. Cast it.",

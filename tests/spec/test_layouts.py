@@ -73,7 +73,9 @@ def test_right_in_every_layout(
     judge.check(op, a, samples.outputs(op, a))
 
 
-@pytest.mark.parametrize("name", ["rmsnorm", "add_rmsnorm", "l2norm", "layernorm", "gated_norm", *DYNAMIC])
+@pytest.mark.parametrize(
+    "name", ["rmsnorm", "add_rmsnorm", "l2norm", "layernorm", "gated_norm", "split_rmsnorm", *DYNAMIC]
+)
 @pytest.mark.parametrize("layout", READ.values(), ids=READ.keys())
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", [*SHAPES, (0, 48), (3, 0, 48), (5, 1), (1, 1, 1)], ids=str)

@@ -23,7 +23,7 @@ FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 EPSILONS = [1e-6, 1e-5, 1e-12, 1.0]
 
 #: Not PyTorch's own functions: their last bits depend on where in a tensor a value lies, and their errors are theirs.
-NUMERICS_OF = {"gated": [FP32.name, HF.name], "layer": [FP32.name]}
+NUMERICS_OF = {"gated": [FP32.name, HF.name], "split": [FP32.name, HF.name], "layer": [FP32.name]}
 
 fixed = settings(
     derandomize=True,
