@@ -65,7 +65,7 @@ def ran(options: argparse.Namespace) -> list[dict[str, Any]]:
     verify.check_engine(options.engine, options.python)
     (model,) = verify.find_models(options.model, options.engine)[:1]
     device = options.device or verify.find_device()
-    with tempfile.TemporaryDirectory(prefix="norm-plugin-report-") as folder:
+    with tempfile.TemporaryDirectory(prefix="norm-plugin-") as folder:
         arguments = ["--device", device]
         plan = Plan(options.engine, options.python, [model], verify.find_prompts(None)[:4], Path(folder), arguments)
         with verify.watching("patched", plan) as watch:

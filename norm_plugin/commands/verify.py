@@ -84,7 +84,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         options.set = [LARGE[options.engine], *options.set]
     arguments += ["--max-tokens", str(options.max_tokens), *(["--set", *options.set] if options.set else [])]
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="norm-plugin-verify-") as folder:
+    with tempfile.TemporaryDirectory(prefix="norm-plugin-") as folder:
         plan = Plan(options.engine, options.python, models, find_prompts(options.prompts), Path(folder), arguments)
         outcomes = []
         for one in three_runs(options, device):

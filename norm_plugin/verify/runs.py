@@ -59,7 +59,8 @@ def execute(plan: Plan, run: Run, watch: Callable[[str, float], None]) -> list[O
         *plan.arguments,
         *run.arguments,
     ]
-    code = _wait(command, environment(run.flags), log, watch)
+    # engines leave sockets and files in the temporary folder
+    code = _wait(command, environment(run.flags) | {"TMPDIR": str(plan.folder)}, log, watch)
     if code:
         raise EngineFailed(_failure(plan, run, code, log, out))
     found = outcome.read(out)

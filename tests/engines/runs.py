@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping
@@ -56,6 +57,14 @@ def environment(flags: Mapping[str, str]) -> dict[str, str]:
     ours = ("NORM_PLUGIN", "USE_NATIVE", "SGLANG_", "VLLM_")
     kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
     return {**kept, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **flags}
+
+
+def free_port() -> int:
+    """Nobody's at this moment."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port: int = one.getsockname()[1]
+    return port
 
 
 class Run:

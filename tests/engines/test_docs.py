@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import subprocess
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from norm_plugin.verify import tiny
+from tests.engines.runs import free_port
 from tests.verify.guide import ROOT, commands
 
 #: What a machine without a GPU needs besides; the pages are for those that have one.
@@ -30,7 +32,6 @@ ON_A_CPU: dict[str, dict[str, Any]] = {
         "environ": {"SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1"},
     },
 }
-PORTS = {"vllm": 18231, "sglang": 18232}
 PAGE_COMMANDS = 4  # doctor, verify, run, report
 
 
@@ -43,7 +44,7 @@ def test_the_page(engine: str, tmp_path: Path) -> None:
         **kept, **ON_A_CPU[engine]["environ"], "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
     }  # fmt: skip
-    server, ran = None, 0
+    server, ran, port = None, 0, free_port()
     try:
         for line in commands(ROOT / "docs" / f"{engine}.md"):
             words = shlex.split(line.replace("/models/llama", str(tiny.make("llama"))))
@@ -54,13 +55,17 @@ def test_the_page(engine: str, tmp_path: Path) -> None:
             if words[1] == "verify":
                 words += ["--json", f"{tmp_path}/verify.json", "--html", f"{tmp_path}/verify.html", "--max-tokens", "4"]
             if words[1] == "run":
-                words += [*ON_A_CPU[engine]["serve"], str(PORTS[engine])]
-                server = serve(words, environ, tmp_path / "server.log", PORTS[engine])
+                words += [*ON_A_CPU[engine]["serve"], str(port)]
+                server = serve(words, environ, tmp_path / "server.log", port)
                 continue
             if words[1] == "report":
                 words += ["--json", f"{tmp_path}/report.json"]
-            done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=900)
-            assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            with tempfile.TemporaryDirectory() as place:
+                done = subprocess.run(
+                    words, env=environ | {"TMPDIR": place}, capture_output=True, text=True, timeout=900
+                )
+                assert done.returncode == 0, f"{line}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+                assert os.listdir(place) == [], f"{line} leaves this behind"
         assert server is not None
         server.send_signal(signal.SIGINT)
         server.wait(60)

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -21,12 +20,6 @@ SECONDS = 600
 ON_CPU = {
     "SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1", "HF_HUB_OFFLINE": "1",
 }  # fmt: skip
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def launch(flags, port, log):
@@ -66,7 +59,7 @@ def wait_for(port, server):
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """What a server with native norms answers over HTTP; its log; and what its processes report."""
-    place, port = tmp_path_factory.mktemp("server"), free_port()
+    place, port = tmp_path_factory.mktemp("server"), runs.free_port()
     flags = NATIVE | {"NORM_PLUGIN_REPORT": str(place / "report")}
     with (place / "log").open("w") as log:
         server = launch(flags, port, log)
@@ -116,7 +109,7 @@ def test_the_log_says_so_and_the_server_ends_well(served):
 
 def test_a_misspelt_flag_is_said_at_once(tmp_path):
     with (tmp_path / "log").open("w") as log:
-        status = launch({"NORM_PLUGIN": "nativ"}, free_port(), log).wait(SECONDS)
+        status = launch({"NORM_PLUGIN": "nativ"}, runs.free_port(), log).wait(SECONDS)
     assert status == 1
     text = (tmp_path / "log").read_text()
     assert text.splitlines()[-1].startswith("norm_plugin: NORM_PLUGIN='nativ' is not one of its values: off, auto,")

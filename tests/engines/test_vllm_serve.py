@@ -3,7 +3,6 @@
 import functools
 import json
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -25,9 +24,7 @@ class Server:
         place = runs.folder() / f"serve-{time.time_ns()}"
         self.report = place / "report"
         self.report.mkdir(parents=True)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = runs.free_port()
         command = [
             str(Path(runs.python("vllm")).with_name("vllm")), "serve", str(model("llama")), "--host", "127.0.0.1",
             "--port", str(self.port), "--served-model-name", "tiny", "--dtype", "bfloat16", "--max-model-len", "256",

@@ -14,12 +14,12 @@ from norm_plugin.engines import ledger, vllm
 
 
 @pytest.fixture(scope="session")
-def config():
+def config(tmp_path_factory):
     """As with --enforce-eager; the priorities of the IR are set as a worker sets them."""
     found = VllmConfig(compilation_config=CompilationConfig(custom_ops=["all"]))
     found.kernel_config.ir_op_priority.set_default()
     with set_current_vllm_config(found):
-        init_distributed_environment(1, 0, "tcp://127.0.0.1:29713", 0, "gloo")
+        init_distributed_environment(1, 0, f"file://{tmp_path_factory.mktemp('one')}/rank", 0, "gloo")
         initialize_model_parallel(1, 1)
     return found
 

@@ -1,0 +1,28 @@
+"""One folder for all that a test run leaves in the temporary folder, which goes when it ends.
+
+Engines leave sockets and compilers leave files there, by the hundred. pytest's own tmp_path stays where it was, and so
+does Inductor's cache, which the next run uses.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+FOLDER = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    usual = Path(tempfile.gettempdir())
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(usual))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(usual / f"torchinductor_{os.getuid()}"))
+    made = tempfile.mkdtemp(prefix="norm_plugin.")  # short: a socket's path has room for 107 characters
+    config.stash[FOLDER] = os.environ["TMPDIR"] = tempfile.tempdir = made
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[FOLDER], ignore_errors=True)
