@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,6 +28,12 @@ def python(engine: str) -> Path:
     """The Python of the engine's environment, which is made if it is not there."""
     made = subprocess.run([ROOT / "scripts" / f"engine_{engine}"], stdout=subprocess.PIPE, text=True, check=True)
     return (ROOT / made.stdout.split()[-1]).absolute()
+
+
+@functools.cache
+def folder(engine: str) -> Path:
+    """For all files of this session with this engine."""
+    return Path(tempfile.mkdtemp(prefix=f"{engine}-patches."))
 
 
 def patched(engine: str, folder: Path, names: Sequence[str]) -> Path:

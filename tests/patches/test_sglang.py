@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from norm_plugin.verify.outcome import Outcome
-from tests.patches.engines import STAND_INS, TOKENS, Run, furthest, patched, python, same_tokens
+from tests.patches.engines import STAND_INS, TOKENS, Run, folder, furthest, patched, python, same_tokens
 
+ENGINE = "sglang"
 MODELS = ("mamba2_groups",)
 CHILD = ("-m", "norm_plugin.verify.sglang_child")
 CLOSE = 2e-5  # as in test_vllm.py
 
 
 @functools.cache
-def folder() -> Path:
-    made = Path(tempfile.mkdtemp(prefix="sglang-patches."))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
-
-
-@functools.cache
 def site() -> Path:
     """The patched engine, and the plugin that has it call its CUDA method."""
-    made = patched("sglang", folder() / "site", ["native-switch", "deterministic-add"])
+    made = patched(ENGINE, folder(ENGINE) / "site", ["native-switch", "deterministic-add"])
     shutil.copy(STAND_INS / "sglang_cuda_methods.py", made)
     about = made / "sglang_cuda_methods-1.dist-info"
     about.mkdir()
@@ -41,14 +33,14 @@ def runs() -> tuple[Outcome, Outcome, Outcome, str]:
     """Stock; patched; patched with the plugin on, and the log of that."""
     flags = {"PYTHONPATH": str(site()), "USE_NATIVE_LAYERNORM": "1", "TRITON_INTERPRET": "1"}
     started = [
-        Run("sglang", MODELS, folder() / name, "float32", CHILD, **named)
+        Run(ENGINE, MODELS, folder(ENGINE) / name, "float32", CHILD, **named)
         for name, named in (
             ("stock", {"SGLANG_PLUGINS": "none", "TRITON_INTERPRET": "1"}),
             ("ours", {**flags, "SGLANG_PLUGINS": "cuda_methods"}),
         )
     ]
     (stock,), (ours,) = (run.outcomes() for run in started)
-    last = Run("sglang", MODELS, folder() / "both", "float32", CHILD, **flags, SGLANG_PLUGINS="norm_plugin")
+    last = Run(ENGINE, MODELS, folder(ENGINE) / "both", "float32", CHILD, **flags, SGLANG_PLUGINS="norm_plugin")
     (both,) = last.outcomes()
     return stock, ours, both, last.log.read_text()
 
@@ -78,7 +70,7 @@ def test_patch_and_plugin_together_are_said() -> None:
 def test_the_deterministic_add_in_the_interpreter() -> None:
     """The patched module's kernel and the patched forward_cuda beside forward_native, in SGLang's environment."""
     ran = subprocess.run(
-        [python("sglang"), STAND_INS / "sglang_kernels.py"], capture_output=True, text=True, cwd=folder(),
+        [python(ENGINE), STAND_INS / "sglang_kernels.py"], capture_output=True, text=True, cwd=folder(ENGINE),
         env={"TRITON_INTERPRET": "1", "PYTHONPATH": str(site()), "SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr[-3000:]

@@ -6,18 +6,16 @@ through these models' few layers comes to at most, and a norm that is wrong is f
 
 from __future__ import annotations
 
-import atexit
 import functools
-import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
 
 from norm_plugin.verify.outcome import Outcome
-from tests.patches.engines import STAND_INS, TOKENS, Run, furthest, patched, python, same_tokens
+from tests.patches.engines import STAND_INS, TOKENS, Run, folder, furthest, patched, python, same_tokens
 
+ENGINE = "vllm"
 MODELS = ("mamba2_groups", "nemotron_h")
 GATED = {"mamba2_groups": "Mixer2RMSNormGated", "nemotron_h": "Mixer2RMSNormGated", "qwen3_next": "RMSNormGated"}
 CLOSE = 2e-5
@@ -28,15 +26,8 @@ MAMBA = "vllm/model_executor/layers/mamba/ops/layernorm_gated.py"
 
 
 @functools.cache
-def folder() -> Path:
-    made = Path(tempfile.mkdtemp(prefix="vllm-patches."))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return made
-
-
-@functools.cache
 def site() -> Path:
-    return patched("vllm", folder() / "site", ["native-switch", "mixer2-groups", "strided-gate"])
+    return patched(ENGINE, folder(ENGINE) / "site", ["native-switch", "mixer2-groups", "strided-gate"])
 
 
 def from_site(place: Path) -> dict[str, str]:
@@ -48,8 +39,8 @@ def runs() -> dict[str, tuple[Outcome, Outcome]]:
     """Stock and patched of each model; Qwen3-Next in bf16, which is all that vLLM's CPU attention has for it."""
     found = {}
     for dtype, models in (("float32", MODELS), ("bfloat16", ("qwen3_next",))):
-        stock = Run("vllm", models, folder() / f"stock-{dtype}", dtype, CHILD, VLLM_PLUGINS="none")
-        ours = Run("vllm", models, folder() / f"ours-{dtype}", dtype, CUDA_METHODS, **from_site(site()))
+        stock = Run(ENGINE, models, folder(ENGINE) / f"stock-{dtype}", dtype, CHILD, VLLM_PLUGINS="none")
+        ours = Run(ENGINE, models, folder(ENGINE) / f"ours-{dtype}", dtype, CUDA_METHODS, **from_site(site()))
         found |= {one.model: (one, other) for one, other in zip(stock.outcomes(), ours.outcomes(), strict=True)}
     return found
 
@@ -73,25 +64,26 @@ def test_the_patch_answered_every_gated_norm(name: str) -> None:
 
 def test_a_wrong_norm_below_the_patch_is_seen() -> None:
     """The same comparison with an eps ten times larger: the patch is what computes, and the bound is narrow."""
-    wrong = patched("vllm", folder() / "wrong", ["native-switch", "mixer2-groups"])
+    wrong = patched(ENGINE, folder(ENGINE) / "wrong", ["native-switch", "mixer2-groups"])
     for file in (GUARD, MAMBA):
         text = (wrong / file).read_text()
         assert text.count("x, weight, bias, eps, z, out,") == 1
         (wrong / file).unlink()  # it is linked to the one that others run
         (wrong / file).write_text(text.replace("x, weight, bias, eps, z, out,", "x, weight, bias, 10 * eps, z, out,"))
-    (ours,) = Run("vllm", MODELS[:1], folder() / "wrong-run", "float32", CUDA_METHODS, **from_site(wrong)).outcomes()
+    place = folder(ENGINE) / "wrong-run"
+    (ours,) = Run(ENGINE, MODELS[:1], place, "float32", CUDA_METHODS, **from_site(wrong)).outcomes()
     assert furthest(runs()[MODELS[0]][0], ours) > 3 * CLOSE
 
 
 def test_the_kernels_of_the_fixes_in_the_interpreter() -> None:
     """Not the engine, but its patched modules: the gate is read where it lies, Mixer2's groups are the kernel's, and
     a plugin that is on as well says so."""
-    alone = patched("vllm", folder() / "fixes", ["mixer2-groups", "strided-gate"])
+    alone = patched(ENGINE, folder(ENGINE) / "fixes", ["mixer2-groups", "strided-gate"])
     script = STAND_INS / "vllm_kernels.py"
     said, logs = {}, {}
     for name, place in (("stock", ""), ("fixed", str(alone))):
         ran = subprocess.run(
-            [python("vllm"), script], capture_output=True, text=True,
+            [python(ENGINE), script], capture_output=True, text=True,
             env={"TRITON_INTERPRET": "1", "PYTHONPATH": place, "NORM_PLUGIN": "native", "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert ran.returncode == 0, ran.stderr[-3000:]
