@@ -1,6 +1,5 @@
 """`vllm serve`, as a user starts it: with the flag, with a plugin that cannot be imported, and with a misspelt flag."""
 
-import functools
 import json
 import signal
 import subprocess
@@ -12,7 +11,8 @@ import pytest
 
 from norm_plugin.engines import report_file
 from tests.engines import runs
-from tests.engines.runs import NATIVE, PROMPTS, SECONDS, TOKENS, Run, model
+from tests.engines.runs import NATIVE, PROMPTS, SECONDS, TOKENS, model
+from tests.engines.test_vllm import stock
 
 ALWAYS = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "TORCHDYNAMO_DISABLE": "1", "TRITON_INTERPRET": "0"}
 
@@ -69,10 +69,8 @@ class Server:
             self.process.kill()
 
 
-@functools.cache
 def offline():
-    (found,) = Run("vllm", [model("llama")], runs.STOCK).outcomes()
-    return [(answer.tokens, answer.logprobs) for answer in found.answers]
+    return [(answer.tokens, answer.logprobs) for answer in stock()["llama"].answers]
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from norm_plugin.verify import tiny
 from tests.engines.runs import free_port
 from tests.verify.guide import ROOT, commands
@@ -35,8 +33,8 @@ ON_A_CPU: dict[str, dict[str, Any]] = {
 PAGE_COMMANDS = 4  # doctor, verify, run, report
 
 
-@pytest.mark.parametrize("engine", ["vllm", "sglang"])
-def test_the_page(engine: str, tmp_path: Path) -> None:
+def follow(engine: str, tmp_path: Path) -> None:
+    """Type what the page of an engine shows."""
     made = subprocess.run([ROOT / "scripts" / f"engine_{engine}"], stdout=subprocess.PIPE, text=True, check=True)
     programs = Path(made.stdout.split()[-1]).parent
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("NORM_PLUGIN", "USE_NATIVE"))}

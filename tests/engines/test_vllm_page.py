@@ -1,0 +1,9 @@
+"""The page "use with vLLM", command by command."""
+
+from pathlib import Path
+
+from tests.engines import pages
+
+
+def test_every_command_of_the_page(tmp_path: Path) -> None:
+    pages.follow("vllm", tmp_path)
