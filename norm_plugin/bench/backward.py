@@ -1,4 +1,5 @@
-"""A forward and its backward, through each library's own autograd: what a layer costs in training.
+"""A forward and its backward, through each library's own autograd: what a layer costs in training. (Gemma's and the
+gate before the norm are not timed: scripts/gpu_backward_error.py asks how far off they are.)
 
 A call returns everything that it computes, the output and all gradients, so that all of it is compared. Liger would
 write the gradient of x over that of the output, which another buffer then has to hold; it is asked not to.
@@ -26,9 +27,11 @@ def tensors(op: str, s: Buffers) -> tuple[Tensor, ...]:
     """What an op is called with and differentiated by."""
     return {
         "rms_backward": lambda: (s.x, s.w),
+        "gemma_backward": lambda: (s.x, s.w),
         "add_backward": lambda: (s.x, s.r, s.w),
         "layer_backward": lambda: (s.x, s.w, s.b),
         "gated_backward": lambda: (s.x, s.w, s.z),
+        "gate_first_backward": lambda: (s.x, s.w, s.z),
     }[op]()
 
 
@@ -60,6 +63,8 @@ OURS = each(
         "add_backward": lambda x, r, w: norm_plugin.add_rmsnorm(x, r, w, EPS),
         "layer_backward": lambda x, w, b: norm_plugin.layernorm(x, w, b, EPS),
         "gated_backward": lambda x, w, z: norm_plugin.rmsnorm_fn(x, w, None, z, EPS),
+        "gemma_backward": lambda x, w: norm_plugin.gemma_rmsnorm(x, w, EPS),
+        "gate_first_backward": lambda x, w, z: norm_plugin.rmsnorm_fn(x, w, None, z, EPS, None, False),
     }
 )
 
@@ -69,6 +74,7 @@ def liger() -> dict[str, Make]:
     return each(
         {
             "rms_backward": lambda x, w: f.liger_rms_norm(x, w, EPS, 0.0, "llama", False),
+            "gemma_backward": lambda x, w: f.liger_rms_norm(x, w, EPS, 1.0, "gemma", False),
             "add_backward": lambda x, r, w: f.liger_fused_add_rms_norm(x, r, w, EPS, 0.0, "llama", False),
             "layer_backward": lambda x, w, b: f.liger_layer_norm(x, w, b, EPS),
         }
@@ -80,6 +86,7 @@ def quack() -> dict[str, Make]:  # its LayerNorm has no backward
     return each(
         {
             "rms_backward": lambda x, w: norm(x, w, eps=EPS),
+            "gemma_backward": lambda x, w: norm(x, w, eps=EPS, weight_offset=1.0),
             "add_backward": lambda x, r, w: norm(x, w, residual=r, eps=EPS, prenorm=True),
         }
     )
@@ -88,12 +95,14 @@ def quack() -> dict[str, Make]:  # its LayerNorm has no backward
 def fla() -> dict[str, Make]:
     norm = importlib.import_module("fla.modules.norm.layernorm")
     gated = importlib.import_module("fla.modules.norm.fused_norm_gate")
+    groups = importlib.import_module("fla.modules.norm.layernorm_gated")
     return each(
         {
             "rms_backward": lambda x, w: norm.rms_norm(x, w, None, eps=EPS),
             "add_backward": lambda x, r, w: norm.rms_norm(x, w, None, residual=r, eps=EPS, prenorm=True),
             "layer_backward": lambda x, w, b: norm.layer_norm(x, w, b, eps=EPS),
             "gated_backward": lambda x, w, z: gated.rms_norm_gated(x, z, w, None, eps=EPS),
+            "gate_first_backward": lambda x, w, z: groups.rmsnorm_fn(x, w, None, z, EPS, None, False),
         }
     )
 
