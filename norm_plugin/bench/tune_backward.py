@@ -27,8 +27,9 @@ ROWS = (4096, 16384)
 EPS = 1e-6
 WORKERS = 12
 
-#: Fewer elements a thread than this leave too little to do between two barriers; more do not fit its registers.
-FEWEST, MOST = 8, 32
+#: Fewer elements a thread than this leave too little to do between two barriers; more do not fit its registers. Half as
+#: many are the most for programs of many warps.
+FEWEST, MOST = 8, 64
 
 #: Warps a multiprocessor.
 BUSY = (16, 24, 32)
@@ -53,17 +54,17 @@ class Measured:
 
 def kernels(width: int) -> Iterator[tuple[int, int, int]]:
     """(warps, rows, stages) that leave each thread a sensible share of a row."""
-    for warps in (2, 4, 8) if width < 8192 else (8, 16, 32):
+    for warps in (2, 4, 8) if width < 8192 else (4, 8, 16, 32):
         for rows in (1, 2, 4, 8, 16):
             share = width * rows / (warps * 32)
-            if FEWEST <= share <= MOST and (rows == 1 or width <= 1024):
+            if FEWEST <= share <= (MOST if warps < 8 else MOST // 2) and (rows == 1 or width <= 1024):
                 yield from ((warps, rows, stages) for stages in (1, 2))
 
 
 def candidates(family: str, width: int) -> Iterator[Candidate]:
     for warps, rows, stages in kernels(width):
         for programs in sorted({max(1, busy // warps) for busy in BUSY}):
-            yield Candidate(family, width, (warps, rows, programs, stages))
+            yield from (Candidate(family, width, (warps, rows, programs, stages, fetch)) for fetch in (0, 1))
     if width >= 16384:
         yield Candidate(family, width, ())
 

@@ -3,7 +3,7 @@
 A program keeps a row in registers, with its part of the sums, and takes `rows` rows at once. There are `programs` of
 them a multiprocessor, each with a block of consecutive rows, so the number of partial sums is bounded. The order of a
 row's sums follows from (family, N, element size, GPU) alone; that of the sums over the rows from the number of rows
-besides. `stages` is how many rows are read ahead.
+besides. `stages` is how many rows are read ahead; `fetch`: the row after them is brought to the L2 cache meanwhile.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Config:
     parts: int
     programs: int
     stages: int
+    fetch: bool
     hold: bool
     flat: bool
 
@@ -57,7 +58,7 @@ class Config:
 
 @cache
 def tables() -> Tables:
-    """Of entries [largest row in bytes, warps, rows, programs, stages]."""
+    """Of entries [largest row in bytes, warps, rows, programs, stages, fetch]."""
     return load("backward_configs.json")
 
 
@@ -85,19 +86,20 @@ def config(family: str, width: int, itemsize: int, gpu: str) -> Config:
     return in_parts(width)
 
 
-def made(width: int, itemsize: int, warps: int, rows: int, programs: int, stages: int) -> Config:
+def made(width: int, itemsize: int, warps: int, rows: int, programs: int, stages: int, fetch: int) -> Config:
     """The configuration that a table's entry stands for: the rest follows from the width."""
     power = 1 << (width - 1).bit_length()
     vectors = warps * 32 * VECTOR_BYTES // itemsize
     block = power if rows > 1 else min(power, vectors)
     chunks = -(-width // block)
     hold = block * rows * chunks <= HOLD_ELEMENTS * warps * 32
-    return Config(warps, rows, block, chunks, 1, programs, stages, hold, rows > 1 and block >= vectors)
+    flat = rows > 1 and block >= vectors
+    return Config(warps, rows, block, chunks, 1, programs, stages, bool(fetch), hold, flat)
 
 
 def in_parts(width: int) -> Config:
     """The configuration of rows that no program holds."""
     block = min(PART, 1 << (width - 1).bit_length())
     return Config(
-        PART_WARPS, PART_ROWS, block, 1, -(-width // block), PART_PROGRAMS, PART_STAGES, True, flat=block >= PART
+        PART_WARPS, PART_ROWS, block, 1, -(-width // block), PART_PROGRAMS, PART_STAGES, False, True, flat=block >= PART
     )
