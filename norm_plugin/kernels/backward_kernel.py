@@ -44,8 +44,8 @@ def backward_kernel(
     DY, X, Z, A, W, B, DX, DZ, PW, PB, STATS, M, n1, n2, g0, g1, g2, x0, x1, x2, z0, z1, z2, a0, a1, a2,
     d0, d1, d2, e0, e1, e2, eps,
     N: tl.constexpr, G: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
-    ROWS: tl.constexpr, STAGES: tl.constexpr, FETCH: tl.constexpr, HOLD: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
-    PDL: tl.constexpr,
+    ROWS: tl.constexpr, STAGES: tl.constexpr, FETCH: tl.constexpr, HOLD: tl.constexpr, LEVELS: tl.constexpr,
+    ALIGN: tl.constexpr, PDL: tl.constexpr,
     RMS: tl.constexpr, L2: tl.constexpr, GEMMA: tl.constexpr, GATE_FIRST: tl.constexpr, GATE_LAST: tl.constexpr,
     SIGMOID: tl.constexpr, FLAT: tl.constexpr, FENCE: tl.constexpr,
 ):  # fmt: skip

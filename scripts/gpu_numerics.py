@@ -1,0 +1,102 @@
+#!/usr/bin/env python3
+"""Which numerics each library's kernels have: the share of elements whose bits differ from ours under each of them.
+
+    PYTHONPATH=<the libraries>:. python3 scripts/gpu_numerics.py [--json FILE]
+
+Two kernels of the same numerics differ in one element of many thousands, where their sums, added up in another order,
+lie on two sides of a tie; another rounding somewhere changes a tenth of all elements. Needs a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import norm_plugin  # noqa: E402
+from norm_plugin import settings  # noqa: E402
+from norm_plugin.bench.families import EPS, Buffers  # noqa: E402
+from norm_plugin.bench.grid import Point  # noqa: E402
+from norm_plugin.bench.libraries import COMPILED, LIBRARIES  # noqa: E402
+from norm_plugin.bench.peers import attempt, loaded  # noqa: E402
+from norm_plugin.numerics import GATED_NUMERICS, LAYER_NUMERICS, NUMERICS  # noqa: E402
+
+WIDTHS = (128, 2048, 4096, 5120)
+ROWS = 512
+
+
+def add(s: Buffers, how: str, gemma: bool = False) -> Any:
+    f = norm_plugin.gemma_fused_add_rmsnorm if gemma else norm_plugin.fused_add_rmsnorm
+    x = s.x.clone()
+    f(x, s.r.clone(), s.w, EPS, numerics=how)
+    return x
+
+
+#: By op: the numerics that there are, and ours under one of them.
+OURS: dict[str, tuple[Any, Callable[[Buffers, str], Any]]] = {
+    "rms": (NUMERICS, lambda s, how: norm_plugin.rmsnorm(s.x, s.w, EPS, numerics=how)),
+    "add": (NUMERICS, add),
+    "gemma": (NUMERICS, lambda s, how: norm_plugin.gemma_rmsnorm(s.x, s.w, EPS, numerics=how)),
+    "gemma_add": (NUMERICS, lambda s, how: add(s, how, gemma=True)),
+    "layer": (LAYER_NUMERICS, lambda s, how: norm_plugin.layernorm(s.x, s.w32, s.b32, EPS, numerics=how)),
+    "gated": (GATED_NUMERICS, lambda s, how: norm_plugin.rmsnorm_fn(s.x, s.w, None, s.z, EPS, numerics=how)),
+    "gate_first": (
+        GATED_NUMERICS,
+        lambda s, how: norm_plugin.rmsnorm_fn(s.x, s.w, None, s.z, EPS, norm_before_gate=False, numerics=how),
+    ),
+}
+
+
+def output(f: Callable[[], Any]) -> torch.Tensor:
+    """The bits of what f returns, without what comes beside it."""
+    found = f()
+    first: torch.Tensor = found[0] if isinstance(found, (tuple, list)) else found
+    return first.view(torch.int16).clone()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, default=Path(os.environ.get("OUT", ".")) / "gpu_numerics.json")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for library in LIBRARIES:
+        makes, why = loaded(library)
+        for op in [op for op in library.ops if op in OURS and library.name != COMPILED]:
+            numerics, ours = OURS[op]
+            for width in WIDTHS:
+                row: dict[str, Any] = {"library": library.name, "op": op, "width": width}
+                torch.manual_seed(width)
+                buffers = Buffers(Point("small", op, ROWS, width))
+                theirs, failed = attempt(partial(output, makes[op](buffers))) if makes else (None, why)
+                if theirs is None:
+                    rows.append(row | {"failed": failed})
+                    break
+                differ = {}
+                for how in numerics:
+                    with settings.override(backend="triton", strict=True):
+                        mine, failed = attempt(partial(output, partial(ours, buffers, how)))
+                    differ[how] = failed if mine is None else (mine != theirs).float().mean().item()
+                rows.append(row | {"differ": differ})
+            shown = {r["width"]: r.get("differ") or r.get("failed") for r in rows if r["op"] == op}
+            print(f"{library.name:26} {op:10}", *(f"\n    {w}: {d}" for w, d in shown.items()), flush=True)
+    about = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__, "triton": triton.__version__, "dtype": "bfloat16", "rows": ROWS,
+    }  # fmt: skip
+    options.json.write_text(json.dumps(about | {"results": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
