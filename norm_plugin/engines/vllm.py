@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from norm_plugin import dispatch, settings
+from norm_plugin import dispatch, settings, split
 from norm_plugin.dispatch import BackendError, Op
 from norm_plugin.engines import heads, ledger, source_patches, vllm_ir, vllm_layers
 from norm_plugin.engines.common import asked, refused, traced
@@ -188,9 +188,11 @@ def _mark_compiled_code(record: Record, envs: ModuleType) -> None:
 
 
 def _count_compiled(op: Op, args: tuple[Any, ...]) -> None:
-    """Compiled code calls our ops by themselves."""
+    """Compiled code calls our ops by themselves. Of two that are one norm, the second has the layer's weight."""
+    sums, norm = split.OPS
     weight = args[op.arguments.index("weight")] if "weight" in op.arguments else None
-    ledger.count(op.name, args[op.x], weight)
+    for counted in () if op is sums else (sums, norm) if op is norm else (op,):
+        ledger.count(counted.name, args[op.x], weight)
 
 
 # --- layers -------------------------------------------------------------------------------------------------------

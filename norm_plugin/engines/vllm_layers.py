@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norm_plugin import functions
+from norm_plugin import functions, split
 from norm_plugin.engines import ledger
 from norm_plugin.engines.common import traced
 from norm_plugin.numerics import FP32, HF, TORCH, TORCH_HF, VLLM_C
@@ -228,12 +228,15 @@ def fused_rms_norm_gated(
 
 
 def mixer2_rms_norm_gated(layer: Any, x: Any, gate: Tensor, *rest: Any, **others: Any) -> Answer:
-    """Mixer2RMSNormGated: gate, then norm by groups. The width, groups and weight of x are this rank's share."""
+    """Mixer2RMSNormGated: gate, then norm by groups. The width, groups and weight of x are this rank's share: some of
+    the groups; or a part of the one group that there is. (vLLM refuses models that would split one of several.)"""
     op = "gated_norm"
     if reason := why_not(rest, others, x, gate):
         return Kept(op, reason)
     if not layer.use_rms_norm:
         return Kept(op, "use_rms_norm=False: a gate without a norm")
+    if layer.n_groups == 1 and layer.tp_size > 1:
+        return one_group_across_ranks(layer, x, gate)
     if layer.n_groups % layer.tp_size != 0:
         return Kept(op, f"{layer.n_groups} groups over {layer.tp_size} ranks: some group has parts on several")
     count(op, x, layer.weight)
@@ -241,3 +244,13 @@ def mixer2_rms_norm_gated(layer: Any, x: Any, gate: Tensor, *rest: Any, **others
     numerics = FP32.name if one_kernel else TORCH_HF.name
     how = (layer.variance_epsilon, layer.group_size, False)
     return functions.rmsnorm_fn(x, layer.weight, None, gate, *how, numerics=numerics)
+
+
+def one_group_across_ranks(layer: Any, x: Tensor, gate: Tensor) -> Tensor:
+    """The sums of squares of all ranks are added up between two ops, by vLLM as in its own norm."""
+    from vllm.distributed import tensor_model_parallel_all_reduce
+
+    for op in split.OPS:
+        count(op.name, x, layer.weight)
+    how = (layer.variance_epsilon, layer.tp_size, tensor_model_parallel_all_reduce)
+    return split.rmsnorm_of_part(x, layer.weight, gate, *how, numerics=TORCH_HF.name)

@@ -152,15 +152,35 @@ def test_a_switch_never_loads_code_compiled_for_another():
 # --- several processes --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["llama", "mamba2_groups"])
+#: Of two ranks: groups within a rank are as on one, one group across them takes two ops and an all-reduce between.
+ON_TWO = {name: CALLS[name] for name in ("llama", "mamba2_groups")}
+ON_TWO["mamba2"] = {"rmsnorm": 1, "fused_add_rmsnorm": 2, "split_sums": 2, "split_rmsnorm": 2}
+TWO = ("--processes", "--tp", "2")
+
+
+def assert_calls_on_two_ranks(name, outcome):
+    """As often as vLLM forwards, which is at least once a token, on each rank."""
+    found = calls(outcome)
+    forwards = found["rmsnorm", ""] // ON_TWO[name]["rmsnorm"]
+    assert forwards >= 2 * TOKENS
+    assert found == {(op, ""): forwards * number for op, number in ON_TWO[name].items()}
+
+
+@pytest.mark.parametrize("name", ON_TWO)
 def test_two_ranks(name):
     stock, ours = ranks()[name]
     assert ours.answers == stock.answers
-    found = calls(ours)
-    assert set(found) == {(op, "") for op in CALLS[name]}
-    assert found["rmsnorm", ""] >= 2 * TOKENS * CALLS[name]["rmsnorm"]
+    assert_calls_on_two_ranks(name, ours)
 
 
 @functools.cache
 def ranks():
-    return side_by_side("vllm", [model("llama"), model("mamba2_groups")], NATIVE, "--processes", "--tp", "2")
+    return side_by_side("vllm", [model(name) for name in ON_TWO], NATIVE, *TWO)
+
+
+def test_a_rank_that_leaves_out_the_others_does_not_pass():
+    child = (str(ROOT / "tests" / "engines" / "vllm_wrong.py"), "alone")
+    (ours,) = Run("vllm", [model("mamba2")], NATIVE, *TWO, child=child).outcomes()
+    assert_calls_on_two_ranks("mamba2", ours)
+    stock, _ = ranks()["mamba2"]
+    assert furthest(ours, stock) > 0

@@ -1,27 +1,50 @@
-"""The vLLM child with norms that are wrong on purpose: python vllm_wrong.py scale|eps and the child's arguments.
+"""The vLLM child with norms that are wrong on purpose: python vllm_wrong.py scale|eps|alone and the child's arguments.
 
-What compares stock and patched must notice: a weight scaled by 1.01 and an eps ten times larger are bugs.
+What compares stock and patched must notice: a weight scaled by 1.01, an eps ten times larger, and a rank that leaves out
+what the others have of a row are bugs. vLLM's own processes import this file again.
 """
 
+import os
 import sys
 from typing import Any
 
-from norm_plugin import functions
+from norm_plugin import functions, split
 from norm_plugin.verify import vllm_child
+
+KIND = "WRONG_NORM"
 
 
 def wrong(kind: str, original: Any) -> Any:
-    """A norm of (x, ..., eps, ...): its weight or its eps is not what was asked for."""
+    """functions._call, with another weight or eps than was asked for."""
 
     def norm(op: Any, tensors: tuple[Any, ...], rest: tuple[Any, ...], *more: Any) -> Any:
-        if kind == "eps":
-            return original(op, tensors, (10 * rest[0], *rest[1:]), *more)
-        place = op.arguments.index("weight")
-        return original(op, (*tensors[:place], tensors[place] * 1.01, *tensors[place + 1 :]), rest, *more)
+        given = dict(zip(op.arguments, (*tensors, *rest), strict=False))
+        if kind == "eps" and "eps" in given:
+            given["eps"] *= 10
+        if kind == "scale" and "weight" in given:
+            given["weight"] = given["weight"] * 1.01
+        values = tuple(given.values())
+        return original(op, values[: len(tensors)], values[len(tensors) :], *more)
+
+    return norm
+
+
+def alone(original: Any) -> Any:
+    """rmsnorm_of_part of rows that have no other parts."""
+
+    def norm(x: Any, weight: Any, z: Any, eps: float, parts: int, all_reduce: Any, **how: Any) -> Any:
+        return original(x, weight, z, eps, 1, lambda sums: sums, **how)
 
     return norm
 
 
 if __name__ == "__main__":
-    functions._call = wrong(sys.argv.pop(1), functions._call)  # type: ignore[assignment]
+    os.environ[KIND] = sys.argv.pop(1)
+
+if os.environ[KIND] == "alone":
+    split.rmsnorm_of_part = alone(split.rmsnorm_of_part)
+else:
+    functions._call = wrong(os.environ[KIND], functions._call)  # type: ignore[assignment]
+
+if __name__ == "__main__":
     vllm_child.main()

@@ -126,6 +126,22 @@ def test_mixer2(dtype, groups):
     assert ledger.calls("gated_norm") == 1
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 7])
+def test_mixer2_with_half_of_one_group(dtype, rows):
+    """As on one of two ranks, whose other has zeros: vLLM's all-reduce of one process adds nothing."""
+    layer = weighted(Mixer2RMSNormGated(WIDTH, 1), dtype)
+    layer.tp_size = 2
+    wider = torch.randn(rows, 3 * WIDTH).to(dtype)
+    x, gate = torch.randn(rows, WIDTH).to(dtype), wider[:, WIDTH : 2 * WIDTH]
+    stock = layer(x, gate)
+    with settings.override(backend="native"):
+        vllm.register()
+        assert equal(stock, layer(x, gate))
+    assert ledger.calls("split_sums") == ledger.calls("split_rmsnorm") == 1
+    assert ledger.calls("gated_norm", None) == 0
+
+
 @pytest.mark.parametrize("activation", ["swish", "sigmoid"])
 @pytest.mark.parametrize("affine", [False, True])
 def test_kimis_gated_norm(activation, affine):
@@ -187,10 +203,11 @@ def test_strict_does_not_keep(why):
             make()(*inputs, **named)
 
 
-def test_one_group_on_two_ranks_is_vllms(native):
-    layer = Mixer2RMSNormGated(WIDTH, 1)
+def test_several_groups_that_ranks_split_are_vllms(native):
+    """vLLM refuses the models that would have such a layer."""
+    layer = Mixer2RMSNormGated(WIDTH, 3)
     layer.tp_size, taken = 2, []
     layer._forward_method = lambda x, gate: taken.append(True) or x
     layer(torch.ones(2, WIDTH), torch.ones(2, WIDTH))
     assert taken
-    assert ledger.calls("gated_norm", "1 groups over 2 ranks: some group has parts on several") == 1
+    assert ledger.calls("gated_norm", "3 groups over 2 ranks: some group has parts on several") == 1
