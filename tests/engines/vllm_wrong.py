@@ -1,7 +1,7 @@
 """The vLLM child with norms that are wrong on purpose: python vllm_wrong.py scale|eps|alone and the child's arguments.
 
-What compares stock and patched must notice: a weight scaled by 1.01, an eps ten times larger, and a rank that leaves out
-what the others have of a row are bugs. vLLM's own processes import this file again.
+What compares stock and patched must notice: a weight scaled by 1.01, an eps ten times larger, and a rank that leaves
+out what the others have of a row are bugs. vLLM's own processes import this file again.
 """
 
 import os
