@@ -64,7 +64,7 @@ def kernels(width: int) -> Iterator[tuple[int, int, int]]:
 def candidates(family: str, width: int) -> Iterator[Candidate]:
     for warps, rows, stages in kernels(width):
         for programs in sorted({max(1, busy // warps) for busy in BUSY}):
-            yield from (Candidate(family, width, (warps, rows, programs, stages, fetch)) for fetch in (0, 1))
+            yield Candidate(family, width, (warps, rows, programs, stages))
     if width >= 16384:
         yield Candidate(family, width, ())
 

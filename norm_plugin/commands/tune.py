@@ -19,7 +19,7 @@ DESCRIPTION = (
 
 #: What stands in an entry after its largest row in bytes.
 FORWARD = "warps rows late lean vector"
-BACKWARD = "warps rows programs stages fetch"
+BACKWARD = "warps rows programs stages"
 
 
 def add(verbs: Any) -> None:

@@ -43,11 +43,18 @@ def _numerics(route: Route) -> str:
 
 def _configuration(route: Route) -> str:
     """How the kernel is launched, which the function that runs the route holds."""
-    for cell in getattr(route.run, "__closure__", None) or ():
-        launch = cell.cell_contents
-        if hasattr(launch, "constants") and hasattr(launch, "warps"):
-            return _described(launch)
-    return ""
+    launch = _launch(route.run)
+    return "" if launch is None else _described(launch)
+
+
+def _launch(run: Any) -> Any:
+    """What a function holds, or a function that it holds: a route is guarded until its first call has succeeded."""
+    for cell in getattr(run, "__closure__", None) or ():
+        held = cell.cell_contents
+        found = held if hasattr(held, "constants") and hasattr(held, "warps") else _launch(held)
+        if found is not None:
+            return found
+    return None
 
 
 def _described(launch: Any) -> str:

@@ -79,7 +79,6 @@ class Backward:
                 "CHUNKS": made.chunks,
                 "ROWS": made.rows,
                 "STAGES": made.stages,
-                "FETCH": made.fetch and on_nvidia(x.device),
                 "HOLD": made.hold,
                 "FLAT": made.flat,
                 "FENCE": on_nvidia(x.device),

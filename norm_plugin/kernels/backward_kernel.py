@@ -18,7 +18,6 @@ import triton.language as tl
 from norm_plugin.kernels.backward_parts import (
     add_fours,
     anew,
-    fetch,
     gate_slope,
     layer_statistics,
     mask_of,
@@ -44,7 +43,7 @@ def backward_kernel(
     DY, X, Z, A, W, B, DX, DZ, PW, PB, STATS, M, n1, n2, g0, g1, g2, x0, x1, x2, z0, z1, z2, a0, a1, a2,
     d0, d1, d2, e0, e1, e2, eps,
     N: tl.constexpr, G: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
-    ROWS: tl.constexpr, STAGES: tl.constexpr, FETCH: tl.constexpr, HOLD: tl.constexpr, LEVELS: tl.constexpr,
+    ROWS: tl.constexpr, STAGES: tl.constexpr, HOLD: tl.constexpr, LEVELS: tl.constexpr,
     ALIGN: tl.constexpr, PDL: tl.constexpr,
     RMS: tl.constexpr, L2: tl.constexpr, GEMMA: tl.constexpr, GATE_FIRST: tl.constexpr, GATE_LAST: tl.constexpr,
     SIGMOID: tl.constexpr, FLAT: tl.constexpr, FENCE: tl.constexpr,
@@ -104,15 +103,6 @@ def backward_kernel(
             gs += (read_raw(DY + g_at + cols, mask),)
             zs += (read_raw(Z + z_at + cols, mask) if GATED else xs[c],)
             added += (read_raw(A + a_at + cols, mask) if A is not None else xs[c],)
-        if FETCH:
-            later = tl.minimum(tile + STAGES, last - 1) * ROWS + tl.arange(0, ROWS)[:, None]
-            later = tl.minimum(later, M - 1)
-            fetch(X, row_start(later, n1, n2, x0, x1, x2, LEVELS, ALIGN) + w_at, N, BLOCK, CHUNKS)
-            fetch(DY, row_start(later, n1, n2, g0, g1, g2, LEVELS, ALIGN) + w_at, N, BLOCK, CHUNKS)
-            if GATED:
-                fetch(Z, row_start(later, n1, n2, z0, z1, z2, LEVELS, ALIGN) + w_at, N, BLOCK, CHUNKS)
-            if A is not None:
-                fetch(A, row_start(later, n1, n2, a0, a1, a2, LEVELS, ALIGN) + w_at, N, BLOCK, CHUNKS)
 
         mean = tl.zeros([ROWS, 1], tl.float32)
         left = mean

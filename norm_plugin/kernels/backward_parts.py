@@ -40,17 +40,6 @@ def mask_of(c: tl.constexpr, lane, inside, MANY: tl.constexpr, N: tl.constexpr, 
 
 
 @triton.jit
-def fetch(P, at, N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):
-    """Have rows that start at `at` brought to the L2 cache, while this thread's registers are full of others."""
-    LINE: tl.constexpr = 1024 // P.dtype.element_ty.primitive_bitwidth  # 128 bytes
-    LINES: tl.constexpr = (BLOCK + LINE - 1) // LINE
-    asm: tl.constexpr = "prefetch.global.L2 [$1]; // $0"
-    for c in tl.static_range(CHUNKS):
-        places = P + at + tl.minimum(c * BLOCK + tl.arange(0, LINES) * LINE, N - 1)[None, :]
-        tl.inline_asm_elementwise(asm, "=r,l", [places.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
-
-
-@triton.jit
 def anew(raw, zero, FENCE: tl.constexpr):
     """The same value, taken for another by the compiler, which cannot know that `zero` is 0. It would otherwise keep a
     value in fp32, from where it was made of the raw one until it is used again, in twice as many registers."""

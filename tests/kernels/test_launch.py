@@ -134,6 +134,26 @@ def test_a_kernel_that_the_driver_does_not_know_goes_through_triton(
 # --- arguments ----------------------------------------------------------------------------------------------------
 
 
+def test_a_report_names_the_configuration_of_a_kernel_that_has_not_run_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report is written when a call finds its kernel, and nothing changes in it until there is another."""
+    from norm_plugin.engines import implementations
+
+    said: list[str] = []
+
+    def tell() -> None:
+        said.extend(e["configuration"] for e in implementations.find("rmsnorm", [("bfloat16", 96, (96, 1))]))
+
+    monkeypatch.setattr(dispatch, "_watchers", [tell])
+    dispatch.reset()
+    with settings.override(backend="triton"):
+        x = torch.randn(2, 96, device=DEVICE, dtype=BF16)
+        norm_plugin.rmsnorm(x, x[0])
+        tell()
+    before, *_, after = said
+    assert before == after
+    assert "warps" in before
+
+
 def test_eps_may_be_an_integer() -> None:
     """Triton would make it an integer in the kernel, and 1 a constant of it."""
     x = inputs.make("normal", (4, 80), BF16)

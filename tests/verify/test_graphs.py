@@ -61,7 +61,8 @@ def test_replays_are_counted_and_say_what_ran(folder: Path) -> None:
 
 def test_a_compiled_model_in_graphs_is_counted(folder: Path) -> None:
     """torch.compile's own graphs (mode reduce-overhead) are torch.cuda.CUDAGraphs too."""
-    weight = torch.rand(1024, device="cuda", dtype=torch.bfloat16)
+    # a parameter, as in a model: of any other tensor torch.compile's graphs make a copy, which is a layer of its own
+    weight = torch.nn.Parameter(torch.rand(1024, device="cuda", dtype=torch.bfloat16))
 
     @torch.library.custom_op("norm_plugin_test::counted", mutates_args=())
     def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -70,7 +71,17 @@ def test_a_compiled_model_in_graphs_is_counted(folder: Path) -> None:
 
     counted.register_fake(lambda x, weight: torch.empty_like(x))
     ledger.count("rmsnorm", weight, weight)  # the report has begun before a graph is captured
-    compiled = torch.compile(lambda x: counted(x * 2, weight) + 1, mode="reduce-overhead", fullgraph=True)
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            normed: torch.Tensor = counted(x * 2, self.weight)
+            return normed + 1
+
+    compiled = torch.compile(Model(), mode="reduce-overhead", fullgraph=True)
     x = torch.randn(4, 1024, device="cuda", dtype=torch.bfloat16)
     with torch.no_grad():
         for _ in range(20):
