@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from norm_plugin import functions
+from norm_plugin import functions, split
 from norm_plugin.engines import ledger
 from norm_plugin.engines.common import asked, refused, traced
 from norm_plugin.engines.record import Record
@@ -117,7 +117,7 @@ def _fused_norm_gate(original: Forward, record: Record) -> Forward:
 def hook_mixer2(module: ModuleType, record: Record, method: str) -> None:
     """Mixer2RMSNormGated: its `forward_cuda` ends in layernorm_gated or in `forward_native`."""
     if asked("mixer2"):
-        make = _mixer2 if method == "forward_native" else _mixer2_cuda
+        make = partial(_mixer2 if method == "forward_native" else _mixer2_cuda, module)
         owner = getattr(module, "Mixer2RMSNormGated", None)
         if owner is None:
             record.missed("Mixer2RMSNormGated", f"{module.__name__} has no Mixer2RMSNormGated")
@@ -129,27 +129,47 @@ def _not_ours(layer: Any) -> str:
     if not layer.use_rms_norm:
         return "a gate without a norm"
     if layer.tp_size > 1 and layer.n_groups % layer.tp_size != 0:
-        return "groups that are spread over ranks"
+        return "groups of which some are spread over ranks"  # SGLang refuses models that would have such a layer
     return ""
 
 
-def _mixer2_cuda(original: Forward, record: Record) -> Forward:
-    """Only counts what does not end in layernorm_gated."""
+def _is_across_ranks(layer: Any) -> bool:
+    return bool(layer.use_rms_norm and layer.n_groups == 1 and layer.tp_size > 1)
+
+
+def _across_ranks(module: ModuleType, layer: Any, x: Tensor, gate: Tensor) -> Tensor:
+    """One group: the sums of squares of all ranks are added up between two ops, as SGLang adds them up."""
+    for op in split.OPS:
+        ledger.count(op.name, x, layer.weight)
+    of_attention = getattr(layer, "use_attn_tp_group", False)
+    all_reduce = module.attn_tp_all_reduce if of_attention else module.tensor_model_parallel_all_reduce
+    how = (layer.variance_epsilon, layer.tp_size, all_reduce)
+    return split.rmsnorm_of_part(x, layer.weight, gate, *how, numerics=TORCH_HF.name)
+
+
+def _mixer2_cuda(module: ModuleType, original: Forward, record: Record) -> Forward:
+    """What ends in layernorm_gated is taken there."""
 
     def forward_cuda(self: Any, x: Tensor, gate: Tensor) -> Any:
-        if record.live and not traced() and (reason := _not_ours(self)):
-            ledger.count("gated_norm", x, self.weight, reason)
+        if traced() or not record.live:
+            return original(self, x, gate)
+        if _is_across_ranks(self):
+            return _across_ranks(module, self, x, gate)
+        if reason := _not_ours(self):
+            refused("gated_norm", x, self.weight, reason)
         return original(self, x, gate)
 
     return forward_cuda
 
 
-def _mixer2(original: Forward, record: Record) -> Forward:
+def _mixer2(module: ModuleType, original: Forward, record: Record) -> Forward:
     def forward_native(self: Any, x: Tensor, gate: Tensor) -> Any:
         if traced() or not record.live:
             return original(self, x, gate)
+        if _is_across_ranks(self):
+            return _across_ranks(module, self, x, gate)
         if reason := _not_ours(self):
-            ledger.count("gated_norm", x, self.weight, reason)
+            refused("gated_norm", x, self.weight, reason)
             return original(self, x, gate)
         ledger.count("gated_norm", x, self.weight)
         group = None if self.n_groups == 1 else self.group_size
