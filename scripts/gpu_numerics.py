@@ -2,6 +2,7 @@
 """Which numerics each library's kernels have: the share of elements whose bits differ from ours under each of them.
 
     PYTHONPATH=<the libraries>:. python3 scripts/gpu_numerics.py [--json FILE]
+    python3 scripts/gpu_numerics.py --table FILE        the table of docs/numerics.md
 
 Two kernels of the same numerics differ in one element of many thousands, where their sums, added up in another order,
 lie on two sides of a tie; another rounding somewhere changes a tenth of all elements. Needs a GPU.
@@ -66,10 +67,41 @@ def output(f: Callable[[], Any]) -> torch.Tensor:
     return first.view(torch.int16).clone()
 
 
+NAMES = {
+    "rms": "RMSNorm", "add": "fused add", "gemma": "Gemma", "gemma_add": "Gemma, fused add", "layer": "LayerNorm",
+    "gated": "gated, norm first", "gate_first": "gated, gate first",
+}  # fmt: skip
+FAR = 0.01  # another rounding in the middle changes more
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Of every kernel: the numerics that its bits have, at all widths, and how far the next one that differs is."""
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for row in rows:
+        found.setdefault((row["op"], row["library"]), []).append(row["differ"])
+    lines = ["| op | kernel | numerics | bits differ | under another |", "|---|---|---|---:|---|"]
+    for (op, library), shares in sorted(found.items(), key=lambda item: list(NAMES).index(item[0][0])):
+        most = {how: max(share[how] for share in shares) for how in shares[0]}
+        best = min(most, key=lambda how: most[how])
+        others = {how: min(share[how] for share in shares) for how in most if how != best}
+        far = {how: share for how, share in others.items() if share > FAR}
+        nearest = min(far, key=lambda how: far[how], default="")
+        is_one = most[best] < FAR
+        lines.append(
+            f"| {NAMES[op]} | {library} | {best if is_one else 'none of ours'} | {most[best]:.2g} | "
+            f"{f'{far[nearest]:.0%}, {nearest}' if nearest else ''} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=Path(os.environ.get("OUT", ".")) / "gpu_numerics.json")
+    parser.add_argument("--table", type=Path, metavar="FILE", help="print what a run found")
     options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.table.read_text())["results"]))
+        return
     rows: list[dict[str, Any]] = []
     for library in LIBRARIES:
         makes, why = loaded(library)

@@ -164,7 +164,8 @@ class Engine:
 
 
 def distance(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of two runs: every token of the prompts, and the answers up to where their tokens part."""
+    """Of two runs: every token of the prompts, and the answers up to where their tokens part. Means are of what differs
+    at all, as in `norm-plugin verify`."""
     prompt, decoded, same, first = [], [], 0, []
     for x, y in zip(one, other, strict=True):
         prompt += [abs(a - b) for a, b in zip(x["prompt"], y["prompt"], strict=True)]
@@ -173,11 +174,13 @@ def distance(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str
         same += common == len(apart)
         first.append(common)
         decoded += [abs(a - b) for a, b in zip(x["logprobs"][:common], y["logprobs"][:common], strict=True)]
-    return {
-        "prompt_mean": statistics.fmean(prompt), "prompt_max": max(prompt),
-        "decoded_mean": statistics.fmean(decoded or [0.0]), "decoded_max": max(decoded or [0.0]),
-        "answers_with_equal_tokens": same, "answers": len(one), "first_difference": min(first),
-    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for where, deltas in (("prompt", prompt), ("decoded", decoded)):
+        differ = [delta for delta in deltas if delta > 0]
+        share = len(differ) / len(deltas) if deltas else 0.0
+        mean, most = (statistics.fmean(differ), max(differ)) if differ else (0.0, 0.0)
+        found |= {f"{where}_mean": mean, f"{where}_max": most, f"{where}_share": share}
+    return found | {"answers_with_equal_tokens": same, "answers": len(one), "first_difference": min(first)}
 
 
 def within(mine: dict[str, Any], floors: list[dict[str, Any]]) -> bool:

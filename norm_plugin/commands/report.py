@@ -63,8 +63,8 @@ def read(folder: Path) -> list[dict[str, Any]]:
 def ran(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One run of an engine, as a process of a report."""
     verify.check_engine(options.engine, options.python)
-    (model,) = verify.find_models(options.model, options.engine)[:1]
     device = options.device or verify.find_device()
+    (model,) = verify.find_models(options.model, options.engine, device)[:1]
     with tempfile.TemporaryDirectory(prefix="norm-plugin-") as folder:
         arguments = ["--device", device]
         plan = Plan(options.engine, options.python, [model], verify.find_prompts(None)[:4], Path(folder), arguments)

@@ -77,8 +77,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
         if path and not os.access(path.parent, os.W_OK):  # now, and not after three runs
             raise CommandError(f"{path} cannot be written: {path.parent} is not a folder, or not yours to write in.")
     check_engine(options.engine, options.python)
-    models = find_models(options.model, options.engine)
     device = options.device or find_device()
+    models = find_models(options.model, options.engine, device)
     arguments = ["--dtype", options.dtype, "--device", device, "--mode", options.mode]
     if device == "cuda" and not options.model.startswith("tiny:"):
         options.set = [LARGE[options.engine], *options.set]
@@ -112,14 +112,15 @@ def check_engine(engine: str, python: str) -> None:
         raise CommandError(f"{python} has no {' and no '.join(missing)}; --python names an interpreter that has both.")
 
 
-def find_models(model: str, engine: str) -> list[Path]:
+def find_models(model: str, engine: str, device: str) -> list[Path]:
     """The folders of the models that are asked for; tiny ones are made."""
+    sizes = tiny.sizes_for(device)
     if model == "tiny:all":
-        return [tiny.make(name) for name in tiny.names(engine)]
+        return [tiny.make(name, sizes=sizes) for name in tiny.names(engine)]
     if model.startswith("tiny:"):
         if (name := model.removeprefix("tiny:")) not in tiny.NAMES:
             raise CommandError(f"--model {model}: there are {', '.join(tiny.NAMES)}, and tiny:all.", WRONG_ARGUMENT)
-        return [tiny.make(name)]
+        return [tiny.make(name, sizes=sizes)]
     if not (Path(model) / "config.json").is_file():
         raise CommandError(f"--model {model}: there is no {model}/config.json; give a model's folder, or tiny:NAME.")
     return [Path(model).resolve()]
@@ -221,7 +222,7 @@ def show(verdicts: list[Verdict], about: dict[str, Any], console: Console) -> No
         console.print(each_prompt(verdicts[0]))
     what = "the requests in another order" + (", in smaller batches" if about["floor"] == "batches" else "")
     console.print(
-        f"{summary(verdicts)}. |Δ|: of logprobs, up to the first other token. "
+        f"{summary(verdicts)}. |Δ|: of logprobs, up to the first other token; its mean: where anything differs. "
         f"Floor: stock against stock with {what}. {about['seconds']:.0f} s.",
         soft_wrap=True,
     )

@@ -28,8 +28,18 @@ class PromptDifference:
     tokens: int
     diverged_at: int | None
     deltas: list[float]
-    mean: float
+    means: list[float]
     kl: float
+
+    @property
+    def mean(self) -> float:
+        """The mean difference of a logprob, over the positions that differ at all.
+
+        One other bit anywhere grows to the size of the dtype's rounding within a few layers. So the size of what it
+        reaches tells a wrong norm from noise, and how many positions it reaches does not: another batch leaves the bits
+        of many as they are, and another kernel those of few.
+        """
+        return fmean(found) if (found := [mean for mean in self.means if mean > 0]) else 0.0
 
     @property
     def max(self) -> float:
@@ -55,9 +65,8 @@ class Difference:
 
     @property
     def mean(self) -> float:
-        """Over all positions."""
-        positions = sum(len(p.deltas) for p in self.prompts)
-        return sum(p.mean * len(p.deltas) for p in self.prompts) / positions if positions else 0.0
+        """Over all positions that differ at all."""
+        return fmean(found) if (found := [mean for p in self.prompts for mean in p.means if mean > 0]) else 0.0
 
     @property
     def kl(self) -> float:
@@ -99,7 +108,7 @@ def compare_answers(first: Answer, second: Answer) -> PromptDifference:
         len(first.tokens),
         diverged_at,
         [max(deltas) for deltas in positions],
-        fmean(fmean(deltas) for deltas in positions) if positions else 0.0,
+        [fmean(deltas) for deltas in positions],
         fmean(kl(first.top[i], second.top[i]) for i in range(compared)) if positions else 0.0,
     )
 
@@ -126,12 +135,12 @@ def kl(first: dict[str, float], second: dict[str, float]) -> float:
 
 
 def judge(floor: Difference, patched: Difference) -> str:
-    """What patched is, beside what stock does to itself."""
+    """What patched is, beside what stock does to itself.
+
+    Tokens have no rule of their own: another one is chosen only where the best two are closer than their logprobs
+    differ, and those are judged.
+    """
     if patched.identical:
         return IDENTICAL
-    inside = (
-        patched.max <= MAX_MARGIN * floor.max
-        and patched.mean <= MEAN_MARGIN * floor.mean
-        and patched.diverged <= MAX_MARGIN * floor.diverged
-    )
+    inside = patched.max <= MAX_MARGIN * floor.max and patched.mean <= MEAN_MARGIN * floor.mean
     return INSIDE if inside else OUTSIDE

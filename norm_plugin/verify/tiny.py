@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norm_plugin.verify import architectures
-from norm_plugin.verify.architectures import ARCHITECTURES, BOS, EOS, PAD, VOCAB, Architecture
+from norm_plugin.verify import architectures, shapes
+from norm_plugin.verify.architectures import ARCHITECTURES, BOS, EOS, PAD, Architecture
+from norm_plugin.verify.shapes import POSITIONS, TINY, VOCAB, WIDE, Sizes
 
 NAMES = tuple(ARCHITECTURES)
 
@@ -35,24 +36,29 @@ def names(engine: str) -> tuple[str, ...]:
 def cache() -> Path:
     """Where the models are kept: another folder for every version of what makes them."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    sources = b"".join(Path(source).read_bytes() for source in (__file__, architectures.__file__))
+    sources = b"".join(Path(source).read_bytes() for source in (__file__, architectures.__file__, shapes.__file__))
     return Path(root) / "norm_plugin" / "tiny" / hashlib.sha256(sources).hexdigest()[:12]
 
 
-def make(name: str, folder: Path | None = None) -> Path:
+def sizes_for(device: str) -> Sizes:
+    """The sizes of the models that `verify` makes for a device."""
+    return WIDE if device == "cuda" else TINY
+
+
+def make(name: str, folder: Path | None = None, sizes: Sizes = TINY) -> Path:
     """The folder of a tiny model inside `folder` (the cache), made if it is not there.
 
     It appears there complete or not at all, so that two processes may make it at once.
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"tiny:{name} is not a tiny model; there are {', '.join(NAMES)}, and tiny:all.")
-    place = (folder or cache()) / name
+    place = (folder or cache() / f"hidden-{sizes.hidden}") / name
     if place.is_dir():
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=place.parent))
     try:
-        _write(ARCHITECTURES[name], made)
+        _write(architectures.architectures(sizes)[name], made)
         made.chmod(0o755)  # mkdtemp's is for its owner alone
         made.rename(place)
     except OSError:
@@ -70,7 +76,7 @@ def _write(architecture: Architecture, folder: Path) -> None:
         "tokenizer.json": _tokenizer(),
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>",
-            "pad_token": "<pad>", "unk_token": "<unk>", "model_max_length": architectures.POSITIONS,
+            "pad_token": "<pad>", "unk_token": "<unk>", "model_max_length": POSITIONS,
             "clean_up_tokenization_spaces": False, "chat_template": CHAT,
         },
     }  # fmt: skip

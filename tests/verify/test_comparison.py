@@ -30,6 +30,15 @@ def test_a_difference_of_a_logprob() -> None:
     assert 0 < difference.kl < 1e-4
 
 
+def test_the_mean_is_of_the_positions_that_differ() -> None:
+    same, other = answer([5, 6, 7], prompt=[1]), answer([5, 6, 7], shift=0.01, prompt=[2])
+    stock = [same, answer([5, 6, 7], prompt=[2])]
+    half, all_of_them = compare(stock, [same, other]), compare(stock, [answer([5, 6, 7], 0.01, [1]), other])
+    assert half.mean == all_of_them.mean == pytest.approx(0.01 * 2 / 5)
+    assert [prompt.mean for prompt in half.prompts] == [0, pytest.approx(0.01 * 2 / 5)]
+    assert judge(half, all_of_them) == INSIDE
+
+
 def test_nothing_is_compared_after_the_first_other_token() -> None:
     first, second = answer([5, 6, 7, 8]), answer([5, 60, 7, 8])
     (prompt,) = compare([first], [second]).prompts
