@@ -34,7 +34,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from norm_plugin import kernels
-from norm_plugin.kernels import driver, gated, launch, rms, split
+from norm_plugin.gradients import BACKWARD_OPS
+from norm_plugin.kernels import backward, driver, gated, launch, rms, split
 from norm_plugin.ops import OPS
 from norm_plugin.verify import inputs
 from tests.kernels import ptx
@@ -45,6 +46,8 @@ TYPES = {torch.float16: "fp16", BF16: "bf16", FP32: "fp32", E4M3: "fp8e4nv", E5M
 
 #: Compute capability -> (dependent launches, an fp8 unit). 80 has no e4m3 at all: those ops stay native there.
 ARCHITECTURES = {80: (False, False), 90: (True, True), 100: (True, True)}
+
+EVERY_OP = OPS | BACKWARD_OPS
 
 #: Ops whose kernels are those of another op, variant by variant.
 ALIKE = {"rmsnorm_out": "rmsnorm", "add_rmsnorm": "fused_add_rmsnorm"}
@@ -63,6 +66,17 @@ FAMILIES: list[tuple[str, samples.Arguments]] = [
 ]
 WIDTHS = [64, 512, 2880, 4096, 7168, 8192, 16384, 18432, 65536]
 FEW_WIDTHS = [4096, 7168]
+
+#: A backward call launches up to three kernels: the statistics of rows in parts, gradients, sums over the rows.
+BACKWARD: list[tuple[str, samples.Arguments]] = [
+    ("rmsnorm_backward", {}),
+    ("rmsnorm_backward", {"residual_grad": torch.empty(0)}),
+    ("layernorm_backward", {}),
+    ("gated_norm_backward", {"is_rms_norm": True, "bias": None}),
+    ("gated_norm_backward", {"norm_before_gate": False, "group_size": 64}),
+]
+BACKWARD_WIDTHS = [64, 4096, 16384, 65536]
+PROCESSORS = 132
 
 
 @dataclass(frozen=True)
@@ -135,40 +149,55 @@ def tasks(few: bool) -> Iterator[Task]:
         for arch in (80, 100):
             yield Task(name, variant, (4, 4096), arch)
             yield Task(name, variant, (4, 65536), arch)
+    for name in BACKWARD_OPS:
+        for arch in ARCHITECTURES:
+            yield Task(name, {}, (4, 256), arch)
+    for name, variant in [] if few else BACKWARD:
+        for width in BACKWARD_WIDTHS:
+            yield Task(name, variant, (4, width))
 
 
-class Bound(Exception):
-    """Not an error: a launch, and what it is given, where it would run."""
+@dataclass
+class Bound:
+    """A launch, and what it is given, where it would run."""
 
-    def __init__(self, bound: Any, pointers: tuple[Tensor | None, ...]) -> None:
-        super().__init__()
-        self.bound, self.pointers = bound, pointers
-
-
-def stop(bound: Any, m: int, eps: float, *pointers: Tensor | None) -> None:
-    raise Bound(bound, pointers)
+    bound: Any
+    pointers: tuple[Tensor | None, ...]
 
 
-def bind(task: Task) -> Bound:
-    """The launch of a task, bound by the code that binds it for a call."""
-    op = OPS[task.name]
+def arguments(task: Task) -> samples.Arguments:
+    """Those of a call, in the layout of the task."""
+    op = EVERY_OP[task.name]
     a = samples.arguments(op, task.shape, task.dtype, **task.variant)
-    a |= {key: inputs.LAYOUTS[task.layout](a[key]) for key in samples.alike(op) if a[key] is not None}
+    for key in ("grad", "residual_grad"):
+        if key in a and (key == "grad" or a[key] is not None):
+            a[key] = inputs.make("normal", task.shape, task.dtype)
+    return a | {key: inputs.LAYOUTS[task.layout](a[key]) for key in samples.alike(op) if a[key] is not None}
+
+
+def bind(task: Task) -> list[Bound]:
+    """The launches of a task, bound by the code that binds them for a call; nothing runs."""
+    op, a = EVERY_OP[task.name], arguments(task)
     pdl, fp8_unit = ARCHITECTURES[task.arch]
+    launched: list[Bound] = []
+
+    def launch_nothing(bound: Any, m: int, eps: float, *pointers: Tensor | None) -> None:
+        launched.append(Bound(bound, pointers))
+
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(launch.Launch, "__call__", stop))
-        for module in (rms, gated, split):
+        stack.enter_context(mock.patch.object(launch.KernelLaunch, "__call__", launch_nothing))
+        for module in (rms, gated, split, backward):
             stack.enter_context(mock.patch.object(module, "gpu_of", return_value=f"sm_{task.arch}"))
             stack.enter_context(mock.patch.object(module, "use_pdl", return_value=pdl))
         for module in (rms, gated):
             stack.enter_context(mock.patch.object(module, "has_fp8_unit", return_value=fp8_unit))
+        stack.enter_context(mock.patch.object(backward, "on_nvidia", return_value=True))
+        stack.enter_context(mock.patch.object(backward, "processors", return_value=PROCESSORS))
         found = kernels.find(op.family, op.name)
         assert found is not None
-        try:
-            found(*a.values())(*a.values())
-        except Bound as bound:
-            return bound
-    raise AssertionError(f"{task.label} launched nothing")
+        found(*a.values())(*a.values())
+    assert launched, f"{task.label} launched nothing"
+    return launched
 
 
 def compiled(found: Bound, task: Task) -> tuple[Any, dict[str, Tensor | None]]:
@@ -214,17 +243,27 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2]) + int(found[3])
 
 
-def report(task: Task) -> Report:
-    """Compile a task, and look at the result."""
-    made = Report(task.label, task.name, task.arch, task.shape[-1])
+def reports(task: Task) -> list[Report]:
+    """Compile what a task launches, and look at the results."""
     try:
-        found = bind(task)
+        launches = bind(task)
+    except Exception as error:  # whatever is raised is a finding, not the end
+        return [Report(task.label, task.name, task.arch, task.shape[-1], f"{type(error).__name__}: {error}")]
+    return [report(task, found) for found in launches]
+
+
+def report(task: Task, found: Bound) -> Report:
+    bound = found.bound
+    made = Report(f"{task.label} {bound.kernel.__name__}", task.name, task.arch, task.shape[-1])
+    try:
         kernel, parameters = compiled(found, task)
-        names, text, config = list(parameters), kernel.asm["ptx"], found.bound.config
-        share = config.block * config.rows // (config.warps * 32)
-        made.shares = {name: share * t.itemsize for name, t in parameters.items() if t is not None and t.dim() > 1}
-        made.aligned = found.bound.constants["ALIGN"] == 16
-        made.pdl = found.bound.pdl
+        names, text = list(parameters), kernel.asm["ptx"]
+        if "BLOCK" in bound.constants:
+            share = bound.constants["BLOCK"] * bound.constants.get("ROWS", 1) // (bound.options["num_warps"] * 32)
+            rows = {name: t for name, t in parameters.items() if t is not None and t.shape == task.shape}
+            made.shares = {name: share * t.itemsize for name, t in rows.items()}
+        made.aligned = bound.constants.get("ALIGN") == 16
+        made.pdl = bound.pdl
         made.waits = text.count("griddepcontrol.wait")
         made.accesses = [(a.store, names[a.parameter], a.bytes, a.before_wait) for a in ptx.accesses(text)]
         made.narrow = ptx.narrow_arithmetic(text)
@@ -244,8 +283,8 @@ def main() -> None:
         mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache),
         multiprocessing.get_context("spawn").Pool(min(8, os.cpu_count() or 1)) as pool,
     ):
-        reports = pool.map(report, wanted, chunksize=4)
-    print(json.dumps({"triton": triton.__version__, "reports": [asdict(made) for made in reports]}))
+        found = [made for of_task in pool.map(reports, wanted, chunksize=4) for made in of_task]
+    print(json.dumps({"triton": triton.__version__, "reports": [asdict(made) for made in found]}))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ SIZES = {"u64": 8, "b64": 8, "u32": 4, "s32": 4, "b32": 4, "f32": 4}
 PARAMETER = re.compile(r"\.param \.(\w+) (?:\.ptr [^_]*)?\w+_param_(\d+)")
 FROM_PARAMETER = re.compile(r"ld\.param\.\w+\s+(%\w+), \[\w+_param_(\d+)\]")
 ACCESS = re.compile(r"\b(ld|st|atom|red)\.global([.:\w]*)\s+(.*)")
+COPY = re.compile(r"\bcp\.async\.\w+\.shared\.global[.:\w]*\s+\[[^]]*\],\s*\[\s*(%\w+)[^]]*\],\s*(\w+)")
 ADDRESS = re.compile(r"\[\s*(%\w+)")
 REGISTER = re.compile(r"%\w+")
 ARITHMETIC = re.compile(r"\b(add|sub|mul|fma|mad|div|min|max|neg|abs|ex2|tanh|rcp|sqrt)\.([.\w]*)")
@@ -52,14 +53,21 @@ def accesses(ptx: str) -> list[Access]:
         elif match := ACCESS.search(statement):
             address = ADDRESS.search(match[3])
             assert address is not None, statement
-            (parameter,) = made_of[address[1]]
-            found.append(Access(match[1] != "ld", parameter, width(match[2]), not waited))
+            found += through(made_of[address[1]], match[1] != "ld", width(match[2]), not waited)
+        elif match := COPY.search(statement):
+            found += through(made_of[match[1]], False, int(match[2], 0), not waited)
         elif statement.startswith(("@", "{")) or not statement.startswith((".", "$", "bra", "bar")):
             registers = REGISTER.findall(statement)
             if len(registers) > 1:
                 sources = set().union(*(made_of.get(register, set()) for register in registers[1:]))
                 made_of.setdefault(registers[0], set()).update(sources)
     return found
+
+
+def through(made_of: set[int], store: bool, size: int, before_wait: bool) -> list[Access]:
+    """An access through one parameter, or through one of several where a kernel selects."""
+    assert made_of
+    return [Access(store, parameter, size, before_wait) for parameter in sorted(made_of)]
 
 
 def width(suffix: str) -> int:
