@@ -1,12 +1,12 @@
 """Dependent launches: bits are the same whatever the kernels before and after a norm do, in 100,000 rounds.
 
-A round is: a producer writes everything that the norm reads (rows, residual, gate, weight, bias, scale), the norm runs,
-a consumer compares all of its memory with what it should be, bit by bit, and poisons it. Each of them may start while
-the one before it still runs. The grid: calls of every kernel, for rows that are read once or again, of launches that
-let the next kernel in early or late and of lean ones x producers: one that lets the norm in before it writes, the same
-with a kernel between them that lets it in before its own wait, and PyTorch's copies, which say nothing of dependents
-(these in fewer rounds); in graphs. Issued one by one, where the host is slower than the kernels, the first producer is
-so late that launches queue up behind it.
+A round is: a producer writes everything that the norm reads (rows, residual, gate, weight, bias, scale), the norm or
+its gradient runs (the kernels of which depend on each other too), a consumer compares all of its memory with what it
+should be, bit by bit, and poisons it. Each of them may start while the one before it still runs. The grid: calls of
+every kernel, for rows that are read once or again, of launches that let the next kernel in early or late and of lean
+ones x producers: one that lets the norm in before it writes, the same with a kernel between them that lets it in before
+its own wait, and PyTorch's copies, which say nothing of dependents (these in fewer rounds); in graphs. Issued one by
+one, where the host is slower than the kernels, the first producer is so late that launches queue up behind it.
 
 That no kernel has a load or a store before its wait is shown without a GPU, in test_compile_only.
 """
@@ -22,7 +22,9 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, settings
+from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.ops import OPS
+from norm_plugin.verify import inputs
 from tests.kernels.device import COMPILED, DEVICE, on_a_gpu
 from tests.spec import samples
 
@@ -54,6 +56,10 @@ CALLS: list[tuple[str, samples.Arguments, tuple[int, ...]]] = [
     ("split_rmsnorm", {"numerics": "hf"}, (64, 4096)),
     ("fused_add_rmsnorm_quant", {}, (64, 7168)),
     ("rmsnorm_dynamic_quant", {"scale_ub": torch.tensor(1.5)}, (64, 4096)),
+    ("rmsnorm_backward", {}, (64, 4096)),
+    ("layernorm_backward", {}, (300, 8192)),
+    ("gated_norm_backward", {"norm_before_gate": False, "group_size": 512}, (64, 4096)),
+    ("rmsnorm_backward", {}, (4, 65536)),
 ]
 LABELS = [samples.label(name, variant) + "-" + "x".join(map(str, shape)) for name, variant, shape in CALLS]
 
@@ -112,8 +118,11 @@ def fill(a: samples.Arguments, version: int) -> None:
 
 def stage(name: str, variant: samples.Arguments, shape: tuple[int, ...]) -> Stage:
     """A call, and what each version of its arguments becomes where no launch is dependent."""
-    op = OPS[name]
-    state, a = in_one_buffer(samples.arguments(op, shape, **variant))
+    op = (OPS | BACKWARD_OPS)[name]
+    made = samples.arguments(op, shape, **variant)
+    if "grad" in made:
+        made["grad"] = inputs.make("normal", shape, torch.bfloat16)
+    state, a = in_one_buffer(made)
 
     def run() -> tuple[Tensor, ...]:
         returned = dispatch.call(op, *a.values())
