@@ -4,12 +4,12 @@
     PYTHONPATH=<SGLang and what it needs>:. python3 scripts/gpu_sglang.py PART [--out DIR] [--seconds 540] ...
 
 PART is one of
-  equal          tiny models of each family, default mode with CUDA graphs: tokens and logprobs of stock and patched,
-                 beside the noise floor, which is stock against stock with the requests in another order and one by one
+  equal          each family, default mode with CUDA graphs: tokens and logprobs of stock and patched, beside the noise
+                 floor, which is stock against stock with the requests in another order and one by one
   deterministic  the same under --enable-deterministic-inference, for the dense families: bits across batch orders,
                  batch sizes, repeats and processes
   speed          a dense model of 28 layers (--shape 0.6b, 1.7b or 7b), default mode: decode throughput at batch 1 to 64
-                 and prefill; --repeats engines of each side, taking turns
+                 and prefill; both engines are there at once and take turns, --repeats times
   speed_deterministic   the same in deterministic mode
   speed_gemma3   the same in default mode for Gemma 3, whose q and k norms SGLang has no kernel for
   kernel         SGLang's fused_norm_gate against ours at decode sizes, in replayed CUDA graphs
@@ -22,38 +22,39 @@ Nothing has to be installed: the entry point is made in a folder of its own. Not
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import platform
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import gpu_sglang_models
+from gpu_child import Child
+
+from norm_plugin.verify import tiny
+from norm_plugin.verify.comparison import MAX_MARGIN, MEAN_MARGIN
 
 FAMILIES = ("llama", "qwen3", "gemma3", "gpt2", "qwen3_next", "qwen3_5", "nemotron_h", "falcon_h1", "mamba2")
 DENSE = ("llama", "qwen3", "gemma3")
-ENGINE = ROOT / "scripts" / "gpu_sglang_engine.py"
-ENGINE_SECONDS = 240  # most of an engine
-QWEN3 = {"0.6b": (1024, 3072, 16, 8), "1.7b": (2048, 6144, 16, 8), "7b": (3584, 18944, 28, 4), "tiny": (64, 128, 2, 1)}
+ENGINE_SECONDS = 400  # most of an engine
+SIDES = ("stock", "patched")
 
 
 # --- running them -------------------------------------------------------------------------------------------------
 
 
 class Runs:
-    """Starts engines, keeps the clock, and writes what came out after each."""
+    """Starts engines, keeps the clock, and writes what came out."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
@@ -61,80 +62,60 @@ class Runs:
         self.work = Path(tempfile.mkdtemp(prefix="gpu_sglang."))
         self.cpu = options.device == "cpu"
         self.tokens = 4 if self.cpu else 24
-        self.found: dict[str, Any] = {"part": options.part, **about(), "runs": []}
-        metadata = self.work / "plugin" / "norm_plugin-0.dist-info"
-        metadata.mkdir(parents=True)
-        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: norm-plugin\nVersion: 0\n")
-        (metadata / "entry_points.txt").write_text(
-            "[sglang.srt.plugins]\nnorm_plugin = norm_plugin.engines.sglang:register\n"
-        )
+        self.longest = 60.0
+        self.found: dict[str, Any] = {"part": options.part, **about()}
+        self.lock = threading.RLock()
+        self.engines = 0
 
-    def left(self) -> float:
-        """Seconds."""
-        return self.options.seconds - (time.monotonic() - self.begin)
-
-    def out_of_time(self, engines: int) -> bool:
-        """Whether that many engines would not end in time, if they take what the slowest has taken."""
-        return self.left() < engines * max([40.0, *(run["seconds"] for run in self.found["runs"])])
+    def out_of_time(self) -> bool:
+        """Whether something would not end in time, if it takes what the slowest has taken."""
+        return bool(self.options.seconds - (time.monotonic() - self.begin) < self.longest)
 
     def save(self) -> None:
-        self.options.out.mkdir(parents=True, exist_ok=True)
-        place = self.options.out / f"sglang_{self.options.part}.json"
-        place.write_text(json.dumps(self.found, indent=1) + "\n")
+        with self.lock:
+            self.options.out.mkdir(parents=True, exist_ok=True)
+            place = self.options.out / f"sglang_{self.options.part}.json"
+            place.write_text(json.dumps(self.found, indent=1) + "\n")
 
     def arguments(self, model: Path, *, deterministic: bool, batches: list[int]) -> dict[str, Any]:
+        with self.lock:
+            self.engines += 1
+            number = self.engines
         given: dict[str, Any] = {
             "model_path": str(model), "dtype": "bfloat16", "device": self.options.device, "random_seed": 0,
             "sampling_backend": "pytorch", "grammar_backend": "none", "skip_tokenizer_init": True,
             "skip_server_warmup": True, "disable_radix_cache": True, "log_level": "warning",
-            "max_running_requests": max(batches), "mem_fraction_static": 0.5,
-            "max_total_tokens": 32768, "enable_deterministic_inference": deterministic,
+            "max_running_requests": max(batches), "mem_fraction_static": 0.5, "max_total_tokens": 32768,
+            "enable_deterministic_inference": deterministic, "port": 30000 + 10 * number, "nccl_port": 41000 + number,
         }  # fmt: skip
         if self.cpu:
             more = {"disable_overlap_schedule": True, "disable_cuda_graph": True, "max_total_tokens": 4096}
             return given | more | {"attention_backend": "torch_native", "mem_fraction_static": 0.9}
         graphs = {"cuda_graph_bs_decode": batches, "disable_prefill_cuda_graph": not self.options.prefill_graphs}
-        return given | {"attention_backend": "triton"} | graphs
+        few = {"max_mamba_cache_size": 4 * max(batches)}  # else it takes all the memory there is, and others start too
+        return given | {"attention_backend": "triton"} | graphs | few
 
-    def run(self, label: str, task: dict[str, Any], *, patched: bool) -> dict[str, Any] | None:
-        """One engine; None where it failed, which is written down with its last lines."""
-        from norm_plugin.verify.sglang_child import import_only
-
-        side = "patched" if patched else "stock"
-        place = Path(tempfile.mkdtemp(prefix=f"{label}-{side}.", dir=self.work))
-        (place / "task").write_text(json.dumps(task))
+    def engine(self, label: str, side: str, arguments: dict[str, Any]) -> Child:
+        """One engine; its report is in the folder of its name."""
+        name = f"{label}-{side}-{arguments['nccl_port']}"
         env = {k: v for k, v in os.environ.items() if not k.startswith(("NORM_PLUGIN", "USE_NATIVE"))}
-        paths = [str(self.work / "plugin"), str(ROOT), os.environ.get("PYTHONPATH", "")]
-        env |= {"PYTHONPATH": ":".join(filter(None, paths)), "HF_HUB_OFFLINE": "1", "SGLANG_PLUGINS": "norm_plugin"}
-        if patched:
-            env |= {"NORM_PLUGIN": "native" if self.cpu else "auto", "NORM_PLUGIN_REPORT": str(place / "report")}
-        import_only([Path(task["arguments"]["model_path"])])
-        env["SGLANG_DISABLED_MODEL_ARCHS"] = os.environ.pop("SGLANG_DISABLED_MODEL_ARCHS")
+        env["SGLANG_PLUGINS"] = "norm_plugin"
+        if side == "patched":
+            env |= {"NORM_PLUGIN": "native" if self.cpu else "auto", "NORM_PLUGIN_REPORT": str(self.work / name)}
+        with self.lock:
+            from norm_plugin.verify.sglang_child import import_only
+
+            import_only([Path(arguments["model_path"])])
+            env["SGLANG_DISABLED_MODEL_ARCHS"] = os.environ.pop("SGLANG_DISABLED_MODEL_ARCHS")
         if self.cpu:
             env |= {"SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1", "TRITON_INTERPRET": "1"}
-        begin = time.monotonic()
-        with (place / "log").open("w") as log:
-            command = [sys.executable, str(ENGINE), str(place / "task"), str(place / "answer")]
-            process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(min(ENGINE_SECONDS, max(self.left(), 1)))
-            with contextlib.suppress(ProcessLookupError):  # what is left of it and of the processes that it started
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        entry: dict[str, Any] = {"label": label, "side": side, "seconds": round(time.monotonic() - begin, 1)}
-        self.found["runs"].append(entry)
-        if not (place / "answer").exists():
-            entry["failed"] = (place / "log").read_text().splitlines()[-25:]
-            print(f"{label} {side}: FAILED after {entry['seconds']} s: {' | '.join(entry['failed'][-3:])}", flush=True)
+        return Child("gpu_sglang_engine.py", name, self.work, arguments, env, ENGINE_SECONDS)
+
+    def tell(self, found: dict[str, Any], where: str = "models") -> None:
+        with self.lock:
+            self.found.setdefault(where, []).append(found)
             self.save()
-            return None
-        found: dict[str, Any] = json.loads((place / "answer").read_text())
-        entry |= {key: found[key] for key in ("version", "seconds_to_start", "decode", "prefill") if found[key]}
-        if patched:
-            entry["calls"] = calls(place / "report")
-        print(f"{label} {side}: {entry['seconds']} s {entry.get('decode', '')} {entry.get('prefill', '')}", flush=True)
-        self.save()
-        return found
+        print(f"[{time.monotonic() - self.begin:4.0f} s]", json.dumps(found), flush=True)
 
 
 def calls(folder: Path) -> dict[str, int]:
@@ -172,94 +153,133 @@ def about() -> dict[str, Any]:
 
 
 def difference(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of two sets of answers: logprobs are compared up to and with the first other token."""
-    largest, same, first = 0.0, 0, []
+    """Of two sets of answers: logprobs are compared up to and with the first other token. The mean is of what differs
+    at all, as in `norm-plugin verify`."""
+    deltas, same, first = [], 0, []
     for a, b in zip(one, other, strict=True):
         until = next(
             (i for i, (s, t) in enumerate(zip(a["tokens"], b["tokens"], strict=True)) if s != t), len(a["tokens"])
         )
         same += until == len(a["tokens"])
         first.append(until)
-        of_prompt = zip(a["of_prompt"], b["of_prompt"], strict=True)
-        pairs = [*of_prompt, *list(zip(a["logprobs"], b["logprobs"], strict=True))[: until + 1]]
-        largest = max([largest, *(abs(x - y) for x, y in pairs)])
-    return {"bitwise": one == other, "same_tokens": f"{same}/{len(one)}", "max_dlogprob": largest, "first_other": first}
+        pairs = [*zip(a["of_prompt"], b["of_prompt"], strict=True)]
+        pairs += list(zip(a["logprobs"], b["logprobs"], strict=True))[: until + 1]
+        deltas += [abs(x - y) for x, y in pairs]
+    differ = [delta for delta in deltas if delta > 0]
+    return {
+        "bitwise": one == other, "same_tokens": f"{same}/{len(one)}", "first_other": first,
+        "max_dlogprob": max(deltas), "mean_dlogprob": statistics.fmean(differ) if differ else 0.0,
+        "share": len(differ) / len(deltas),
+    }  # fmt: skip
 
 
-def pair(runs: Runs, name: str, task: dict[str, Any]) -> tuple[Any, Any]:
-    stock = runs.run(name, task, patched=False)
-    return stock, runs.run(name, task, patched=True)
+def asked(
+    runs: Runs, name: str, side: str, orders: list[str], deterministic: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What one engine answers in each order, and what is known of it."""
+    model = tiny.make(name, runs.work / "models", tiny.sizes_for(runs.options.device))
+    arguments = runs.arguments(model, deterministic=deterministic, batches=[1, 2, 4, 8])
+    with runs.engine(name, side, arguments) as engine:
+        known = engine.answer()
+        answers = {order: engine.ask("answers", order=order, tokens=runs.tokens) for order in orders}
+    if side == "patched":
+        known["calls"] = calls(runs.work / engine.name)
+    return answers, known
 
 
-def equal(runs: Runs, options: argparse.Namespace) -> None:
-    for name in options.families or FAMILIES:
-        if runs.out_of_time(2):
-            print(f"{name}: no time left", flush=True)
-            break
-        arguments = runs.arguments(tiny_model(name, runs.work), deterministic=False, batches=[1, 2, 4, 8])
-        stock, ours = pair(
-            runs, name, {"arguments": arguments, "orders": ["given", "reversed", "alone"], "tokens": runs.tokens}
-        )
-        if not stock or not ours:
-            continue
-        s, o = stock["answers"], ours["answers"]
-        floor = {order: difference(s["given"], s[order]) for order in ("reversed", "alone")}
-        patched = {order: difference(s[order], o[order]) for order in s}
-        limit = max(found["max_dlogprob"] for found in floor.values())
-        inside = max(found["max_dlogprob"] for found in patched.values()) <= limit
-        tell(runs, {"model": name, "floor": floor, "patched": patched, "inside_the_floor": inside})
+def equal(runs: Runs, name: str) -> dict[str, Any]:
+    orders = ["given", "reversed", "alone"]
+    s, known = asked(runs, name, "stock", orders, False)
+    o, ours = asked(runs, name, "patched", orders, False)
+    floor = {order: difference(s["given"], s[order]) for order in orders[1:]}
+    patched = {order: difference(s[order], o[order]) for order in orders}
+    margins = {"max_dlogprob": MAX_MARGIN, "mean_dlogprob": MEAN_MARGIN}
+    inside = all(
+        found[what] <= margin * max(of[what] for of in floor.values())
+        for found in patched.values()
+        for what, margin in margins.items()
+    )
+    return {"floor": floor, "patched": patched, "inside_the_floor": inside, **known, **ours}
 
 
-def deterministic(runs: Runs, options: argparse.Namespace) -> None:
+def deterministic(runs: Runs, name: str) -> dict[str, Any]:
     orders = ["given", "again", "reversed", "alone"]
-    for name in options.families or DENSE:
-        if runs.out_of_time(3):
+    s, known = asked(runs, name, "stock", orders, True)
+    o, ours = asked(runs, name, "patched", orders, True)
+    again, _ = asked(runs, name, "patched", ["given"], True)
+    own = {order: o["given"] == o[order] for order in orders[1:]}
+    own["another process"] = o["given"] == again["given"]
+    return {
+        "patched_bitwise": own, "all_bitwise": all(own.values()),
+        "stock_bitwise": {order: s["given"] == s[order] for order in orders[1:]},
+        "patched_and_stock": difference(s["given"], o["given"]), **known, **ours,
+    }  # fmt: skip
+
+
+def each_family(runs: Runs, options: argparse.Namespace) -> None:
+    """Several at once: nothing is timed."""
+    do = {"equal": equal, "deterministic": deterministic}[options.part]
+
+    def one(name: str) -> None:
+        if runs.out_of_time():
             print(f"{name}: no time left", flush=True)
-            break
-        arguments = runs.arguments(tiny_model(name, runs.work), deterministic=True, batches=[1, 2, 4, 8])
-        task = {"arguments": arguments, "orders": orders, "tokens": runs.tokens}
-        stock, ours = pair(runs, name, task)
-        again = runs.run(name, task | {"orders": ["given"]}, patched=True)
-        if not ours or not again:
-            continue
-        o = ours["answers"]
-        own = {order: o["given"] == o[order] for order in orders[1:]}
-        own["another process"] = o["given"] == again["answers"]["given"]
-        found: dict[str, Any] = {"model": name, "patched_bitwise": own, "all_bitwise": all(own.values())}
-        if stock:
-            s = stock["answers"]
-            found["stock_bitwise"] = {order: s["given"] == s[order] for order in orders[1:]}
-            found["patched_and_stock"] = difference(s["given"], o["given"])
-        tell(runs, found)
+            return
+        begin = time.monotonic()
+        try:
+            found = do(runs, name)
+        except RuntimeError as error:
+            found = {"failed": str(error)}
+        taken = time.monotonic() - begin
+        runs.longest = max(runs.longest, taken)
+        runs.tell({"model": name, **found, "seconds": round(taken, 1)})
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(one, options.families or (FAMILIES if options.part == "equal" else DENSE)))
 
 
 def speed(runs: Runs, options: argparse.Namespace) -> None:
     mode = options.part == "speed_deterministic"
-    model = gemma3_model(runs) if options.part == "speed_gemma3" else qwen3_model(runs, options.shape)
+    model = (
+        gpu_sglang_models.gemma3(runs.work, runs.cpu)
+        if options.part == "speed_gemma3"
+        else gpu_sglang_models.qwen3(runs.work, options.shape, runs.cpu)
+    )
     batches = [1, 2] if runs.cpu else [1, 8, 16, 32, 64]
-    arguments = runs.arguments(model, deterministic=mode, batches=batches) | {"load_format": "dummy"}
     prefills = [(1, 32)] if runs.cpu else [(1, 32), (1, 512), (8, 1024)]
     steps = 8 if runs.cpu else 128
-    task = {"arguments": arguments, "batches": batches, "prefills": prefills, "steps": steps, "tokens": 0}
-    sides: dict[str, list[dict[str, Any]]] = {"stock": [], "patched": []}
-    for repeat in range(options.repeats):
-        if runs.out_of_time(2):
-            break
-        for side in ("stock", "patched") if repeat % 2 == 0 else ("patched", "stock"):  # neither is always the first
-            found = runs.run(model.name, task, patched=side == "patched")
-            if found:
-                sides[side].append(found)
-        if not all(sides.values()):
-            continue
-        medians = {s: {k: {n: middle(f[k][n] for f in found) for n in found[0][k]} for k in ("decode", "prefill")}
-                   for s, found in sides.items()}  # fmt: skip
-        stock, ours = medians["stock"], medians["patched"]
-        gain = {"decode": {n: ours["decode"][n] / stock["decode"][n] for n in stock["decode"]},
-                "prefill": {n: stock["prefill"][n] / ours["prefill"][n] for n in stock["prefill"]}}  # fmt: skip
-        runs.found["medians"], runs.found["repeats"] = medians, min(map(len, sides.values()))
-        runs.found["patched_over_stock"] = gain
-        runs.save()
-    print(json.dumps(runs.found.get("patched_over_stock"), indent=1), flush=True)
+    measured: dict[str, dict[str, dict[str, list[float]]]] = {side: {"decode": {}, "prefill": {}} for side in SIDES}
+    with ExitStack() as stack:
+        engines = {}
+        for side in SIDES:
+            arguments = runs.arguments(model, deterministic=mode, batches=batches) | {"load_format": "dummy"}
+            engines[side] = stack.enter_context(runs.engine(model.name, side, arguments))
+        known = {side: engine.answer() for side, engine in engines.items()}
+        runs.found |= {"model": model.name, "sglang": known["stock"]["sglang"], "steps": steps, "measured": measured}
+        for repeat in range(options.repeats):
+            if runs.out_of_time():
+                break
+            begin = time.monotonic()
+            for side in SIDES if repeat % 2 == 0 else SIDES[::-1]:  # neither is always the first
+                for batch in batches:
+                    found = engines[side].ask("decode", batch=batch, steps=steps)
+                    measured[side]["decode"].setdefault(str(batch), []).append(found)
+                for n, length in prefills:
+                    found = engines[side].ask("prefill", n=n, length=length)
+                    measured[side]["prefill"].setdefault(f"{n}x{length}", []).append(found)
+            runs.longest = time.monotonic() - begin
+            stock, ours = (
+                {what: {k: statistics.median(v) for k, v in of.items()} for what, of in measured[side].items()}
+                for side in SIDES
+            )
+            runs.found["repeats"] = repeat + 1
+            runs.found["patched_over_stock"] = {
+                "decode": {n: ours["decode"][n] / stock["decode"][n] for n in stock["decode"]},
+                "prefill": {n: stock["prefill"][n] / ours["prefill"][n] for n in stock["prefill"]},
+            }
+            runs.save()
+    runs.found["calls"] = calls(runs.work / engines["patched"].name)
+    print(json.dumps({"stock": stock, "patched": ours}), flush=True)
+    print(json.dumps({**runs.found["patched_over_stock"], "calls": runs.found["calls"]}, indent=1), flush=True)
 
 
 def kernel(runs: Runs, options: argparse.Namespace) -> None:
@@ -271,7 +291,6 @@ def kernel(runs: Runs, options: argparse.Namespace) -> None:
     from norm_plugin.bench.timing import graph_time
 
     device, width = options.device, 128
-    runs.found["rows"] = []
     for activation in ("silu", "sigmoid"):
         for tokens in (1, 2) if runs.cpu else (1, 2, 4, 8, 16, 32, 64, 128, 512):
             rows = tokens * 32
@@ -284,67 +303,16 @@ def kernel(runs: Runs, options: argparse.Namespace) -> None:
             row: dict[str, Any] = {"tokens": tokens, "activation": activation, "largest_difference_in_ulps": ulps}
             if not runs.cpu:
                 times = [(graph_time(theirs).median, graph_time(ours).median) for _ in range(options.repeats)]
-                row |= {"sglang_us": middle(t for t, _ in times), "ours_us": middle(t for _, t in times)}
+                row |= {
+                    "sglang_us": statistics.median(t for t, _ in times),
+                    "ours_us": statistics.median(t for _, t in times),
+                }
                 row["ratio"] = row["sglang_us"] / row["ours_us"]
-            tell(runs, row, "rows")
-
-
-def middle(values: Iterator[float]) -> float:
-    return statistics.median(values)
-
-
-def tell(runs: Runs, found: dict[str, Any], where: str = "models") -> None:
-    runs.found.setdefault(where, []).append(found)
-    runs.save()
-    print(json.dumps(found), flush=True)
-
-
-# --- models -------------------------------------------------------------------------------------------------------
-
-
-def tiny_model(name: str, work: Path) -> Path:
-    from norm_plugin.verify import tiny
-
-    return tiny.make(name, work / "models")
-
-
-def config_only(runs: Runs, name: str, config: dict[str, Any]) -> Path:
-    """A model without weights: SGLang makes random ones, the same every time."""
-    folder = runs.work / "models" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
-def qwen3_model(runs: Runs, shape: str) -> Path:
-    from norm_plugin.verify.architectures import ARCHITECTURES
-
-    hidden, inner, heads, kv_heads = QWEN3["tiny" if runs.cpu else shape]
-    config = ARCHITECTURES["qwen3"].config | {
-        "hidden_size": hidden, "intermediate_size": inner,
-        "num_attention_heads": heads, "num_key_value_heads": kv_heads,
-        "head_dim": 32 if runs.cpu else 128, "num_hidden_layers": 2 if runs.cpu else 28, "vocab_size": 32000,
-        "max_position_embeddings": 4096, "rope_theta": 1e6,
-    }  # fmt: skip
-    return config_only(runs, f"qwen3-{shape}", config)
-
-
-def gemma3_model(runs: Runs) -> Path:
-    from norm_plugin.verify.architectures import ARCHITECTURES
-
-    layers = 2 if runs.cpu else 26
-    config = ARCHITECTURES["gemma3"].config | {
-        "num_hidden_layers": layers, "vocab_size": 32000, "max_position_embeddings": 4096, "sliding_window": 512,
-        "layer_types": ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(layers)],
-    }  # fmt: skip
-    if not runs.cpu:  # Gemma 3 1B
-        config |= {"hidden_size": 1152, "intermediate_size": 6912, "num_attention_heads": 4, "num_key_value_heads": 1,
-                   "head_dim": 256, "query_pre_attn_scalar": 256}  # fmt: skip
-    return config_only(runs, "gemma3-1b", config)
+            runs.tell(row, "rows")
 
 
 PARTS = {
-    "equal": equal, "deterministic": deterministic, "speed": speed, "speed_deterministic": speed,
+    "equal": each_family, "deterministic": each_family, "speed": speed, "speed_deterministic": speed,
     "speed_gemma3": speed, "kernel": kernel,
 }  # fmt: skip
 
@@ -357,8 +325,9 @@ def main() -> None:
     parser.add_argument(
         "--families", nargs="+", choices=FAMILIES, metavar="NAME", help="equal, deterministic: only these"
     )
-    parser.add_argument("--shape", choices=[name for name in QWEN3 if name != "tiny"], default="0.6b", help="speed")
+    parser.add_argument("--shape", choices=("0.6b", "1.7b", "7b"), default="0.6b", help="speed")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="speed, kernel")
+    parser.add_argument("--jobs", type=int, default=4, metavar="N", help="equal, deterministic: engines at once")
     parser.add_argument("--prefill-graphs", action="store_true", help="SGLang's CUDA graphs of prefill as well")
     parser.add_argument(
         "--seconds", type=float, default=540, metavar="S", help="start nothing that would not end by then"

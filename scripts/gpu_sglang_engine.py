@@ -1,36 +1,22 @@
-"""One SGLang engine of scripts/gpu_sglang.py, in a process of its own: asks it what a task says, writes what comes.
+"""One SGLang engine for scripts/gpu_sglang.py: it is started with the arguments it is given, then obeys.
 
-python3 scripts/gpu_sglang_engine.py TASK ANSWER
+Orders come on standard input and answers go to a file descriptor, one JSON a line.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 PROMPTS = [
     [(7 * i + 11 * j) % 250 + 1 for j in range(length)] for i, length in enumerate((7, 3, 35, 64, 18, 50, 5, 90))
 ]
-
-
-def engine(task: dict[str, Any]) -> dict[str, Any]:
-    """What one engine answers and how long it takes."""
-    import sglang
-
-    begin = time.perf_counter()
-    started = sglang.Engine(**task["arguments"])
-    found: dict[str, Any] = {"version": sglang.__version__, "seconds_to_start": time.perf_counter() - begin}
-    try:
-        found["answers"] = {order: answers(started, order, task["tokens"]) for order in task.get("orders", [])}
-        found["decode"] = {str(batch): decode(started, batch, task["steps"]) for batch in task.get("batches", [])}
-        found["prefill"] = {f"{n}x{length}": prefill(started, n, length) for n, length in task.get("prefills", [])}
-    finally:
-        started.shutdown()
-    return found
 
 
 def generate(started: Any, prompts: list[list[int]], tokens: int, **more: Any) -> list[dict[str, Any]]:
@@ -81,5 +67,22 @@ def prefill(started: Any, n: int, length: int) -> float:
     return statistics.median(timed(started, prompts, 1) for _ in range(7)) * 1000
 
 
+DO: dict[str, Callable[..., Any]] = {"answers": answers, "decode": decode, "prefill": prefill}
+
+
+def main() -> None:
+    import sglang
+
+    arguments, out = json.loads(sys.argv[1]), os.fdopen(int(sys.argv[2]), "w", buffering=1)
+    say: Callable[..., Any] = partial(print, file=out, flush=True)
+    begin = time.perf_counter()
+    started = sglang.Engine(**arguments)
+    say(json.dumps({"sglang": sglang.__version__, "seconds_to_start": round(time.perf_counter() - begin, 1)}))
+    for line in sys.stdin:
+        order = json.loads(line)
+        say(json.dumps(DO[order.pop("do")](started, **order)))
+    started.shutdown()
+
+
 if __name__ == "__main__":
-    Path(sys.argv[2]).write_text(json.dumps(engine(json.loads(Path(sys.argv[1]).read_text()))))
+    main()

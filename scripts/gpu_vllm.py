@@ -38,9 +38,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from norm_plugin.verify.comparison import MAX_MARGIN, MEAN_MARGIN  # noqa: E402
+from gpu_child import ROOT, Child, plugin_folder
+
+from norm_plugin.verify.comparison import MAX_MARGIN, MEAN_MARGIN
 
 FAMILIES = (
     "llama", "gemma3", "nemotron_h", "mamba2_groups", "qwen3", "qwen3_next", "falcon_h1", "gpt2", "mamba2",
@@ -50,8 +50,8 @@ ENGINE_SECONDS = 400
 #: Requests and tokens that an engine takes at once. Few for `same`, so that another order makes other batches: where
 #: all requests fit into one, stock in another order gives the very same bits, whatever a server then does.
 SIZES: dict[str, Callable[[argparse.Namespace], dict[str, int]]] = {
-    "same": lambda _: {"batch": 6, "at_once": 128},
-    "speed": lambda options: {"batch": max(options.batch), "at_once": 2048},
+    "same": lambda _: {"batch": 6, "at_once": 128, "cache_gib": 1},
+    "speed": lambda options: {"batch": max(options.batch), "at_once": 2048, "cache_gib": 4},
 }
 
 
@@ -81,83 +81,25 @@ class Results:
             print(f"[{time.monotonic() - self.begin:4.0f} s]", json.dumps(result)[:2500], flush=True)
 
 
-def plugin_folder(work: Path) -> Path:
-    """vLLM finds plugins by metadata, which a checkout has not."""
-    metadata = work / "plugin" / "norm_plugin-0.dist-info"
-    metadata.mkdir(parents=True, exist_ok=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: norm-plugin\nVersion: 0\n")
-    (metadata / "entry_points.txt").write_text(
-        "[vllm.general_plugins]\nnorm_plugin = norm_plugin.engines.vllm:register\n"
-    )
-    return metadata.parent
-
-
-def environment(work: Path, backend: str, options: argparse.Namespace) -> dict[str, str]:
+def environment(backend: str, options: argparse.Namespace) -> dict[str, str]:
     """Of an engine of one side."""
-    paths = [str(plugin_folder(work)), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     wanted = {
-        "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_FLASHINFER_SAMPLER": "0", "OMP_NUM_THREADS": "4",
-        "NORM_PLUGIN": backend, "NORM_PLUGIN_SCOPE": options.scope,
+        "VLLM_NO_USAGE_STATS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_FLASHINFER_SAMPLER": "0",
+        "OMP_NUM_THREADS": "4", "NORM_PLUGIN": backend, "NORM_PLUGIN_SCOPE": options.scope,
     }  # fmt: skip
     if options.device == "cpu" and backend == "auto":
         wanted["NORM_PLUGIN"] = "native"
     return os.environ | wanted
 
 
-class Engine:
-    """A child process with one model."""
-
-    def __init__(self, work: Path, family: str, mode: str, backend: str, options: argparse.Namespace) -> None:
-        self.name = f"{family}-{mode}-{backend}"
-        self.log = work / f"{self.name}.log"
-        wanted = {
-            "family": family, "mode": mode, "layers": options.layers, "device": options.device, "folder": str(work),
-            **SIZES[options.part](options),
-        }  # fmt: skip
-        reading, writing = os.pipe()
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "scripts" / "gpu_vllm_engine.py"), json.dumps(wanted), str(writing)],
-                env=environment(work, backend, options), stdin=subprocess.PIPE, stdout=log, stderr=log,
-                pass_fds=[writing], cwd=ROOT, text=True,
-            )  # fmt: skip
-        os.close(writing)
-        self.answers = os.fdopen(reading)
-        self.watch = threading.Timer(ENGINE_SECONDS, self.process.kill)
-        self.watch.start()
-
-    def answer(self) -> Any:
-        line = self.answers.readline()
-        if not line:
-            self.process.wait()
-            raise RuntimeError(f"{self.name} ended with {self.process.returncode}: {self.last_words()}")
-        return json.loads(line)
-
-    def ask(self, do: str, **order: Any) -> Any:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do, **order}) + "\n")
-        self.process.stdin.flush()
-        return self.answer()
-
-    def last_words(self) -> str:
-        lines = self.log.read_text(errors="replace").splitlines()
-        errors = [line for line in lines if "Error" in line][-4:]
-        return " | ".join([*errors, *lines[-3:]])[-1500:]
-
-    def __enter__(self) -> Engine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.watch.cancel()
-        assert self.process.stdin is not None
-        try:
-            self.process.stdin.close()
-            self.process.wait(20)
-        except (OSError, subprocess.TimeoutExpired):
-            self.process.kill()
-            self.process.wait()
-        self.answers.close()
+def engine(work: Path, family: str, mode: str, backend: str, options: argparse.Namespace) -> Child:
+    """One side of one family."""
+    wanted = {
+        "family": family, "mode": mode, "layers": options.layers, "device": options.device, "folder": str(work),
+        **SIZES[options.part](options),
+    }  # fmt: skip
+    env = environment(backend, options)
+    return Child("gpu_vllm_engine.py", f"{family}-{mode}-{backend}", work, wanted, env, ENGINE_SECONDS)
 
 
 # --- the same output ----------------------------------------------------------------------------------------------
@@ -196,12 +138,12 @@ def within(mine: dict[str, Any], floors: list[dict[str, Any]]) -> bool:
 def same(work: Path, family: str, mode: str, options: argparse.Namespace) -> dict[str, Any]:
     """Stock in three orders, then patched in the first."""
     order = {"count": 16, "length": 24, "tokens": 4 if options.device == "cpu" else 32}
-    with Engine(work, family, mode, "off", options) as stock:
+    with engine(work, family, mode, "off", options) as stock:
         about = stock.answer()["about"]
         first, again, other, alone = (
             stock.ask("answers", order=how, **order) for how in ("given", "given", "reversed", "alone")
         )
-    with Engine(work, family, mode, "auto", options) as patched:
+    with engine(work, family, mode, "auto", options) as patched:
         patched.answer()
         ours = patched.ask("answers", order="given", **order)
         report = patched.ask("report")
@@ -220,17 +162,17 @@ def speed(work: Path, family: str, mode: str, options: argparse.Namespace) -> di
     """Both engines are there at once; only one works at a time."""
     tokens = 4 if options.device == "cpu" else options.tokens
     with ExitStack() as stack:
-        engines = {b: stack.enter_context(Engine(work, family, mode, b, options)) for b in ("off", "auto")}
-        first = {backend: engine.answer() for backend, engine in engines.items()}
+        engines = {b: stack.enter_context(engine(work, family, mode, b, options)) for b in ("off", "auto")}
+        first = {backend: child.answer() for backend, child in engines.items()}
         started = {backend: answer["started"] for backend, answer in first.items()}
         batches: dict[str, Any] = {}
         for batch in options.batch:
-            for engine in engines.values():  # what is compiled at the first use
-                engine.ask("decode", count=batch, tokens=8)
+            for child in engines.values():  # what is compiled at the first use
+                child.ask("decode", count=batch, tokens=8)
             seconds: dict[str, list[float]] = {backend: [] for backend in engines}
             for _ in range(options.repeats):
-                for backend, engine in engines.items():
-                    seconds[backend].append(engine.ask("decode", count=batch, tokens=tokens))
+                for backend, child in engines.items():
+                    seconds[backend].append(child.ask("decode", count=batch, tokens=tokens))
             per_second = {b: [batch * tokens / s for s in found] for b, found in seconds.items()}
             ratios = [a / b for a, b in zip(per_second["auto"], per_second["off"], strict=True)]
             batches[str(batch)] = {
@@ -253,7 +195,9 @@ def encoder(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     """In a process of its own, which times vLLM's own layers with and without us."""
     sizes = ["64", "2"] if options.device == "cpu" else ["1280", "32"]
     command = [sys.executable, str(ROOT / "scripts" / "gpu_vllm_encoder.py"), options.device, *sizes]
-    done = subprocess.run(command, env=environment(work, "off", options), capture_output=True, text=True, check=False)
+    paths = [str(plugin_folder(work)), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = environment("off", options) | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(done.stderr[-1500:])
     found: dict[str, Any] = json.loads(done.stdout.rpartition("@")[2])

@@ -122,7 +122,7 @@ def start(wanted: dict[str, Any], folder: Path) -> Any:
         "model": str(folder), "load_format": "dummy", "dtype": "bfloat16", "seed": 0, "skip_tokenizer_init": True,
         "enforce_eager": wanted["mode"] == "eager", "max_model_len": 512, "max_num_seqs": wanted["batch"],
         "max_num_batched_tokens": wanted["at_once"], "enable_prefix_caching": False, "disable_log_stats": True,
-        "kv_cache_memory_bytes": (4 << 30) if wanted["device"] == "cuda" else (64 << 20),
+        "kv_cache_memory_bytes": (wanted["cache_gib"] << 30) if wanted["device"] == "cuda" else (64 << 20),
         "worker_extension_cls": "gpu_vllm_engine.Worker",
     }  # fmt: skip
     if wanted["device"] == "cuda":
