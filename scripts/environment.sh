@@ -90,9 +90,10 @@ found_python() { # what there is instead, for the message
 has() { "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)"; }
 
 pip_install() { # pip_install "what" requirement...
+    # Python compiles what is imported, a small part of it, when it is
     local what=$1
     shift
-    step "installing $what" "$python" -m pip install --progress-bar off "$@" && return
+    step "installing $what" "$python" -m pip install --no-compile --progress-bar off "$@" && return
     if grep -qi 'no space left' "$log"; then
         fail "the disk is full." "free $room_mb MB where $PWD and the temporary folder (${TMPDIR:-/tmp}) are, run this again."
     elif grep -q 'No matching distribution' "$log"; then

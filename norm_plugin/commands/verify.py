@@ -53,8 +53,8 @@ def add(verbs: Any) -> None:
     """The verb and its options."""
     options = verbs.add_parser("verify", help="show that a patched engine answers as before", description=DESCRIPTION)
     options.add_argument("--engine", required=True, choices=ENGINES)
-    options.add_argument("--model", default="tiny:llama", metavar="PATH|tiny:NAME|tiny:all",
-                         help="a model's folder, or a tiny one made here: " + ", ".join(tiny.NAMES))  # fmt: skip
+    options.add_argument("--model", default="tiny:llama", metavar="PATH|tiny:NAME[,NAME]|tiny:all",
+                         help="a model's folder, or tiny ones made here: " + ", ".join(tiny.NAMES))  # fmt: skip
     options.add_argument("--backend", choices=("auto", "triton", "native"), default="auto")
     options.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if torch has it here")
     options.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
@@ -118,9 +118,10 @@ def find_models(model: str, engine: str, device: str) -> list[Path]:
     if model == "tiny:all":
         return [tiny.make(name, sizes=sizes) for name in tiny.names(engine)]
     if model.startswith("tiny:"):
-        if (name := model.removeprefix("tiny:")) not in tiny.NAMES:
+        names = model.removeprefix("tiny:").split(",")
+        if not set(names) <= set(tiny.NAMES):
             raise CommandError(f"--model {model}: there are {', '.join(tiny.NAMES)}, and tiny:all.", WRONG_ARGUMENT)
-        return [tiny.make(name, sizes=sizes)]
+        return [tiny.make(name, sizes=sizes) for name in names]
     if not (Path(model) / "config.json").is_file():
         raise CommandError(f"--model {model}: there is no {model}/config.json; give a model's folder, or tiny:NAME.")
     return [Path(model).resolve()]

@@ -1,4 +1,4 @@
-"""The table that the quickstart shows: it has every op, and it finds a wrong one."""
+"""The table of `python -m norm_plugin.verify`: it has every op, and it finds a wrong one."""
 
 import dataclasses
 

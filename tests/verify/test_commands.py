@@ -122,7 +122,7 @@ def test_prompts_that_are_none(
     assert message in error
 
 
-@pytest.mark.parametrize("model", ["tiny:lama", "/nowhere", "."])
+@pytest.mark.parametrize("model", ["tiny:lama", "tiny:llama,lama", "/nowhere", "."])
 def test_a_model_that_does_not_exist(
     model: str, engine: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
