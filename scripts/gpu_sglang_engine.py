@@ -14,8 +14,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+#: More than an engine takes at once, so that another order makes other batches.
 PROMPTS = [
-    [(7 * i + 11 * j) % 250 + 1 for j in range(length)] for i, length in enumerate((7, 3, 35, 64, 18, 50, 5, 90))
+    [(7 * i + 11 * j * j + 3 * i * j) % 250 + 1 for j in range(length)]
+    for i, length in enumerate(3 * (7, 3, 35, 64, 18, 50, 5, 90))
 ]
 
 

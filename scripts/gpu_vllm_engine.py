@@ -35,8 +35,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 1024,
     },
     "gpt2": {"hidden_size": 1600, "n_embd": 1600, "n_head": 25, "n_inner": 6400, "num_attention_heads": 25},
-    "mamba2": {**MAMBA2, "hidden_size": 2560, "num_heads": 80, "n_groups": 1},
-    "mamba2_groups": {**MAMBA2, "n_groups": 8},
+    "mamba2": {**MAMBA2, "hidden_size": 2560, "num_heads": 80, "n_groups": 1, "intermediate_size": 5120},
+    "mamba2_groups": {**MAMBA2, "n_groups": 8, "intermediate_size": 8192},
     "qwen3_next": {
         "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 2, "head_dim": 256,
         "intermediate_size": 5120, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
