@@ -27,7 +27,7 @@ from norm_plugin.verify.comparison import IDENTICAL
 from norm_plugin.verify.outcome import Outcome
 from norm_plugin.verify.prompts import PROMPTS
 from norm_plugin.verify.runs import Plan, Run, execute
-from norm_plugin.verify.verdict import Verdict, judged, summary
+from norm_plugin.verify.verdict import Verdict, judged, left_to_inductor, summary
 
 DESCRIPTION = (
     "Runs the engine three times, each in a process of its own: stock; stock again with the requests in another order, "
@@ -217,7 +217,7 @@ def show(verdicts: list[Verdict], about: dict[str, Any], console: Console) -> No
         )  # fmt: skip
     console.print(table)
     for v in verdicts:
-        for line in remarks(v):
+        for line in remarks(v, about):
             console.print(f"[yellow]{v.model}[/]: {escape(line)}", soft_wrap=True)
     if len(verdicts) == 1 and verdicts[0].verdict != IDENTICAL:
         console.print(each_prompt(verdicts[0]))
@@ -229,7 +229,7 @@ def show(verdicts: list[Verdict], about: dict[str, Any], console: Console) -> No
     )
 
 
-def remarks(verdict: Verdict) -> Iterator[str]:
+def remarks(verdict: Verdict, about: dict[str, Any]) -> Iterator[str]:
     """What stayed the engine's, and why."""
     for hook, reason in verdict.missing.items():
         yield f"the hook {hook} is missing: {reason}"
@@ -237,6 +237,8 @@ def remarks(verdict: Verdict) -> Iterator[str]:
         yield f"kept by the engine in {several(layers)}: {reason}"
     if verdict.silent:
         yield f"never called through a hook: {several(verdict.silent)}"
+    if why := left_to_inductor(verdict, about):
+        yield why
 
 
 def several(layers: list[str]) -> str:

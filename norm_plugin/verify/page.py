@@ -9,7 +9,7 @@ from typing import Any
 from norm_plugin.verify import by_prompt
 from norm_plugin.verify.by_prompt import number
 from norm_plugin.verify.comparison import Difference
-from norm_plugin.verify.verdict import Verdict, summary
+from norm_plugin.verify.verdict import Verdict, left_to_inductor, summary
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1f; background: #fff; max-width: 60rem;
@@ -41,7 +41,7 @@ def page(verdicts: list[Verdict], about: dict[str, Any]) -> str:
         f"another order{smaller}. Differences are of logprobs, up to the first token that differs. "
         "KL takes all tokens that not both runs name as one.</p>"
     )
-    body = "".join(section(verdict) for verdict in verdicts)
+    body = "".join(section(verdict, about) for verdict in verdicts)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
@@ -50,7 +50,7 @@ def page(verdicts: list[Verdict], about: dict[str, Any]) -> str:
     )
 
 
-def section(verdict: Verdict) -> str:
+def section(verdict: Verdict, about: dict[str, Any]) -> str:
     """One model."""
     colour = "pass" if verdict.passed else "fail"
     total = len(verdict.taken) + len(verdict.others)
@@ -60,6 +60,7 @@ def section(verdict: Verdict) -> str:
     )
     notes = [f"Kept by the engine ({reason}): {', '.join(layers)}" for reason, layers in verdict.kept.items()]
     notes += [f"Never called through a hook: {', '.join(verdict.silent)}"] if verdict.silent else []
+    notes += [why] if (why := left_to_inductor(verdict, about)) else []
     notes += [f"The hook {hook} is missing: {reason}" for hook, reason in verdict.missing.items()]
     listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
     return (

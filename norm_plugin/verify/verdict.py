@@ -77,6 +77,16 @@ def name(row: dict[str, Any]) -> str:
     return str(row["layer"] or f"({row['op']} of {row['width']} columns, no layer's weight)")
 
 
+def left_to_inductor(verdict: Verdict, about: dict[str, Any]) -> str:
+    """Why layers of a compiled model were not called through a hook, "" where it is not that."""
+    scope = about["flags"].get("NORM_PLUGIN_SCOPE", "eager")
+    if not verdict.silent or about["mode"] != "compiled" or scope != "eager":
+        return ""
+    return (
+        "what the engine compiles is left to Inductor; NORM_PLUGIN_SCOPE=all puts ours there, --eager runs all of them"
+    )
+
+
 def summary(verdicts: list[Verdict]) -> str:
     """One line for all models."""
     words = Counter(verdict.verdict for verdict in verdicts)

@@ -1,6 +1,7 @@
 """The comparison: what is the same is said to be, what differs is measured, and chance is given what stock gives it."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,17 @@ def test_an_inert_plugin_does_not_pass() -> None:
     found = verdict.judged(stock, stock, outcome([answer([5, 6])], [row("model.norm", op="", calls=0)]))
     assert (found.verdict, found.passed) == (verdict.INERT, False)
     assert found.silent == ["model.norm"]
+
+
+def test_layers_that_are_compiled_are_said_to_be_left_to_inductor() -> None:
+    stock = outcome([answer([5, 6])])
+    inert = verdict.judged(stock, stock, outcome([answer([5, 6])], [row("model.norm", op="", calls=0)]))
+    reached = verdict.judged(stock, stock, outcome([answer([5, 6])], [row("model.norm")]))
+    compiled: dict[str, Any] = {"mode": "compiled", "flags": {"NORM_PLUGIN": "auto"}}
+    assert "NORM_PLUGIN_SCOPE=all" in verdict.left_to_inductor(inert, compiled)
+    assert not verdict.left_to_inductor(inert, compiled | {"mode": "eager"})
+    assert not verdict.left_to_inductor(inert, compiled | {"flags": {"NORM_PLUGIN_SCOPE": "all"}})
+    assert not verdict.left_to_inductor(reached, compiled)
 
 
 def test_who_normalized_is_said() -> None:
