@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +22,8 @@ PROMPTS = [
 
 def generate(started: Any, prompts: list[list[int]], tokens: int, **more: Any) -> list[dict[str, Any]]:
     how = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
-    return started.generate(input_ids=prompts, sampling_params=how, **more)
+    found: list[dict[str, Any]] = started.generate(input_ids=prompts, sampling_params=how, **more)
+    return found
 
 
 def answers(started: Any, order: str, tokens: int) -> list[dict[str, Any]]:
@@ -52,21 +52,15 @@ def random_prompts(n: int, length: int) -> list[list[int]]:
 
 
 def decode(started: Any, batch: int, steps: int) -> float:
-    """Tokens a second while decoding: the time of a long answer less that of a short one, the median of three."""
+    """Tokens a second while decoding: the time of a long answer less that of a short one."""
     prompts, few = random_prompts(batch, 32), 8
-    timed(started, prompts, few)
-    found = []
-    for _ in range(3):
-        short, long = timed(started, prompts, few), timed(started, prompts, few + steps)
-        found.append(batch * steps / (long - short))
-    return statistics.median(found)
+    short, long = timed(started, prompts, few), timed(started, prompts, few + steps)
+    return batch * steps / (long - short)
 
 
 def prefill(started: Any, n: int, length: int) -> float:
-    """Milliseconds to the first token, the median of seven."""
-    prompts = random_prompts(n, length)
-    timed(started, prompts, 1)
-    return statistics.median(timed(started, prompts, 1) for _ in range(7)) * 1000
+    """Milliseconds to the first token."""
+    return timed(started, random_prompts(n, length), 1) * 1000
 
 
 DO: dict[str, Callable[..., Any]] = {"answers": answers, "decode": decode, "prefill": prefill}
