@@ -4,6 +4,7 @@
 # `environment` makes or completes it and sets $python. A stamp in it says what it was made from; while nothing of
 # that changed, making it again is one comparison.
 
+unset PYTHONDONTWRITEBYTECODE # packages come uncompiled; with it, each process would compile all that it imports again
 called_from=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 venv=${venv:-.venv}
@@ -90,7 +91,7 @@ found_python() { # what there is instead, for the message
 has() { "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)"; }
 
 pip_install() { # pip_install "what" requirement...
-    # Python compiles what is imported, a small part of it, when it is
+    # Python compiles what is imported, a small part of it, when it is, and keeps that
     local what=$1
     shift
     step "installing $what" "$python" -m pip install --no-compile --progress-bar off "$@" && return
