@@ -5,6 +5,7 @@ Everything here runs in child processes that get the flags as a user sets them; 
 
 import functools
 import re
+from pathlib import Path
 
 import pytest
 
@@ -118,14 +119,14 @@ SCOPES = {"stock": STOCK, "eager": NATIVE, "all": {**NATIVE, "NORM_PLUGIN_SCOPE"
 
 @functools.cache
 def compiled():
-    """By scope: the outcome of each model, and the keys under which vLLM kept their compiled code."""
+    """By scope: the outcome of each model, and the folders of vLLM's cache, named by their keys, with their code."""
     started = {}
     for scope, flags in SCOPES.items():
         models = [model(name) for name in (COMPILED[:1] if scope == "eager" else COMPILED)]
         told = {**flags, "VLLM_LOGGING_LEVEL": "INFO"}
         started[scope] = Run("vllm", models, told, "--mode", "compiled", "--set", AS_EAGER)
     found = {scope: {outcome.model: outcome for outcome in run.outcomes()} for scope, run in started.items()}
-    kept = re.compile(r"torch_aot_compile/([0-9a-f]+)")
+    kept = re.compile(r"/\S*torch_aot_compile/[0-9a-f]+")
     return found, {scope: set(kept.findall(run.log.read_text())) for scope, run in started.items()}
 
 
@@ -134,6 +135,17 @@ def test_compiled_code_is_left_alone():
     assert ours.answers == stock.answers
     assert calls(ours) == {}
     assert ours.hooks["RMSNorm"] == "RMSNorm.forward"
+
+
+def test_the_code_that_inductor_generates_is_the_same():
+    """Its files are named after what is in them. On a GPU each process tunes them for itself, so bits may differ."""
+    code = {
+        scope: {file.name for folder in folders for file in Path(folder).glob("inductor_cache/*/*.py")}
+        for scope, folders in compiled()[1].items()
+    }
+    assert code["eager"]
+    assert code["eager"] <= code["stock"]
+    assert not code["all"] <= code["stock"]
 
 
 @pytest.mark.parametrize("name", COMPILED)
@@ -148,7 +160,9 @@ def test_compiled_code_with_ours_in_it(name):
 
 def test_a_switch_never_loads_code_compiled_for_another():
     found, kept = compiled()
-    assert {scope: len(keys) for scope, keys in kept.items()} == {scope: len(models) for scope, models in found.items()}
+    assert {scope: len(folders) for scope, folders in kept.items()} == {
+        scope: len(models) for scope, models in found.items()
+    }
     assert len(set.union(*kept.values())) == sum(map(len, kept.values()))
 
 
