@@ -7,7 +7,6 @@ mean of its times over the best time found, at decode sizes and large ones.
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from norm_plugin import dispatch
 from norm_plugin.bench.calls import CALLS, DTYPE
 from norm_plugin.bench.grid import warm_buffers
 from norm_plugin.bench.timing import graph_time
+from norm_plugin.bench.tuning import Measured, compile_together, grouped
 from norm_plugin.kernels import configs
 
 WIDTHS = (
@@ -43,14 +43,6 @@ class Candidate:
     late: int
     lean: int
     vector: int
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A candidate and its microseconds by number of rows."""
-
-    candidate: Candidate
-    times: dict[int, float]
 
 
 def candidates(family: str, width: int) -> Iterator[Candidate]:
@@ -87,7 +79,7 @@ def compile_all(chunk: list[Candidate]) -> None:
     torch.cuda.synchronize()
 
 
-def measure(c: Candidate) -> Measured:
+def measure(c: Candidate) -> Measured[Candidate]:
     """The times of one candidate."""
     times = {}
     make, passes = CALLS[c.family]
@@ -101,24 +93,25 @@ def measure(c: Candidate) -> Measured:
     return Measured(c, times)
 
 
-def cost(m: Measured, best: dict[int, float]) -> float:
+def cost(m: Measured[Candidate], best: dict[int, float]) -> float:
     """The geometric mean of the times over the best ones; the largest size counts as much as all decode sizes."""
     ratios = [math.log(time / best[rows]) for rows, time in m.times.items()]
     return sum(ratios) / len(ratios) + max(0.0, ratios[-1] - 0.01)
 
 
-def choose(measured: Iterable[Measured]) -> Measured:
+def choose(measured: Iterable[Measured[Candidate]]) -> Measured[Candidate]:
     """The best of the candidates of one family and width."""
     found = list(measured)
     best = {rows: min(m.times[rows] for m in found) for rows in found[0].times}
     return min(found, key=lambda m: cost(m, best))
 
 
-def tune(families: Iterable[str] = tuple(CALLS), widths: Iterable[int] = WIDTHS, workers: int = 12) -> list[Measured]:
+def tune(
+    families: Iterable[str] = tuple(CALLS), widths: Iterable[int] = WIDTHS, workers: int = 12
+) -> list[Measured[Candidate]]:
     """All measurements, for `table` to choose from."""
     every = [c for family in families for width in widths for c in candidates(family, width)]
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        pool.map(compile_all, [every[i :: workers * 4] for i in range(workers * 4)], chunksize=1)
+    compile_together(compile_all, every, workers)
     found = []
     for candidate in every:
         with suppress(OutOfResources):  # what needs more shared memory or registers than there are is no candidate
@@ -126,13 +119,10 @@ def tune(families: Iterable[str] = tuple(CALLS), widths: Iterable[int] = WIDTHS,
     return found
 
 
-def table(measured: Iterable[Measured]) -> dict[str, list[list[int]]]:
+def table(measured: Iterable[Measured[Candidate]]) -> dict[str, list[list[int]]]:
     """Family -> entries for configs.json. A width between two measured ones takes the wider one's entry."""
-    grouped: dict[tuple[str, int], list[Measured]] = {}
-    for m in measured:
-        grouped.setdefault((m.candidate.family, m.candidate.width), []).append(m)
     entries: dict[str, list[list[int]]] = {}
-    for (family, width), group in sorted(grouped.items()):
+    for (family, width), group in grouped(measured):
         c = choose(group).candidate
         entry = [width * DTYPE.itemsize, c.warps, c.rows, c.late, c.lean, c.vector]
         entries.setdefault(family, []).append(entry)

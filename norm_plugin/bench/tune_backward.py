@@ -7,7 +7,6 @@ in the mean.
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from triton.runtime.errors import OutOfResources
 from norm_plugin import dispatch, settings
 from norm_plugin.bench.calls import DTYPE, normal
 from norm_plugin.bench.timing import Call, graph_time
+from norm_plugin.bench.tuning import Measured, compile_together, grouped
 from norm_plugin.gradients import GATED_NORM_BACKWARD, LAYERNORM_BACKWARD, RMSNORM_BACKWARD
 from norm_plugin.kernels import backward_configs as configs
 
@@ -42,14 +42,6 @@ class Candidate:
     family: str
     width: int
     entry: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Microseconds by number of rows."""
-
-    candidate: Candidate
-    times: dict[int, float]
 
 
 def kernels(width: int) -> Iterator[tuple[int, int, int]]:
@@ -107,12 +99,11 @@ def cost(times: dict[int, float], best: dict[int, float]) -> float:
     return math.exp(sum(math.log(times[rows] / best[rows]) for rows in ROWS) / len(ROWS))
 
 
-def tune(families: Iterable[str] = FAMILIES, widths: Iterable[int] = WIDTHS) -> list[Measured]:
+def tune(families: Iterable[str] = FAMILIES, widths: Iterable[int] = WIDTHS) -> list[Measured[Candidate]]:
     """All measurements, for `table` to choose from; what cannot run here is not among them."""
     places = [(family, width) for family in families for width in widths]
     every = [c for place in places for c in candidates(*place)]
-    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
-        pool.map(compile_all, [every[i :: WORKERS * 4] for i in range(WORKERS * 4)], chunksize=1)
+    compile_together(compile_all, every, WORKERS)
     measured = []
     with torch.no_grad(), settings.override(backend="triton", strict=True):
         for family, width in places:
@@ -122,13 +113,10 @@ def tune(families: Iterable[str] = FAMILIES, widths: Iterable[int] = WIDTHS) -> 
     return measured
 
 
-def table(measured: Iterable[Measured]) -> dict[str, list[list[int]]]:
+def table(measured: Iterable[Measured[Candidate]]) -> dict[str, list[list[int]]]:
     """Family -> entries for backward_configs.json; a width whose best are the parts of rows has none."""
-    grouped: dict[tuple[str, int], list[Measured]] = {}
-    for m in measured:
-        grouped.setdefault((m.candidate.family, m.candidate.width), []).append(m)
     entries: dict[str, list[list[int]]] = {}
-    for (family, width), group in sorted(grouped.items()):
+    for (family, width), group in grouped(measured):
         best = {rows: min(m.times[rows] for m in group) for rows in ROWS}
         chosen = min(group, key=lambda m: cost(m.times, best)).candidate
         if chosen.entry:

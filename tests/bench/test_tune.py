@@ -13,15 +13,16 @@ pytest.importorskip("triton", reason="what is tuned are Triton kernels")
 
 from norm_plugin import cli
 from norm_plugin.bench import tune, tune_backward
+from norm_plugin.bench.tuning import Measured
 from norm_plugin.kernels import backward_configs, configs, launch
 from norm_plugin.kernels.configs import Tables
 
 GPU = "a GPU that has no table"
 
 
-def backward(family: str, width: int, entry: tuple[int, ...], *times: float) -> tune_backward.Measured:
+def backward(family: str, width: int, entry: tuple[int, ...], *times: float) -> Measured[tune_backward.Candidate]:
     candidate = tune_backward.Candidate(family, width, entry)
-    return tune_backward.Measured(candidate, dict(zip(tune_backward.ROWS, times, strict=True)))
+    return Measured(candidate, dict(zip(tune_backward.ROWS, times, strict=True)))
 
 
 #: The second is the best of 1024 in the mean, though the first is once faster; 32768 is best in parts.
@@ -34,8 +35,8 @@ BACKWARD = [
     backward("layer", 4096, (8, 1, 3, 2), 5.0, 5.0),
 ]
 FORWARD = [
-    tune.Measured(tune.Candidate("rms", 1024, 4, 4, 0, 0, 16), {1: 2.0, 4096: 9.0}),
-    tune.Measured(tune.Candidate("rms", 1024, 4, 1, 1, 3, 8), {1: 2.1, 4096: 5.0}),
+    Measured(tune.Candidate("rms", 1024, 4, 4, 0, 0, 16), {1: 2.0, 4096: 9.0}),
+    Measured(tune.Candidate("rms", 1024, 4, 1, 1, 3, 8), {1: 2.1, 4096: 5.0}),
 ]
 
 

@@ -1,0 +1,42 @@
+"""What the makers of both tables share: candidates are compiled together, measured, and grouped by family and width."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+
+class Candidate(Protocol):
+    """One entry of a table, for one width."""
+
+    @property
+    def family(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+
+
+C = TypeVar("C", bound=Candidate)
+
+
+@dataclass(frozen=True)
+class Measured(Generic[C]):
+    """A candidate and its microseconds by number of rows."""
+
+    candidate: C
+    times: dict[int, float]
+
+
+def compile_together(compile_all: Callable[[list[C]], None], every: Sequence[C], workers: int) -> None:
+    """Fill Triton's cache in processes of their own: compiling takes most of the time."""
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        pool.map(compile_all, [list(every[i :: workers * 4]) for i in range(workers * 4)], chunksize=1)
+
+
+def grouped(measured: Iterable[Measured[C]]) -> list[tuple[tuple[str, int], list[Measured[C]]]]:
+    """Those of each family and width, in order."""
+    found: dict[tuple[str, int], list[Measured[C]]] = {}
+    for m in measured:
+        found.setdefault((m.candidate.family, m.candidate.width), []).append(m)
+    return sorted(found.items(), key=lambda item: item[0])
