@@ -6,8 +6,8 @@
 PART is one of
   equal          each family, default mode with CUDA graphs: tokens and logprobs of stock and patched, beside the noise
                  floor, which is stock against stock with the requests in another order and one by one
-  deterministic  the same under --enable-deterministic-inference, for the dense families: bits across batch orders,
-                 batch sizes, repeats and processes
+  deterministic  the same under --enable-deterministic-inference: bits across batch orders, batch sizes, repeats and
+                 processes
   speed          a dense model of 28 layers (--shape 0.6b, 1.7b or 7b), default mode: decode throughput at batch 1 to 64
                  and prefill; both engines are there at once and take turns; the median of --repeats 3, each the
                  fastest of --shots 4: what else a host does only ever makes one slower
@@ -27,7 +27,6 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -46,7 +45,6 @@ from norm_plugin.verify import tiny
 from norm_plugin.verify.comparison import MAX_MARGIN, MEAN_MARGIN
 
 FAMILIES = ("llama", "qwen3", "gemma3", "gpt2", "qwen3_next", "qwen3_5", "nemotron_h", "falcon_h1")
-DENSE = ("llama", "qwen3", "gemma3")
 ENGINE_SECONDS = 400  # most of an engine
 SIDES = ("stock", "patched")
 
@@ -96,9 +94,9 @@ class Runs:
             return given | more | {"attention_backend": "torch_native", "mem_fraction_static": 0.9}
         graphs = {"cuda_graph_bs_decode": batches, "disable_prefill_cuda_graph": not self.options.prefill_graphs}
         few = {"max_mamba_cache_size": 4 * max(batches)}  # else it takes all the memory there is, and others start too
-        # SGLang refuses Triton's attention for a model that does not begin with an attention layer
-        attention = {"attention_backend": "fa3" if model.name == "nemotron_h" else "triton"}
-        return given | attention | graphs | few
+        if self.options.attention == "torch_native":
+            graphs = {"disable_cuda_graph": True}
+        return given | {"attention_backend": self.options.attention} | graphs | few
 
     def engine(self, label: str, side: str, arguments: dict[str, Any]) -> Child:
         """One engine; its report is in the folder of its name."""
@@ -145,13 +143,8 @@ def about() -> dict[str, Any]:
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "CPU"
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return {
-        "date": now,
-        "gpu": gpu,
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "python": sys.version[:6],
-    }
+    versions = {"torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version()}
+    return {"date": now, "gpu": gpu, **versions}
 
 
 # --- the parts ----------------------------------------------------------------------------------------------------
@@ -239,7 +232,7 @@ def each_family(runs: Runs, options: argparse.Namespace) -> None:
         runs.tell({"model": name, **found, "seconds": round(taken, 1)})
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        list(pool.map(one, options.families or (FAMILIES if options.part == "equal" else DENSE)))
+        list(pool.map(one, options.families))
 
 
 def shots(engines: dict[str, Child], number: int, do: str, **order: Any) -> dict[str, list[float]]:
@@ -335,13 +328,12 @@ def main() -> None:
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", ".")), metavar="DIR")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument(
-        "--families", nargs="+", choices=FAMILIES, metavar="NAME", help="equal, deterministic: only these"
-    )
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES, help="equal, deterministic")
     parser.add_argument("--shape", choices=("0.6b", "1.7b", "7b"), default="0.6b", help="speed")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="speed, kernel")
     parser.add_argument("--shots", type=int, default=4, metavar="N", help="speed: of which the fastest is a repeat")
     parser.add_argument("--jobs", type=int, default=4, metavar="N", help="equal, deterministic: engines at once")
+    parser.add_argument("--attention", default="triton", metavar="NAME", help="not triton for nemotron_h, says SGLang")
     parser.add_argument("--prefill-graphs", action="store_true", help="SGLang's CUDA graphs of prefill as well")
     parser.add_argument(
         "--seconds", type=float, default=540, metavar="S", help="start nothing that would not end by then"

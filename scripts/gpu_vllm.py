@@ -12,7 +12,7 @@ PART is one of
   encoder   the norms of a qwen2.5-vl vision encoder, which vLLM runs as eager ops in its default mode
 
   --families llama gemma3 ...   only these        --modes eager compiled   (same)      --mode compiled|eager   (speed)
-  --layers 4                    of each model     --jobs 3                 engines at once (same)
+  --layers 4                    of each model     --jobs 3                 families at once (speed: they start together)
   --batch 1 32                  requests at once (speed)                   --scope all  compiled code too
 
 The models have published widths, few layers, and random weights made on the GPU: nothing is read but this checkout,
@@ -36,6 +36,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ from norm_plugin.verify.comparison import MAX_MARGIN, MEAN_MARGIN
 FAMILIES = (
     "llama", "gemma3", "nemotron_h", "mamba2_groups", "qwen3", "qwen3_next", "falcon_h1", "gpt2", "mamba2",
 )  # fmt: skip
-ENGINE_SECONDS = 400
+SIDES = ("off", "auto")
 
 #: Requests and tokens that an engine takes at once. Few for `same`, so that another order makes other batches: where
 #: all requests fit into one, stock in another order gives the very same bits, whatever a server then does.
@@ -100,7 +101,7 @@ def engine(work: Path, family: str, mode: str, backend: str, options: argparse.N
         **SIZES[options.part](options),
     }  # fmt: skip
     env = environment(backend, options)
-    return Child("gpu_vllm_engine.py", f"{family}-{mode}-{backend}", work, wanted, env, ENGINE_SECONDS)
+    return Child("gpu_vllm_engine.py", f"{family}-{mode}-{backend}", work, wanted, env, options.seconds)
 
 
 # --- the same output ----------------------------------------------------------------------------------------------
@@ -159,42 +160,45 @@ def same(work: Path, family: str, mode: str, options: argparse.Namespace) -> dic
 # --- speed --------------------------------------------------------------------------------------------------------
 
 
-def speed(work: Path, family: str, mode: str, options: argparse.Namespace) -> dict[str, Any]:
+Pair = dict[str, Child]
+
+
+def first_words(pair: Pair) -> dict[str, Any] | RuntimeError:
+    """What both engines of a family say once they have started, or why one has not."""
+    try:
+        return {backend: child.answer() for backend, child in pair.items()}
+    except RuntimeError as error:
+        return error
+
+
+def speed(engines: Pair, first: dict[str, Any] | RuntimeError, options: argparse.Namespace) -> dict[str, Any]:
     """Both engines are there at once; only one works at a time."""
+    if isinstance(first, RuntimeError):
+        raise first
     tokens = 4 if options.device == "cpu" else options.tokens
-    with ExitStack() as stack:
-        engines = {b: stack.enter_context(engine(work, family, mode, b, options)) for b in ("off", "auto")}
-        first = {backend: child.answer() for backend, child in engines.items()}
-        started = {backend: answer["started"] for backend, answer in first.items()}
-        batches: dict[str, Any] = {}
-        for batch in options.batch:
-            for child in engines.values():  # what is compiled at the first use
-                child.ask("decode", count=batch, tokens=8)
-            seconds: dict[str, list[float]] = {backend: [] for backend in engines}
-            for repeat in range(options.repeats):
-                taken: dict[str, list[float]] = {backend: [] for backend in engines}
-                for shot in range(options.shots):
-                    sides = list(engines) if (repeat + shot) % 2 == 0 else list(reversed(engines))
-                    for backend in sides:  # neither is always the first
-                        taken[backend].append(engines[backend].ask("decode", count=batch, tokens=tokens))
-                for backend in engines:
-                    seconds[backend].append(min(taken[backend]))
-            per_second = {b: [batch * tokens / s for s in found] for b, found in seconds.items()}
-            ratios = [a / b for a, b in zip(per_second["auto"], per_second["off"], strict=True)]
-            batches[str(batch)] = {
-                "ratio": statistics.median(per_second["auto"]) / statistics.median(per_second["off"]),
-                "ratios": ratios, "stock_tokens_per_s": per_second["off"], "patched_tokens_per_s": per_second["auto"],
-            }  # fmt: skip
-        report = engines["auto"].ask("report")
-    about = first["auto"]["about"]
-    return {
-        "layers": options.layers,
-        "tokens": tokens,
-        "started": started,
-        "batches": batches,
-        **report,
-        "about": about,
-    }
+    batches: dict[str, Any] = {}
+    for batch in options.batch:
+        for child in engines.values():  # what is compiled at the first use
+            child.ask("decode", count=batch, tokens=8)
+        seconds: dict[str, list[float]] = {backend: [] for backend in engines}
+        for repeat in range(options.repeats):
+            taken: dict[str, list[float]] = {backend: [] for backend in engines}
+            for shot in range(options.shots):
+                sides = list(engines) if (repeat + shot) % 2 == 0 else list(reversed(engines))
+                for backend in sides:  # neither is always the first
+                    taken[backend].append(engines[backend].ask("decode", count=batch, tokens=tokens))
+            for backend in engines:
+                seconds[backend].append(min(taken[backend]))
+        per_second = {b: [batch * tokens / s for s in found] for b, found in seconds.items()}
+        ratios = [a / b for a, b in zip(per_second["auto"], per_second["off"], strict=True)]
+        batches[str(batch)] = {
+            "ratio": statistics.median(per_second["auto"]) / statistics.median(per_second["off"]),
+            "ratios": ratios, "stock_tokens_per_s": per_second["off"], "patched_tokens_per_s": per_second["auto"],
+        }  # fmt: skip
+    started = {backend: answer["started"] for backend, answer in first.items()}
+    report = engines["auto"].ask("report")
+    what = {"layers": options.layers, "tokens": tokens, "shots": options.shots, "started": started}
+    return {**what, "batches": batches, **report, "about": first["auto"]["about"]}
 
 
 def encoder(work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -232,7 +236,7 @@ def main() -> None:
     longest = [60.0]
     failed = []
 
-    def one(family: str, mode: str) -> None:
+    def one(family: str, mode: str, do: Callable[..., dict[str, Any]]) -> None:
         if results.left() < longest[0]:
             print(f"no time for {options.part} {family} {mode}", flush=True)
             failed.append(family)
@@ -240,7 +244,7 @@ def main() -> None:
         begin = time.monotonic()
         what = {"part": options.part, "family": family, "mode": mode, "scope": options.scope}
         try:
-            found = {"same": same, "speed": speed}[options.part](work, family, mode, options)
+            found = do()
         except RuntimeError as error:
             found = {"error": str(error)}
             failed.append(family)
@@ -250,11 +254,19 @@ def main() -> None:
     if options.part == "encoder":
         results.add({"part": "encoder", **encoder(work, options)})
     elif options.part == "speed":
-        for family in options.families:
-            one(family, options.mode)
+        for at in range(0, len(options.families), options.jobs):
+            with ExitStack() as stack:
+                pairs: dict[str, Pair] = {
+                    family: {b: stack.enter_context(engine(work, family, options.mode, b, options)) for b in SIDES}
+                    for family in options.families[at : at + options.jobs]
+                }
+                first = {family: first_words(pair) for family, pair in pairs.items()}  # then all of them are idle
+                for family, pair in pairs.items():
+                    one(family, options.mode, partial(speed, pair, first[family], options))
     else:
         with ThreadPoolExecutor(options.jobs) as pool:
-            list(pool.map(one, *zip(*[(f, m) for m in options.modes for f in options.families], strict=True)))
+            todo = [(family, mode) for mode in options.modes for family in options.families]
+            list(pool.map(lambda of: one(*of, partial(same, work, *of, options)), todo))
     print(f"logs in {work}", flush=True)
     sys.exit(bool(failed))
 

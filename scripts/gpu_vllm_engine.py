@@ -53,7 +53,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "mamba_d_state": 128, "mamba_expand": 2, "mamba_chunk_size": 256,
     },
 }  # fmt: skip
-NEMOTRON_PATTERN = "M-M-M-M*-M-M-M-M"
+NEMOTRON_PATTERN = "M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-"  # of the 8B, whose layers are 52
 
 
 def layers_of(family: str, layers: int) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def layers_of(family: str, layers: int) -> dict[str, Any]:
     if family == "gpt2":
         return {"n_layer": layers, "num_hidden_layers": layers}
     if family == "nemotron_h":
-        pattern = (NEMOTRON_PATTERN * (layers // len(NEMOTRON_PATTERN) + 1))[:layers]
+        pattern = NEMOTRON_PATTERN[:layers]
         return {"num_hidden_layers": layers, "hybrid_override_pattern": pattern}
     if family == "gemma3":
         kinds = ["full_attention" if i % 6 == 5 else "sliding_attention" for i in range(layers)]
