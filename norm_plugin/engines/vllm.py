@@ -245,7 +245,7 @@ def _load_model(record: Record, original: Callable[..., nn.Module]) -> Callable[
         model = original(*args, **named)
         if config := next((c for c in (*args, *named.values()) if hasattr(c, "compilation_config")), None):
             how = config.compilation_config.inductor_compile_config
-            vllm_ir.rounds_as_eager = bool(how.get("emulate_precision_casts"))
+            vllm_layers.rounds_as_eager = bool(how.get("emulate_precision_casts"))
         vllm_layers.forget_choices()
         ledger.name_layers(model)
         heads.learn(model)

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from norm_plugin import functions
+from norm_plugin.engines import vllm_layers
 from norm_plugin.engines.record import Record
 from norm_plugin.engines.vllm_layers import DTYPES, native_numerics
 from norm_plugin.numerics import FP32
@@ -22,15 +22,9 @@ PROVIDER = "norm_plugin"
 OPS = ("rms_norm", "fused_add_rms_norm")
 
 
-#: Whether the loaded model's Inductor is told to round where eager code does (emulate_precision_casts).
-rounds_as_eager = False
-
-
 def numerics(x: Tensor, weight: Tensor | None) -> str:
-    """What is compiled takes the place of the native path as Inductor fuses it, with one rounding in the end unless it
-    is told otherwise. On its own the native path rounds before a weight of x's dtype too."""
-    traced = torch.compiler.is_compiling() or isinstance(x, FakeTensor)
-    return FP32.name if traced and not rounds_as_eager else native_numerics(x, weight)
+    """Those of the native path, which rounds before a weight of x's dtype too; as Inductor fuses it, once."""
+    return FP32.name if vllm_layers.fused_by_inductor(x) else native_numerics(x, weight)
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from norm_plugin import functions, split
 from norm_plugin.engines import ledger
@@ -37,6 +38,15 @@ def count(op: str, x: Tensor, weight: Tensor | None) -> None:
     """One call of ours, where it really runs: a traced one is counted by nobody."""
     if not traced():
         ledger.count(op, x, weight)
+
+
+#: Whether the loaded model's Inductor is told to round where eager code does (emulate_precision_casts).
+rounds_as_eager = False
+
+
+def fused_by_inductor(x: Tensor) -> bool:
+    """Whether ours replaces compiled code, where Inductor rounds once, in the end, unless it is told otherwise."""
+    return (traced() or isinstance(x, FakeTensor)) and not rounds_as_eager
 
 
 def why_not(rest: tuple[Any, ...], others: dict[str, Any], x: Any, other: Tensor | None = None) -> str:
@@ -241,7 +251,7 @@ def mixer2_rms_norm_gated(layer: Any, x: Any, gate: Tensor, *rest: Any, **others
         return Kept(op, f"{layer.n_groups} groups over {layer.tp_size} ranks: some group has parts on several")
     count(op, x, layer.weight)
     one_kernel = layer.n_groups == 1 and x.device.type != "cpu"  # vLLM's own, which rounds once
-    numerics = FP32.name if one_kernel else TORCH_HF.name
+    numerics = FP32.name if one_kernel or fused_by_inductor(x) else TORCH_HF.name
     how = (layer.variance_epsilon, layer.group_size, False)
     return functions.rmsnorm_fn(x, layer.weight, None, gate, *how, numerics=numerics)
 
@@ -253,4 +263,5 @@ def one_group_across_ranks(layer: Any, x: Tensor, gate: Tensor) -> Tensor:
     for op in split.OPS:
         count(op.name, x, layer.weight)
     how = (layer.variance_epsilon, layer.tp_size, tensor_model_parallel_all_reduce)
-    return split.rmsnorm_of_part(x, layer.weight, gate, *how, numerics=TORCH_HF.name)
+    numerics = FP32.name if fused_by_inductor(x) else TORCH_HF.name
+    return split.rmsnorm_of_part(x, layer.weight, gate, *how, numerics=numerics)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm, LayerNorm, RMSNorm, RMSNormGated
 from vllm.model_executor.layers.mamba.mamba_mixer2 import Mixer2RMSNormGated
 from vllm.third_party.flash_linear_attention.ops import layernorm_guard
@@ -9,7 +10,7 @@ from vllm.third_party.flash_linear_attention.ops.kda import FusedRMSNormGated
 
 from norm_plugin import settings
 from norm_plugin.dispatch import BackendError
-from norm_plugin.engines import ledger, vllm
+from norm_plugin.engines import ledger, vllm, vllm_layers
 from norm_plugin.verify import ulps
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -124,6 +125,23 @@ def test_mixer2(dtype, groups):
         vllm.register()
         assert equal(stock, layer(x, gate))
     assert ledger.calls("gated_norm") == 1
+
+
+@pytest.mark.parametrize(("as_eager", "numerics"), [(False, "fp32"), (True, "torch_hf")])
+@pytest.mark.parametrize(("ranks", "ops"), [(1, ["gated_norm"]), (2, ["split_sums", "split_rmsnorm"])])
+def test_mixer2_in_compiled_code(monkeypatch, as_eager, numerics, ranks, ops):
+    """Inductor would round once, in the end; with emulate_precision_casts where eager code does."""
+    monkeypatch.setattr(vllm_layers, "rounds_as_eager", as_eager)
+    layer = weighted(Mixer2RMSNormGated(WIDTH, 1 if ranks == 2 else 3), torch.bfloat16)
+    layer.tp_size = ranks
+    x, gate = torch.randn(2, 7, WIDTH).bfloat16()
+    with settings.override(backend="native", scope="all"):
+        vllm.register()
+        graph = make_fx(layer, tracing_mode="fake", _allow_non_fake_inputs=True)(x, gate).graph
+    ours = [node for node in graph.nodes if "norm_plugin" in str(node.target)]
+    assert [str(node.target).split(".")[1] for node in ours] == ops
+    assert all({"fp32", "torch_hf"} & {*node.args, *node.kwargs.values()} <= {numerics} for node in ours)
+    assert numerics in {*ours[-1].args, *ours[-1].kwargs.values()} or numerics == "fp32"  # which is the default
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
