@@ -8,7 +8,8 @@ PART is one of
             beside the noise floor, which is stock against stock with the requests in another order and one by one
   speed     decode throughput, stock and patched engines side by side and taking turns: --mode compiled is vLLM's
             default, --mode eager is --enforce-eager; --repeats 3, of which the median counts, each the fastest of
-            --shots 4: what else a host does only ever makes one slower
+            --shots 4: what else a host does only ever makes one slower; --processes 3 a side, where each tunes
+            what it compiles for itself, and stock is not as fast as stock
   encoder   the norms of a qwen2.5-vl vision encoder, which vLLM runs as eager ops in its default mode
 
   --families llama gemma3 ...   only these        --modes eager compiled   (same)      --mode compiled|eager   (speed)
@@ -37,6 +38,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from functools import partial
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ SIDES = ("off", "auto")
 #: all requests fit into one, stock in another order gives the very same bits, whatever a server then does.
 SIZES: dict[str, Callable[[argparse.Namespace], dict[str, int]]] = {
     "same": lambda _: {"batch": 6, "at_once": 128, "cache_gib": 1},
-    "speed": lambda options: {"batch": max(options.batch), "at_once": 2048, "cache_gib": 4},
+    "speed": lambda options: {"batch": max(options.batch), "at_once": 2048, "cache_gib": 3},
 }
 
 
@@ -94,14 +96,14 @@ def environment(backend: str, options: argparse.Namespace) -> dict[str, str]:
     return os.environ | wanted
 
 
-def engine(work: Path, family: str, mode: str, backend: str, options: argparse.Namespace) -> Child:
+def engine(work: Path, family: str, mode: str, backend: str, options: argparse.Namespace, number: int = 0) -> Child:
     """One side of one family."""
     wanted = {
         "family": family, "mode": mode, "layers": options.layers, "device": options.device, "folder": str(work),
         **SIZES[options.part](options),
     }  # fmt: skip
     env = environment(backend, options)
-    return Child("gpu_vllm_engine.py", f"{family}-{mode}-{backend}", work, wanted, env, options.seconds)
+    return Child("gpu_vllm_engine.py", f"{family}-{mode}-{backend}-{number}", work, wanted, env, options.seconds)
 
 
 # --- the same output ----------------------------------------------------------------------------------------------
@@ -160,45 +162,55 @@ def same(work: Path, family: str, mode: str, options: argparse.Namespace) -> dic
 # --- speed --------------------------------------------------------------------------------------------------------
 
 
-Pair = dict[str, Child]
+Sides = dict[str, list[Child]]
 
 
-def first_words(pair: Pair) -> dict[str, Any] | RuntimeError:
-    """What both engines of a family say once they have started, or why one has not."""
+def first_words(sides: Sides) -> dict[str, list[Any]] | RuntimeError:
+    """What the engines of a family say once they have started, or why one has not."""
     try:
-        return {backend: child.answer() for backend, child in pair.items()}
+        return {backend: [child.answer() for child in children] for backend, children in sides.items()}
     except RuntimeError as error:
         return error
 
 
-def speed(engines: Pair, first: dict[str, Any] | RuntimeError, options: argparse.Namespace) -> dict[str, Any]:
-    """Both engines are there at once; only one works at a time."""
+def speed(engines: Sides, first: dict[str, list[Any]] | RuntimeError, options: argparse.Namespace) -> dict[str, Any]:
+    """All engines are there at once; only one works at a time."""
     if isinstance(first, RuntimeError):
         raise first
     tokens = 4 if options.device == "cpu" else options.tokens
     batches: dict[str, Any] = {}
+    turns = list(zip(*engines.values(), strict=True))
     for batch in options.batch:
-        for child in engines.values():  # what is compiled at the first use
+        for child in chain(*turns):  # what is compiled at the first use
             child.ask("decode", count=batch, tokens=8)
-        seconds: dict[str, list[float]] = {backend: [] for backend in engines}
+        per_second: dict[str, list[float]] = {backend: [] for backend in engines}
         for repeat in range(options.repeats):
-            taken: dict[str, list[float]] = {backend: [] for backend in engines}
-            for shot in range(options.shots):
-                sides = list(engines) if (repeat + shot) % 2 == 0 else list(reversed(engines))
-                for backend in sides:  # neither is always the first
-                    taken[backend].append(engines[backend].ask("decode", count=batch, tokens=tokens))
-            for backend in engines:
-                seconds[backend].append(min(taken[backend]))
-        per_second = {b: [batch * tokens / s for s in found] for b, found in seconds.items()}
+            for turn in turns:
+                taken: list[list[float]] = [[] for _ in turn]
+                for shot in range(options.shots):
+                    order = list(zip(turn, taken, strict=True))
+                    for child, times in (
+                        order if (repeat + shot) % 2 == 0 else reversed(order)
+                    ):  # no side is always first
+                        times.append(child.ask("decode", count=batch, tokens=tokens))
+                for backend, times in zip(engines, taken, strict=True):
+                    per_second[backend].append(batch * tokens / min(times))
         ratios = [a / b for a, b in zip(per_second["auto"], per_second["off"], strict=True)]
         batches[str(batch)] = {
             "ratio": statistics.median(per_second["auto"]) / statistics.median(per_second["off"]),
             "ratios": ratios, "stock_tokens_per_s": per_second["off"], "patched_tokens_per_s": per_second["auto"],
         }  # fmt: skip
-    started = {backend: answer["started"] for backend, answer in first.items()}
-    report = engines["auto"].ask("report")
-    what = {"layers": options.layers, "tokens": tokens, "shots": options.shots, "started": started}
-    return {**what, "batches": batches, **report, "about": first["auto"]["about"]}
+    started = {backend: [answer["started"] for answer in answers] for backend, answers in first.items()}
+    report = engines["auto"][0].ask("report")
+    what = {key: getattr(options, key) for key in ("layers", "processes", "repeats", "shots")}
+    return {
+        **what,
+        "tokens": tokens,
+        "started": started,
+        "batches": batches,
+        **report,
+        "about": first["auto"][0]["about"],
+    }
 
 
 def encoder(work: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -227,6 +239,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 32])
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--shots", type=int, default=4)
     parser.add_argument("--jobs", type=int, default=3)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
@@ -256,13 +269,15 @@ def main() -> None:
     elif options.part == "speed":
         for at in range(0, len(options.families), options.jobs):
             with ExitStack() as stack:
-                pairs: dict[str, Pair] = {
-                    family: {b: stack.enter_context(engine(work, family, options.mode, b, options)) for b in SIDES}
-                    for family in options.families[at : at + options.jobs]
-                }
-                first = {family: first_words(pair) for family, pair in pairs.items()}  # then all of them are idle
-                for family, pair in pairs.items():
-                    one(family, options.mode, partial(speed, pair, first[family], options))
+                there: dict[str, Sides] = {}
+                for family in options.families[at : at + options.jobs]:
+                    there[family] = {side: [] for side in SIDES}
+                    for number, (side, children) in product(range(options.processes), there[family].items()):
+                        begun = engine(work, family, options.mode, side, options, number)
+                        children.append(stack.enter_context(begun))
+                first = {family: first_words(sides) for family, sides in there.items()}  # then all of them are idle
+                for family, sides in there.items():
+                    one(family, options.mode, partial(speed, sides, first[family], options))
     else:
         with ThreadPoolExecutor(options.jobs) as pool:
             todo = [(family, mode) for mode in options.modes for family in options.families]

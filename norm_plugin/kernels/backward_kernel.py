@@ -3,11 +3,14 @@
 Row by row, for h = x (or x * act(z), where the gate comes first), its mean and scale s, xhat = (h - mean) * s:
 
     d     = dy (or dy * act(z), where the gate comes last)       what reaches the weight and the bias
-    dh    = s * (d * w - mean(d * w) - xhat * mean(d * w * xhat))
+    dh    = s * (d * w) - (s * mean(d * w) + xhat * (s * mean(d * w * xhat)))
     dw, db = the sums over the rows of d * xhat, d
 
+Written so, the two terms of the size of dh are rounded once each: d * w, and dh itself, by one fused multiply-add.
+
 A program takes a block of consecutive rows and keeps its part of both sums in registers; `sum_kernel` adds up the
-parts. So no sum depends on which program was first.
+parts. So no sum depends on which program was first. Where a program has one part of many rows, its blocks are so long
+that what a sum loses to its roundings is summed beside it, and `sum_kernel` does so always.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from norm_plugin.kernels.backward_parts import (
     normed,
     reaching,
     rms_statistics,
+    settled,
+    with_rows,
 )
 from norm_plugin.kernels.common import (
     add_pairs,
@@ -68,14 +73,19 @@ def backward_kernel(
     wait_for_producer(PDL, True)
 
     SUMMED: tl.constexpr = 1 if FLAT else ROWS
+    EXACT: tl.constexpr = PARTS > 1
     weight_sums = ()
+    weight_lost = ()
     bias_sums = ()
+    bias_lost = ()
     weights = ()
     for c in tl.static_range(CHUNKS):
         if PW is not None:
             weight_sums += (tl.zeros([SUMMED, BLOCK], tl.float32),)
+            weight_lost += (tl.zeros([SUMMED, BLOCK], tl.float32),)
         if PB is not None:
             bias_sums += (tl.zeros([SUMMED, BLOCK], tl.float32),)
+            bias_lost += (tl.zeros([SUMMED, BLOCK], tl.float32),)
         if HOLD and HAS_WEIGHT:
             of_weight = mask_of(c, lane, True, False, N, BLOCK, CHUNKS, PARTS)
             weights += (read_raw(W + w_at + c * BLOCK + lane, of_weight),)
@@ -153,8 +163,12 @@ def backward_kernel(
         if ROWS > 1:
             s = tl.where(inside, s, 0.0)  # of a row that is not there, 0 * inf would spoil the sums
 
+        pull = s * share
+        push = s * shift
         weight_next = ()
+        weight_off = ()
         bias_next = ()
+        bias_off = ()
         for c in tl.static_range(CHUNKS):
             cols = c * BLOCK + lane
             mask = mask_of(c, lane, inside, ROWS > 1, N, BLOCK, CHUNKS, PARTS)
@@ -167,8 +181,8 @@ def backward_kernel(
                 z = anew(z, last_zero, FENCE).to(tl.float32)
             d, dw = reaching(g, z, w, HAS_WEIGHT, GEMMA, GATE_LAST, SIGMOID)
             h = normed(x, z, GATE_FIRST, SIGMOID)
-            xhat = h * s if RMS else (h - mean - left) * s
-            dh = s * (dw - xhat * share) if RMS else s * (dw - shift - xhat * share)
+            xhat = h * s if RMS else tl.fma(h - mean, s, -left * s)
+            dh = tl.fma(dw, s, -(xhat * pull) if RMS else -tl.fma(xhat, pull, push))
             if GATED:
                 if GATE_FIRST:
                     dz = dh * x.to(tl.float32) * gate_slope(z, SIGMOID)
@@ -183,12 +197,17 @@ def backward_kernel(
                 dh = dh + added[c].to(tl.float32)
             tl.store(DX + d_at + cols, dh.to(DX.dtype.element_ty), mask=mask)
             if PW is not None:
-                term = d * xhat
-                weight_next += (weight_sums[c] + (tl.sum(term, axis=0, keep_dims=True) if FLAT else term),)
+                total, lost = with_rows(weight_sums[c], weight_lost[c], d * xhat, FLAT, EXACT)
+                weight_next += (total,)
+                weight_off += (lost,)
             if PB is not None:
-                bias_next += (bias_sums[c] + (tl.sum(d, axis=0, keep_dims=True) if FLAT else d),)
+                total, lost = with_rows(bias_sums[c], bias_lost[c], d, FLAT, EXACT)
+                bias_next += (total,)
+                bias_off += (lost,)
         weight_sums = weight_next
+        weight_lost = weight_off
         bias_sums = bias_next
+        bias_lost = bias_off
 
     release_consumer(PDL, True)
     for c in tl.static_range(CHUNKS):
@@ -196,6 +215,8 @@ def backward_kernel(
         mask = mask_of(c, lane, True, False, N, BLOCK, CHUNKS, PARTS)
         place = block.to(tl.int64) * (G * N) + w_at + cols
         if PW is not None:
-            tl.store(PW + place, tl.sum(weight_sums[c], axis=0, keep_dims=True), mask=mask)
+            found = settled(weight_sums[c], weight_lost[c])
+            tl.store(PW + place, tl.sum(found, axis=0, keep_dims=True), mask=mask)
         if PB is not None:
-            tl.store(PB + place, tl.sum(bias_sums[c], axis=0, keep_dims=True), mask=mask)
+            found = settled(bias_sums[c], bias_lost[c])
+            tl.store(PB + place, tl.sum(found, axis=0, keep_dims=True), mask=mask)

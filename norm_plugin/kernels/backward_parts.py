@@ -24,6 +24,39 @@ def add_fours(a0, a1, a2, a3, b0, b1, b2, b3):
 
 
 @triton.jit
+def two_sum(a, b):
+    """(a + b, what its rounding lost)."""
+    total = a + b
+    of_b = total - a
+    return total, (a - (total - of_b)) + (b - of_b)
+
+
+@triton.jit
+def add_exactly(a, a_lost, b, b_lost):
+    """The sum of two sums, each with what it has lost to its roundings."""
+    total, lost = two_sum(a, b)
+    return total, a_lost + b_lost + lost
+
+
+@triton.jit
+def settled(total, lost):
+    """A sum with what it has lost; the sum alone where that is not finite, and nothing was lost but NaN."""
+    return tl.where(lost == lost, total + lost, total)
+
+
+@triton.jit
+def with_rows(total, lost, rows, FLAT: tl.constexpr, EXACT: tl.constexpr):
+    """A sum over the rows (and what it has lost, where it is EXACT) with the rows of a tile."""
+    rows = tl.sum(rows, axis=0, keep_dims=True) if FLAT else rows
+    if EXACT:
+        total, off = two_sum(total, rows)
+        lost += off
+    else:
+        total += rows
+    return total, lost
+
+
+@triton.jit
 def gate_slope(z, SIGMOID: tl.constexpr):
     """The derivative of act at z."""
     s = tl.sigmoid(z)
@@ -155,23 +188,24 @@ def statistics_kernel(
 def sum_kernel(
     PW, PB, DW, DB, M, eps, N: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """DW and DB = the sums of the M rows of PW and PB, of N columns, in an order that M decides. (Every launch has an
-    eps.)"""
+    """DW and DB = the sums of the M rows of PW and PB, of N columns, rounded once. (Every launch has an eps.)"""
     PLACES: tl.constexpr = (N + COLUMNS - 1) // COLUMNS
     cols = tl.program_id(0) % PLACES * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     wait_for_producer(PDL, False)
     total = tl.zeros([ROWS, COLUMNS], tl.float32)
+    lost = tl.zeros([ROWS, COLUMNS], tl.float32)
     for start in tl.range(0, M, ROWS):
         rows = start + tl.arange(0, ROWS)[:, None]
         mask = (rows < M) & (cols < N)
         place = rows.to(tl.int64) * N + cols
         if PB is None:
-            total += tl.load(PW + place, mask=mask, other=0.0)
+            part = tl.load(PW + place, mask=mask, other=0.0)
         elif PW is None or tl.program_id(0) >= PLACES:
-            total += tl.load(PB + place, mask=mask, other=0.0)
+            part = tl.load(PB + place, mask=mask, other=0.0)
         else:
-            total += tl.load(PW + place, mask=mask, other=0.0)
-    found = tl.sum(total, axis=0, keep_dims=True)
+            part = tl.load(PW + place, mask=mask, other=0.0)
+        total, lost = with_rows(total, lost, part, False, True)
+    found = settled(*tl.reduce((total, lost), 0, add_exactly, keep_dims=True))
     if PB is None:
         tl.store(DW + cols, found.to(DW.dtype.element_ty), mask=cols < N)
     elif PW is None or tl.program_id(0) >= PLACES:

@@ -149,7 +149,7 @@ def gated_kernel(
         mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
         in_row = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, False, N)
         h = held[c - AGAIN].to(tl.float32)
-        xhat = h * rstd if RMS else (h - mean - left) * rstd
+        xhat = h * rstd if RMS else tl.fma(h - mean, rstd, -left * rstd)
         w, b = None, None
         if HAS_WEIGHT:
             w = weights[c] if WITH_ROW else read(W + w_at + cols, in_row)
@@ -167,7 +167,7 @@ def gated_kernel(
                 whole = cols < AGAIN * BLOCK
                 inside = whole & in_batch
                 h = load_gated(X, Z, x_at, z_at, cols, inside, GATE_FIRST, SIGMOID, DROP)
-                xhat = h * rstd if RMS else (h - mean - left) * rstd
+                xhat = h * rstd if RMS else tl.fma(h - mean, rstd, -left * rstd)
                 weight = read(W + w_at + cols, whole, KEEP) if HAS_WEIGHT else None
                 bias = read(B + w_at + cols, whole, KEEP) if HAS_BIAS else None
                 gating = read(Z + z_at + cols, inside, DROP) if GATE_LAST else None

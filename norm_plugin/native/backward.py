@@ -37,8 +37,10 @@ def rmsnorm_backward(
     xhat, g = h * s, grad.to(h.dtype)
     gw = g if weight is None else g * (weight.to(h.dtype) + 1 if gemma else weight.to(h.dtype))
     shared = by_row(torch.sum, gw * xhat) / (variance_size or h.shape[-1])
-    dh = s * gw
-    dh[..., :variance_size] -= (s * xhat * shared)[..., :variance_size]  # only these columns reach s
+    pulled = xhat * (s * shared)
+    if variance_size is not None:
+        pulled[..., variance_size:] = 0  # these columns do not reach s
+    dh = torch.addcmul(-pulled, gw, s)
     if residual_grad is not None:
         dh = dh + residual_grad.to(h.dtype)
     return [stored(dh, input), *([sum_rows(g * xhat, weight)] if weight is not None and weight_grad else [])]
@@ -49,13 +51,13 @@ def l2norm_backward(grad: Tensor, input: Tensor, eps: float = 1e-6) -> Tensor:
     h = wide(input)
     s = torch.rsqrt(by_row(torch.sum, h.pow(2)) + eps)
     g, y = grad.to(h.dtype), h * s
-    return stored(s * (g - y * by_row(torch.sum, g * y)), input)
+    return stored(torch.addcmul(-y * (s * by_row(torch.sum, g * y)), g, s), input)
 
 
 def standardized_backward(gw: Tensor, xhat: Tensor, rstd: Tensor, centred: bool = True) -> Tensor:
     """dh of a standardized row, from the gradient of xhat; `centred` is False where no mean was taken off."""
-    dh = gw - xhat * by_row(torch.mean, gw * xhat)
-    return rstd * (dh - by_row(torch.mean, gw) if centred else dh)
+    pulled = xhat * (rstd * by_row(torch.mean, gw * xhat))
+    return torch.addcmul(-(pulled + rstd * by_row(torch.mean, gw) if centred else pulled), gw, rstd)
 
 
 def parameters(
