@@ -14,15 +14,25 @@ def row_start(row, n1, n2, s0, s1, s2, LEVELS: tl.constexpr, ALIGN: tl.constexpr
     n1 and n2 are the sizes of the second and third leading dimension; ALIGN is what divides every stride.
     """
     if LEVELS == 1:
-        start = row.to(tl.int64) * tl.multiple_of(s0.to(tl.int64), ALIGN)
+        start = row.to(tl.int64) * aligned(s0, ALIGN)
     elif LEVELS == 2:
-        start = (row // n1).to(tl.int64) * tl.multiple_of(s0.to(tl.int64), ALIGN)
-        start += (row % n1).to(tl.int64) * tl.multiple_of(s1.to(tl.int64), ALIGN)
+        start = (row // n1).to(tl.int64) * aligned(s0, ALIGN)
+        start += (row % n1).to(tl.int64) * aligned(s1, ALIGN)
     else:
-        start = (row // n2 // n1).to(tl.int64) * tl.multiple_of(s0.to(tl.int64), ALIGN)
-        start += (row // n2 % n1).to(tl.int64) * tl.multiple_of(s1.to(tl.int64), ALIGN)
-        start += (row % n2).to(tl.int64) * tl.multiple_of(s2.to(tl.int64), ALIGN)
+        start = (row // n2 // n1).to(tl.int64) * aligned(s0, ALIGN)
+        start += (row // n2 % n1).to(tl.int64) * aligned(s1, ALIGN)
+        start += (row % n2).to(tl.int64) * aligned(s2, ALIGN)
     return start
+
+
+@triton.jit
+def aligned(stride, ALIGN: tl.constexpr):
+    """A stride in 64 bits, which the compiler knows to be a multiple of ALIGN, and so reads rows in vectors."""
+    if stride.dtype == tl.int64:  # an argument as it is, of which nothing can be said: that would be forgotten
+        wide = stride // ALIGN * ALIGN
+    else:
+        wide = tl.multiple_of(stride.to(tl.int64), ALIGN)
+    return wide
 
 
 @triton.jit
