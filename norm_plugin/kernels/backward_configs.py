@@ -21,7 +21,10 @@ VECTOR_BYTES = 16
 
 #: A row beyond its table is read twice: for its statistics, and then in parts of so many columns, by programs that do
 #: the same part of many rows.
-PART, PART_WARPS, PART_ROWS, PART_PROGRAMS, PART_STAGES = 2048, 4, 2, 4, 2
+PART, PART_WARPS, PART_PROGRAMS, PART_STAGES = 2048, 4, 4, 2
+
+#: Two rows at once fill the registers: with a second sum, or a gate, a thread would spill 80 to 392 bytes (sm_90).
+PART_ROWS = {"rms": 2, "add": 2, "layer": 1, "gated": 1}
 
 #: The warps of a program that computes the statistics of such a row, and how many chunks of it are read at once.
 STATISTICS_WARPS, STATISTICS_UNROLL = 16, 2
@@ -79,11 +82,11 @@ def forced(*entry: int) -> Iterator[None]:
 def config(family: str, width: int, itemsize: int, gpu: str) -> Config:
     """The configuration for rows (or groups) of `width` elements of `itemsize` bytes."""
     if _forced is not None:
-        return made(width, itemsize, *_forced) if _forced else in_parts(width)
+        return made(width, itemsize, *_forced) if _forced else in_parts(family, width)
     for limit, *entry in tables().get(gpu, tables()["default"])[family]:
         if width * itemsize <= limit:
             return made(width, itemsize, *entry)
-    return in_parts(width)
+    return in_parts(family, width)
 
 
 def made(width: int, itemsize: int, warps: int, rows: int, programs: int, stages: int) -> Config:
@@ -97,9 +100,7 @@ def made(width: int, itemsize: int, warps: int, rows: int, programs: int, stages
     return Config(warps, rows, block, chunks, 1, programs, stages, hold, flat)
 
 
-def in_parts(width: int) -> Config:
+def in_parts(family: str, width: int) -> Config:
     """The configuration of rows that no program holds."""
-    block = min(PART, 1 << (width - 1).bit_length())
-    return Config(
-        PART_WARPS, PART_ROWS, block, 1, -(-width // block), PART_PROGRAMS, PART_STAGES, True, flat=block >= PART
-    )
+    block, rows = min(PART, 1 << (width - 1).bit_length()), PART_ROWS[family]
+    return Config(PART_WARPS, rows, block, 1, -(-width // block), PART_PROGRAMS, PART_STAGES, True, flat=block >= PART)

@@ -6,6 +6,8 @@ What is replaced in triton.runtime.interpreter, and why:
   exponent. GPUs round to nearest even. PyTorch does as well, so its conversions take the place of these.
 - `ReduceOps.generic_reduce`: a reduction by a function of one's own is run element by element. Here it is run on whole
   halves, as often as the length can be halved, which is also nearer to what a GPU does.
+- `create_fma`: a fused multiply-add is a product and a sum there, with two roundings. GPUs round once. In fp64 the
+  product of two fp32 is exact.
 - `_patch_lang`: every call of a device function patches all of triton.language anew. Here that is done once a launch.
 
 float16 is a numpy dtype, and right as it is. Arithmetic on bf16 without a cast to fp32 is garbage there, and stays so:
@@ -54,7 +56,12 @@ def install(patch: pytest.MonkeyPatch) -> None:
         last = [np.moveaxis(p, 0, self.axis) if self.keep_dims else p[0] for p in parts]
         return [self.to_tensor(p, t.dtype) for p, t in pairs(last)]
 
+    def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        exact = x.data.astype(np.float64) * y.data + z.data
+        return interpreter.TensorHandle(exact.astype(z.data.dtype), z.dtype.scalar)
+
     patch.setattr(interpreter, "_convert_float", convert_float)
+    patch.setattr(interpreter.InterpreterBuilder, "create_fma", create_fma)
     patch.setattr(interpreter.ReduceOps, "generic_reduce", generic_reduce)
     patch.setattr(interpreter, "_patch_lang", once_a_launch(interpreter._patch_lang))
 
