@@ -35,11 +35,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import datetime, timezone
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
-import gpu_sglang_models
 from gpu_child import Child
+from gpu_sglang_models import gemma3, qwen3
 
 from norm_plugin.verify import tiny
 from norm_plugin.verify.comparison import MAX_MARGIN, MEAN_MARGIN
@@ -246,30 +247,28 @@ def shots(engines: dict[str, Child], number: int, do: str, **order: Any) -> dict
 
 def speed(runs: Runs, options: argparse.Namespace) -> None:
     mode = options.part == "speed_deterministic"
-    model = (
-        gpu_sglang_models.gemma3(runs.work, runs.cpu)
-        if options.part == "speed_gemma3"
-        else gpu_sglang_models.qwen3(runs.work, options.shape, runs.cpu)
-    )
+    make = gemma3 if options.part == "speed_gemma3" else partial(qwen3, shape=options.shape)
+    model = make(runs.work, cpu=runs.cpu)
     batches = [1, 2] if runs.cpu else [1, 8, 16, 32, 64]
     prefills = [(1, 32)] if runs.cpu else [(1, 32), (1, 512), (8, 1024)]
     steps = 8 if runs.cpu else 128
     measured: dict[str, dict[str, dict[str, list[float]]]] = {side: {"decode": {}, "prefill": {}} for side in SIDES}
     with ExitStack() as stack:
-        engines = {}
-        for side in SIDES:
+        pairs: list[dict[str, Child]] = [{} for _ in range(options.processes)]
+        for side, engines in product(SIDES, pairs):
             arguments = runs.arguments(model, deterministic=mode, batches=batches) | {"load_format": "dummy"}
             engines[side] = stack.enter_context(runs.engine(model.name, side, arguments))
-        known = {side: engine.answer() for side, engine in engines.items()}
-        runs.found |= {"model": model.name, "sglang": known["stock"]["sglang"], "steps": steps, "measured": measured}
+        known = [engine.answer() for engines in pairs for engine in engines.values()]
+        what = {"model": model.name, "sglang": known[0]["sglang"], "steps": steps, "processes": options.processes}
+        runs.found |= what | {"measured": measured}
         for repeat in range(options.repeats):
             if runs.out_of_time():
                 break
             begin = time.monotonic()
-            for batch in batches:
+            for batch, engines in product(batches, pairs):
                 for side, taken in shots(engines, options.shots, "decode", batch=batch, steps=steps).items():
                     measured[side]["decode"].setdefault(str(batch), []).append(max(taken))
-            for n, length in prefills:
+            for (n, length), engines in product(prefills, pairs):
                 for side, taken in shots(engines, options.shots, "prefill", n=n, length=length).items():
                     measured[side]["prefill"].setdefault(f"{n}x{length}", []).append(min(taken))
             runs.longest = time.monotonic() - begin
@@ -283,7 +282,7 @@ def speed(runs: Runs, options: argparse.Namespace) -> None:
                 "prefill": {n: stock["prefill"][n] / ours["prefill"][n] for n in stock["prefill"]},
             }
             runs.save()
-    runs.found["calls"] = calls(runs.work / engines["patched"].name)
+    runs.found["calls"] = calls(runs.work / pairs[0]["patched"].name)
     print(json.dumps({"stock": stock, "patched": ours}), flush=True)
     print(json.dumps({**runs.found["patched_over_stock"], "calls": runs.found["calls"]}, indent=1), flush=True)
 
@@ -331,6 +330,7 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=FAMILIES, help="equal, deterministic")
     parser.add_argument("--shape", choices=("0.6b", "1.7b", "7b"), default="0.6b", help="speed")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="speed, kernel")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="speed: of each side")
     parser.add_argument("--shots", type=int, default=4, metavar="N", help="speed: of which the fastest is a repeat")
     parser.add_argument("--jobs", type=int, default=4, metavar="N", help="equal, deterministic: engines at once")
     parser.add_argument("--attention", default="triton", metavar="NAME", help="not triton for nemotron_h, says SGLang")

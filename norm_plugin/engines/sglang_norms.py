@@ -147,7 +147,7 @@ def _rmsnorm(original: Forward, module: ModuleType, in_place: bool, record: Reco
         three = native and residual is not None and post_residual_addition is not None
         op = _op(residual, in_place and not three)
         weight = self.weight
-        more = dict(zip(later, positional, strict=False)) | named
+        more = dict(zip(later, positional, strict=False)) | named if positional or named else {}
         reason = "no rows" if x.numel() == 0 else why_not(self, x, post_residual_addition, native, more)
         if reason:
             if reason == "no rows":
