@@ -117,7 +117,7 @@ def _fused_norm_gate(original: Forward, record: Record) -> Forward:
 def hook_mixer2(module: ModuleType, record: Record, method: str) -> None:
     """Mixer2RMSNormGated: its `forward_cuda` ends in layernorm_gated or in `forward_native`."""
     if asked("mixer2"):
-        make = partial(_mixer2 if method == "forward_native" else _mixer2_cuda, module)
+        make = partial(_mixer2, module, method == "forward_cuda")
         owner = getattr(module, "Mixer2RMSNormGated", None)
         if owner is None:
             record.missed("Mixer2RMSNormGated", f"{module.__name__} has no Mixer2RMSNormGated")
@@ -147,33 +147,22 @@ def _across_ranks(module: ModuleType, layer: Any, x: Tensor, gate: Tensor) -> Te
     return split.rmsnorm_of_part(x, layer.weight, gate, *how, numerics=TORCH_HF.name)
 
 
-def _mixer2_cuda(module: ModuleType, original: Forward, record: Record) -> Forward:
-    """What ends in layernorm_gated is taken there."""
+def _mixer2(module: ModuleType, in_layernorm_gated: bool, original: Forward, record: Record) -> Forward:
+    """`in_layernorm_gated`: the method ends in that function, where it is taken."""
 
-    def forward_cuda(self: Any, x: Tensor, gate: Tensor) -> Any:
+    def forward(self: Any, x: Tensor, gate: Tensor) -> Any:
         if traced() or not record.live:
             return original(self, x, gate)
         if _is_across_ranks(self):
             return _across_ranks(module, self, x, gate)
-        if reason := _not_ours(self):
+        reason = _not_ours(self)
+        if reason:
             refused("gated_norm", x, self.weight, reason)
-        return original(self, x, gate)
-
-    return forward_cuda
-
-
-def _mixer2(module: ModuleType, original: Forward, record: Record) -> Forward:
-    def forward_native(self: Any, x: Tensor, gate: Tensor) -> Any:
-        if traced() or not record.live:
-            return original(self, x, gate)
-        if _is_across_ranks(self):
-            return _across_ranks(module, self, x, gate)
-        if reason := _not_ours(self):
-            refused("gated_norm", x, self.weight, reason)
+        if reason or in_layernorm_gated:
             return original(self, x, gate)
         ledger.count("gated_norm", x, self.weight)
         group = None if self.n_groups == 1 else self.group_size
         how = (self.variance_epsilon, group, False)
         return functions.rmsnorm_fn(x, self.weight, None, gate, *how, numerics=TORCH_HF.name)
 
-    return forward_native
+    return forward
