@@ -27,6 +27,13 @@ the floor is the larger of the two orders. Patched may have 2 times its maximum 
 """
 
 
+MODES = {
+    ("eager", "eager"): "--enforce-eager",
+    ("compiled", "eager"): "default",
+    ("compiled", "all"): "default, NORM_PLUGIN_SCOPE=all",
+}
+
+
 def load(engine: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((ROOT / RESULTS.format(engine)).read_text())
     return found
@@ -50,12 +57,13 @@ def several(calls: dict[str, int]) -> str:
 
 def vllm_same(results: list[dict[str, Any]]) -> str:
     rows = []
-    for r in sorted(results, key=lambda r: (r["family"], r["mode"])):
+    for r in sorted(results, key=lambda r: (r["family"], MODES[r["mode"], r["scope"]])):
         numbers = [worst([r["ours"]], f"{w}_max", f"{w}_mean") for w in ("prompt", "decoded")]
         floors = [worst(r["noise"].values(), f"{w}_max", f"{w}_mean") for w in ("prompt", "decoded")]
         pairs = [f"{delta(*mine)}, {delta(*floor)}" for mine, floor in zip(numbers, floors, strict=True)]
         ours = several(r["calls"]) if r["family"] != "gpt2" else "none: nn.LayerNorm"
-        rows.append([r["family"], r["mode"], ours, *pairs, "yes" if r["within_noise"] else "no"])
+        mode = MODES[r["mode"], r["scope"]]
+        rows.append([r["family"], mode, ours, *pairs, "yes" if r["within_noise"] else "no"])
     head = ["model", "mode", "ours", "prompts: Δ max / mean of ours, of the floor", "answers", "inside"]
     return table(head, rows)
 
@@ -66,10 +74,9 @@ def vllm_speed(results: list[dict[str, Any]]) -> str:
         for batch, b in r["batches"].items():
             stock, ours = (statistics.median(b[f"{side}_tokens_per_s"]) for side in ("stock", "patched"))
             spread = f"{min(b['ratios']):.2f} to {max(b['ratios']):.2f}"
-            mode = "--enforce-eager" if r["mode"] == "eager" else "default"
-            measure = r["measure"]
-            rows.append([r["family"], mode, batch, f"{stock:.0f}", f"{ours:.0f}", f"{b['ratio']:.3f}", spread, measure])
-    head = ["model, 8 layers", "mode", "batch", "stock, tokens/s", "patched", "ratio", "of the repeats", "measured as"]
+            what = [r["family"], str(r["layers"]), MODES[r["mode"], r["scope"]], batch]
+            rows.append([*what, f"{stock:.0f}", f"{ours:.0f}", f"{b['ratio']:.3f}", spread, r["measure"]])
+    head = ["model", "layers", "mode", "batch", "stock, tokens/s", "patched", "ratio", "of the repeats", "measured as"]
     return table(head, rows)
 
 
