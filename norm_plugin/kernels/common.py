@@ -28,10 +28,9 @@ def row_start(row, n1, n2, s0, s1, s2, LEVELS: tl.constexpr, ALIGN: tl.constexpr
 @triton.jit
 def aligned(stride, ALIGN: tl.constexpr):
     """A stride in 64 bits, which the compiler knows to be a multiple of ALIGN, and so reads rows in vectors."""
-    if stride.dtype == tl.int64:  # an argument as it is, of which nothing can be said: that would be forgotten
+    wide = tl.multiple_of(stride.to(tl.int64), ALIGN)
+    if stride.dtype == tl.int64:  # an argument as it is: what is said of one is forgotten
         wide = stride // ALIGN * ALIGN
-    else:
-        wide = tl.multiple_of(stride.to(tl.int64), ALIGN)
     return wide
 
 

@@ -76,6 +76,9 @@ BACKWARD: list[tuple[str, samples.Arguments]] = [
     ("gated_norm_backward", {"norm_before_gate": False, "group_size": 64}),
 ]
 BACKWARD_WIDTHS = [64, 4096, 16384, 65536]
+
+#: Rows whose stride takes more than 32 bits; such a call never goes the short road.
+FAR = "far"
 PROCESSORS = 132
 
 
@@ -155,6 +158,8 @@ def tasks(few: bool) -> Iterator[Task]:
     for name, variant in [] if few else BACKWARD:
         for width in BACKWARD_WIDTHS:
             yield Task(name, variant, (4, width))
+    for name in ("rmsnorm", "gated_norm", "split_sums", "rmsnorm_backward"):  # a kernel each
+        yield Task(name, {}, (4, 4096), layout=FAR)
 
 
 @dataclass
@@ -165,6 +170,11 @@ class Bound:
     pointers: tuple[Tensor | None, ...]
 
 
+def far(t: Tensor) -> Tensor:
+    """Its rows far apart, without memory."""
+    return torch.empty_strided(t.shape, (2**31 + 16, 1), dtype=t.dtype, device="meta")
+
+
 def arguments(task: Task) -> samples.Arguments:
     """Those of a call, in the layout of the task."""
     op = EVERY_OP[task.name]
@@ -172,7 +182,8 @@ def arguments(task: Task) -> samples.Arguments:
     for key in ("grad", "residual_grad"):
         if key in a and (key == "grad" or a[key] is not None):
             a[key] = inputs.make("normal", task.shape, task.dtype)
-    return a | {key: inputs.LAYOUTS[task.layout](a[key]) for key in samples.alike(op) if a[key] is not None}
+    laid = (inputs.LAYOUTS | {FAR: far})[task.layout]
+    return a | {key: laid(a[key]) for key in samples.alike(op) if a[key] is not None}
 
 
 def bind(task: Task) -> list[Bound]:
@@ -215,7 +226,8 @@ def compiled(found: Bound, task: Task) -> tuple[Any, dict[str, Tensor | None]]:
             signature[name], parameters[name] = "*" + TYPES[value.dtype], value
             aligned[(place,)] = [["tt.divisibility", 16]]
         else:
-            signature[name], parameters[name] = value if isinstance(value, str) else "i32", None
+            wide = not isinstance(value, str) and not -(2**31) <= value < 2**31
+            signature[name], parameters[name] = "i64" if wide else value if isinstance(value, str) else "i32", None
     in_order = {name: signature[name] for name in bound.kernel.arg_names}
     source = ASTSource(bound.kernel, in_order, constexprs=values, attrs=aligned)
     return triton.compile(source, target=GPUTarget("cuda", task.arch, 32), options=bound.options), parameters
@@ -267,7 +279,7 @@ def report(task: Task, found: Bound) -> Report:
         made.waits = text.count("griddepcontrol.wait")
         made.accesses = [(a.store, names[a.parameter], a.bytes, a.before_wait) for a in ptx.accesses(text)]
         made.narrow = ptx.narrow_arithmetic(text)
-        made.no_short_road = short_road(found, kernel, ptx.parameters(text))
+        made.no_short_road = "" if task.layout == FAR else short_road(found, kernel, ptx.parameters(text))
         made.registers, made.stack = resources(kernel.asm["cubin"])
     except Exception as error:  # whatever a compiler raises is a finding, not the end
         made.error = f"{type(error).__name__}: {error}; {error.__cause__}"

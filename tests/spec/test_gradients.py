@@ -309,3 +309,28 @@ def test_no_worse_than_autograd_of_the_formula(name: str, variant: samples.Argum
             magnitudes = sum(terms[other].abs().sum(0) for other in ("weight", "bias") if other in terms)
             bound = (rows + bounds.ROUNDINGS) * bounds.rounding(dtype) * magnitudes
             assert ulps.excess(found, bound, truth[key]) == 0, key
+
+
+# --- fp32 ---------------------------------------------------------------------------------------------------------
+
+
+def rounded_twice(name: str, gradients: Callable[..., dict[str, Tensor]]) -> None:
+    """Assert that of the terms as large as dx only dy * w and dx itself are rounded: no further from fp64 than that,
+    with the same statistics in fp32. A third rounding would be seen."""
+    shape = (128, 512)
+    a = samples.arguments(OPS[name], shape, torch.float32)
+    dy = inputs.make("normal", shape, torch.float32, 7)
+    ours, truth = (of(name, a, dy)["input"] for of in (gradients, true_gradients))
+    h, dw, shift = a["input"], dy * a["weight"], torch.zeros_like(dy[:, :1])
+    if name == "layernorm":
+        h, shift = h - h.mean(-1, keepdim=True), dw.mean(-1, keepdim=True)
+    s = torch.rsqrt(h.square().mean(-1, keepdim=True) + a["eps"])
+    small = h * s * (dw * h * s).mean(-1, keepdim=True) + shift
+    judge.no_worse(ours, (dw.double() * s.double() - (s * small).double()).float(), truth)
+    with pytest.raises(AssertionError, match="error"):
+        judge.no_worse((dw - small) * s, ours, truth)
+
+
+@pytest.mark.parametrize("name", ["rmsnorm", "layernorm"])
+def test_dx_is_rounded_twice(name: str) -> None:
+    rounded_twice(name, gradients)
