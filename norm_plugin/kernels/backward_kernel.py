@@ -3,10 +3,11 @@
 Row by row, for h = x (or x * act(z), where the gate comes first), its mean and scale s, xhat = (h - mean) * s:
 
     d     = dy (or dy * act(z), where the gate comes last)       what reaches the weight and the bias
-    dh    = s * (d * w) - (s * mean(d * w) + xhat * (s * mean(d * w * xhat)))
+    dh    = s * (d * w - mean(d * w)) - xhat * (s * mean(d * w * xhat))
     dw, db = the sums over the rows of d * xhat, d
 
-Written so, the two terms of the size of dh are rounded once each: d * w, and dh itself, by one fused multiply-add.
+Written so, of what is as large as dh only two things are rounded, by a fused multiply-add each: the difference in its
+brackets (where there is no mean, d * w), and dh itself.
 
 A program takes a block of consecutive rows and keeps its part of both sums in registers; `sum_kernel` adds up the
 parts. So no sum depends on which program was first. Where a program has one part of many rows, its blocks are so long
@@ -164,7 +165,6 @@ def backward_kernel(
             s = tl.where(inside, s, 0.0)  # of a row that is not there, 0 * inf would spoil the sums
 
         pull = s * share
-        push = s * shift
         weight_next = ()
         weight_off = ()
         bias_next = ()
@@ -182,7 +182,9 @@ def backward_kernel(
             d, dw = reaching(g, z, w, HAS_WEIGHT, GEMMA, GATE_LAST, SIGMOID)
             h = normed(x, z, GATE_FIRST, SIGMOID)
             xhat = h * s if RMS else tl.fma(h - mean, s, -left * s)
-            dh = tl.fma(dw, s, -(xhat * pull) if RMS else -tl.fma(xhat, pull, push))
+            if not RMS:
+                dw = tl.fma(d, w.to(tl.float32), -shift) if HAS_WEIGHT else d - shift
+            dh = tl.fma(dw, s, -(xhat * pull))
             if GATED:
                 if GATE_FIRST:
                     dz = dh * x.to(tl.float32) * gate_slope(z, SIGMOID)

@@ -54,10 +54,13 @@ def l2norm_backward(grad: Tensor, input: Tensor, eps: float = 1e-6) -> Tensor:
     return stored(torch.addcmul(-y * (s * by_row(torch.sum, g * y)), g, s), input)
 
 
-def standardized_backward(gw: Tensor, xhat: Tensor, rstd: Tensor, centred: bool = True) -> Tensor:
-    """dh of a standardized row, from the gradient of xhat; `centred` is False where no mean was taken off."""
+def standardized_backward(g: Tensor, weight: Tensor | None, xhat: Tensor, rstd: Tensor, centred: bool = True) -> Tensor:
+    """dh of a standardized row, from the gradient of xhat * weight; `centred` is False where no mean was taken off."""
+    gw = affine(g, weight, None)
     pulled = xhat * (rstd * by_row(torch.mean, gw * xhat))
-    return torch.addcmul(-(pulled + rstd * by_row(torch.mean, gw) if centred else pulled), gw, rstd)
+    if centred:
+        gw = affine(g, weight, -by_row(torch.mean, gw))
+    return torch.addcmul(-pulled, gw, rstd)
 
 
 def parameters(
@@ -80,7 +83,7 @@ def layernorm_backward(
     """[dinput, dweight, dbias]."""
     xhat, _, rstd = standardized(wide(input), eps)
     g = grad.to(xhat.dtype)
-    dinput = standardized_backward(affine(g, weight, None), xhat, rstd)
+    dinput = standardized_backward(g, weight, xhat, rstd)
     return [stored(dinput, input), *parameters(g, xhat, weight, bias, weight_grad, bias_grad)]
 
 
@@ -113,8 +116,8 @@ def gated_norm_backward(
     xhat, _, rstd = grouped(h * act if act is not None and gate_first else h, group_size, eps, is_rms_norm)
     flat = xhat.flatten(-2)
     dnormed = g * act if act is not None and norm_before_gate else g
-    dgrouped = by_group(affine(dnormed, weight, None), group_size)
-    dh = standardized_backward(dgrouped, xhat, rstd, centred=not is_rms_norm).flatten(-2)
+    of_groups = by_group(dnormed, group_size), None if weight is None else by_group(weight, group_size)
+    dh = standardized_backward(*of_groups, xhat, rstd, centred=not is_rms_norm).flatten(-2)
     shared = parameters(dnormed, flat, weight, bias, weight_grad, bias_grad)
     if act is None or wide_z is None or z is None:
         return [stored(dh, x), *shared]

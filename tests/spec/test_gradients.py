@@ -315,8 +315,8 @@ def test_no_worse_than_autograd_of_the_formula(name: str, variant: samples.Argum
 
 
 def rounded_twice(name: str, gradients: Callable[..., dict[str, Tensor]]) -> None:
-    """Assert that of the terms as large as dx only dy * w and dx itself are rounded: no further from fp64 than that,
-    with the same statistics in fp32. A third rounding would be seen."""
+    """Assert that of what is as large as dx only dy * w (less its mean) and dx itself are rounded: no further from fp64
+    than that, with the same statistics in fp32. A third rounding would be seen."""
     shape = (128, 512)
     a = samples.arguments(OPS[name], shape, torch.float32)
     dy = inputs.make("normal", shape, torch.float32, 7)
