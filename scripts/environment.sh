@@ -104,6 +104,13 @@ pip_install() { # pip_install "what" requirement...
     fail "pip could not install $what; the lines above and $log say why." "mend that (no network? a proxy?), run this again."
 }
 
+collect_rarely() { # an engine's import makes objects by the million, which stay: looking for garbage is an eighth of it
+    local packages
+    packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))') &&
+        echo 'import gc; gc.set_threshold(50000, 50, 1000)' >"$packages/norm_plugin_collect_rarely.pth" ||
+        fail "$venv cannot be written to." "delete $venv and run this again."
+}
+
 ingredients() { echo "$PWD, $("$python" -V 2>&1), $torch, $(cat pyproject.toml scripts/environment.sh | cksum)"; }
 
 environment() {
