@@ -294,7 +294,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache, mock.patch.dict(os.environ, TRITON_CACHE_DIR=cache):
         for arch in ARCHITECTURES:  # in processes of its own: Triton 3.6 converts to fp8 as on the first that it meets
             of_arch = [task for task in wanted if task.arch == arch]
-            with multiprocessing.get_context("spawn").Pool(processes) as pool:
+            with multiprocessing.get_context("fork").Pool(processes) as pool:
                 found += [made for of_task in pool.map(reports, of_arch, chunksize=4) for made in of_task]
     print(json.dumps({"triton": triton.__version__, "reports": [asdict(made) for made in found]}))
 

@@ -316,7 +316,8 @@ def test_no_worse_than_autograd_of_the_formula(name: str, variant: samples.Argum
 
 def rounded_twice(name: str, gradients: Callable[..., dict[str, Tensor]]) -> None:
     """Assert that of what is as large as dx only dy * w (less its mean) and dx itself are rounded: no further from fp64
-    than that, with the same statistics in fp32. A third rounding would be seen."""
+    than that, with the same statistics in fp32. A third rounding is seen, where statistics do not differ as they do
+    between torch and a kernel on a GPU, whose rsqrt is off by digits of its own."""
     shape = (128, 512)
     a = samples.arguments(OPS[name], shape, torch.float32)
     dy = inputs.make("normal", shape, torch.float32, 7)
@@ -326,9 +327,10 @@ def rounded_twice(name: str, gradients: Callable[..., dict[str, Tensor]]) -> Non
         h, shift = h - h.mean(-1, keepdim=True), dw.mean(-1, keepdim=True)
     s = torch.rsqrt(h.square().mean(-1, keepdim=True) + a["eps"])
     small = h * s * (dw * h * s).mean(-1, keepdim=True) + shift
-    judge.no_worse(ours, (dw.double() * s.double() - (s * small).double()).float(), truth)
+    twice = (dw.double() * s.double() - (s * small).double()).float()
+    judge.no_worse(ours, twice, truth)
     with pytest.raises(AssertionError, match="error"):
-        judge.no_worse((dw - small) * s, ours, truth)
+        judge.no_worse((dw - small) * s, twice, truth)
 
 
 @pytest.mark.parametrize("name", ["rmsnorm", "layernorm"])
