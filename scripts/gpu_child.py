@@ -31,6 +31,13 @@ def plugin_folder(work: Path) -> Path:
     return metadata.parent
 
 
+def fastest(shots: list[tuple[float, float]]) -> float:
+    """The seconds of the steps that a long answer has more than a short one, from several shots of (short, long). The
+    fastest of each: the fastest difference would be that of a short answer that took too long."""
+    short, long = zip(*shots, strict=True)
+    return min(long) - min(short)
+
+
 class Child:
     """`script` is run with what is wanted of it and the number of the descriptor, for at most so many seconds."""
 

@@ -39,7 +39,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from gpu_child import Child
+from gpu_child import Child, fastest
 from gpu_sglang_models import gemma3, qwen3
 
 from norm_plugin.verify import tiny
@@ -236,9 +236,9 @@ def each_family(runs: Runs, options: argparse.Namespace) -> None:
         list(pool.map(one, options.families))
 
 
-def shots(engines: dict[str, Child], number: int, do: str, **order: Any) -> dict[str, list[float]]:
+def shots(engines: dict[str, Child], number: int, do: str, **order: Any) -> dict[str, list[Any]]:
     """What each side takes, several times. Neither is always the first."""
-    taken: dict[str, list[float]] = {side: [] for side in SIDES}
+    taken: dict[str, list[Any]] = {side: [] for side in SIDES}
     for shot in range(number):
         for side in SIDES if shot % 2 == 0 else SIDES[::-1]:
             taken[side].append(engines[side].ask(do, **order))
@@ -267,7 +267,7 @@ def speed(runs: Runs, options: argparse.Namespace) -> None:
             begin = time.monotonic()
             for batch, engines in product(batches, pairs):
                 for side, taken in shots(engines, options.shots, "decode", batch=batch, steps=steps).items():
-                    measured[side]["decode"].setdefault(str(batch), []).append(max(taken))
+                    measured[side]["decode"].setdefault(str(batch), []).append(batch * steps / fastest(taken))
             for (n, length), engines in product(prefills, pairs):
                 for side, taken in shots(engines, options.shots, "prefill", n=n, length=length).items():
                     measured[side]["prefill"].setdefault(f"{n}x{length}", []).append(min(taken))

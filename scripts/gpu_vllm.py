@@ -42,7 +42,7 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-from gpu_child import ROOT, Child, plugin_folder
+from gpu_child import ROOT, Child, fastest, plugin_folder
 
 from norm_plugin.verify.comparison import MAX_MARGIN, MEAN_MARGIN
 
@@ -186,7 +186,7 @@ def speed(engines: Sides, first: dict[str, list[Any]] | RuntimeError, options: a
         per_second: dict[str, list[float]] = {backend: [] for backend in engines}
         for repeat in range(options.repeats):
             for turn in turns:
-                taken: list[list[float]] = [[] for _ in turn]
+                taken: list[list[tuple[float, float]]] = [[] for _ in turn]
                 for shot in range(options.shots):
                     order = list(zip(turn, taken, strict=True))
                     for child, times in (
@@ -194,7 +194,7 @@ def speed(engines: Sides, first: dict[str, list[Any]] | RuntimeError, options: a
                     ):  # no side is always first
                         times.append(child.ask("decode", count=batch, tokens=tokens))
                 for backend, times in zip(engines, taken, strict=True):
-                    per_second[backend].append(batch * tokens / min(times))
+                    per_second[backend].append(batch * tokens / fastest(times))
         ratios = [a / b for a, b in zip(per_second["auto"], per_second["off"], strict=True)]
         batches[str(batch)] = {
             "ratio": statistics.median(per_second["auto"]) / statistics.median(per_second["off"]),
