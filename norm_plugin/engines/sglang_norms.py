@@ -108,6 +108,7 @@ def _rmsnorm(original: Forward, module: ModuleType, in_place: bool, record: Reco
     later = tuple(inspect.signature(original).parameters)[4:]  # self, x, residual, post_residual_addition, ...
     invariant: Callable[[], bool] = module.is_batch_invariant_mode_enabled
     quantised_scale: Callable[[Any], Any] = getattr(module, "_fp8_static_input_scale", lambda linear: linear)
+    may_quantise = hasattr(module.RMSNorm, "_quant_linear")  # a missing attribute of a layer takes long to miss
 
     def why_not(layer: Any, x: Tensor, addition: Tensor | None, native: bool, more: dict[str, Any]) -> str:
         if layer.variance_size_override is not None:
@@ -119,8 +120,8 @@ def _rmsnorm(original: Forward, module: ModuleType, in_place: bool, record: Reco
         if native and in_place and module.get_exec().deterministic.rl_on_policy_target == "fsdp":
             return "on-policy training wants the bits of its trainer"
         linear = more.pop("quant_linear", None)
-        if linear is None:
-            linear = getattr(layer, "_quant_linear", None)
+        if linear is None and may_quantise:
+            linear = layer._quant_linear
         if linear is not None and quantised_scale(linear) is not None:
             return "SGLang quantises in its norm"
         for name, value in more.items():
