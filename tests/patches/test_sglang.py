@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 from norm_plugin.verify.outcome import Outcome
-from tests.patches.engines import STAND_INS, TOKENS, Run, folder, furthest, patched, python, same_tokens
+from tests.engines.runs import TOKENS, furthest, python
+from tests.patches.engines import STAND_INS, folder, patched, run, same_tokens
 
 ENGINE = "sglang"
 MODELS = ("mamba2_groups",)
@@ -33,14 +34,14 @@ def runs() -> tuple[Outcome, Outcome, Outcome, str]:
     """Stock; patched; patched with the plugin on, and the log of that."""
     flags = {"PYTHONPATH": str(site()), "USE_NATIVE_LAYERNORM": "1", "TRITON_INTERPRET": "1"}
     started = [
-        Run(ENGINE, MODELS, folder(ENGINE) / name, "float32", CHILD, **named)
-        for name, named in (
-            ("stock", {"SGLANG_PLUGINS": "none", "TRITON_INTERPRET": "1"}),
-            ("ours", {**flags, "SGLANG_PLUGINS": "cuda_methods"}),
+        run(ENGINE, MODELS, "float32", CHILD, **named)
+        for named in (
+            {"SGLANG_PLUGINS": "none", "TRITON_INTERPRET": "1"},
+            {**flags, "SGLANG_PLUGINS": "cuda_methods"},
         )
     ]
-    (stock,), (ours,) = (run.outcomes() for run in started)
-    last = Run(ENGINE, MODELS, folder(ENGINE) / "both", "float32", CHILD, **flags, SGLANG_PLUGINS="norm_plugin")
+    (stock,), (ours,) = (begun.outcomes() for begun in started)
+    last = run(ENGINE, MODELS, "float32", CHILD, **flags, SGLANG_PLUGINS="norm_plugin")
     (both,) = last.outcomes()
     return stock, ours, both, last.log.read_text()
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from norm_plugin.verify.outcome import Outcome
-from tests.patches.engines import STAND_INS, TOKENS, Run, folder, furthest, patched, python, same_tokens
+from tests.engines.runs import TOKENS, furthest, python
+from tests.patches.engines import STAND_INS, folder, patched, run, same_tokens
 
 ENGINE = "vllm"
 MODELS = ("mamba2_groups", "nemotron_h")
@@ -39,8 +40,8 @@ def runs() -> dict[str, tuple[Outcome, Outcome]]:
     """Stock and patched of each model; Qwen3-Next in bf16, which is all that vLLM's CPU attention has for it."""
     found = {}
     for dtype, models in (("float32", MODELS), ("bfloat16", ("qwen3_next",))):
-        stock = Run(ENGINE, models, folder(ENGINE) / f"stock-{dtype}", dtype, CHILD, VLLM_PLUGINS="none")
-        ours = Run(ENGINE, models, folder(ENGINE) / f"ours-{dtype}", dtype, CUDA_METHODS, **from_site(site()))
+        stock = run(ENGINE, models, dtype, CHILD, VLLM_PLUGINS="none")
+        ours = run(ENGINE, models, dtype, CUDA_METHODS, **from_site(site()))
         found |= {one.model: (one, other) for one, other in zip(stock.outcomes(), ours.outcomes(), strict=True)}
     return found
 
@@ -70,8 +71,7 @@ def test_a_wrong_norm_below_the_patch_is_seen() -> None:
         assert text.count("x, weight, bias, eps, z, out,") == 1
         (wrong / file).unlink()  # it is linked to the one that others run
         (wrong / file).write_text(text.replace("x, weight, bias, eps, z, out,", "x, weight, bias, 10 * eps, z, out,"))
-    place = folder(ENGINE) / "wrong-run"
-    (ours,) = Run(ENGINE, MODELS[:1], place, "float32", CUDA_METHODS, **from_site(wrong)).outcomes()
+    (ours,) = run(ENGINE, MODELS[:1], "float32", CUDA_METHODS, **from_site(wrong)).outcomes()
     assert furthest(runs()[MODELS[0]][0], ours) > 3 * CLOSE
 
 
