@@ -7,7 +7,6 @@ and counted there comes from the report that it keeps. The flags come from the e
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.metadata
 import importlib.util
 import json
@@ -16,7 +15,7 @@ import os
 import shutil
 import tempfile
 import time
-from multiprocessing import forkserver, resource_tracker, util
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -60,31 +59,13 @@ def import_only(models: list[Path]) -> None:
     os.environ.setdefault("SGLANG_DISABLED_MODEL_ARCHS", ",".join(others))
 
 
-def copy_this_process(_: bytes, arguments: list[str], fds: list[int]) -> int:
-    """What starts multiprocessing's fork server, in a copy of this process instead of a bare interpreter."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            for fd in {int(name) for name in os.listdir("/dev/fd")} - {0, 1, 2, *fds}:
-                os.closerange(fd, fd + 1)  # the server ends when nobody else holds the other end of its pipe
-            exec(arguments[-1])
-        finally:
-            os._exit(0)
-    return pid
-
-
 def share_imports() -> None:
     """SGLang starts each of its processes with an interpreter of its own, which imports all of it: most of the time of
-    a small run. On a CPU they begin as copies of a copy of this process, from before it has an engine or a plugin."""
-    importlib.import_module("sglang.srt.managers.scheduler")
-    importlib.import_module("sglang.srt.managers.detokenizer_manager")
+    a small run. On a CPU they begin as copies of one that has imported what they would import first, and no plugin."""
     from sglang.srt.entrypoints import engine
 
     multiprocessing.set_start_method("forkserver", force=True)
-    resource_tracker.ensure_running()  # as it would be first, and as usual
-    start, util.spawnv_passfds = util.spawnv_passfds, copy_this_process  # type: ignore[assignment]
-    forkserver.ensure_running()
-    util.spawnv_passfds = start
+    multiprocessing.set_forkserver_preload(["sglang.srt.managers.scheduler", "sglang.srt.managers.detokenizer_manager"])
     multiprocessing.set_start_method = lambda method, force=False: None  # SGLang asks for spawn
     kill = engine.kill_process_tree
 
