@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import multiprocessing.context
 import os
 import time
 from pathlib import Path
@@ -57,12 +56,6 @@ def ask(llm: Any, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
     return [answer(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
 
 
-def share_imports() -> None:
-    """Let vLLM fork, as it does on a GPU: on a CPU it asks for spawn, and each process imports all of it again."""
-    contexts = vars(multiprocessing.context)["_concrete_contexts"]
-    contexts["spawn"] = contexts["fork"]
-
-
 def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> Outcome:
     """One model in an engine of its own."""
     import vllm
@@ -97,8 +90,6 @@ def main() -> None:
         os.environ.setdefault(name, value)
     if not options.processes:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    elif options.device == "cpu":
-        share_imports()
     if options.mode == "eager" and options.device == "cpu":  # else a small function of the sampler is compiled
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     if options.tp > 1 and options.device == "cpu":  # else vLLM wants memory of its own for each rank
