@@ -122,42 +122,6 @@ def test_right_in_every_configuration(name: str, variant: samples.Arguments, ent
         right(name, a, gradients(name, a, *grads), *grads)
 
 
-@pytest.mark.parametrize("name", ["rmsnorm", "layernorm"])
-def test_dx_is_rounded_twice(name: str) -> None:
-    test_gradients.rounded_twice(name, gradients)
-
-
-@pytest.mark.parametrize(
-    ("entry", "rows", "width"), [((1, 1, 8, 1), 16, 48), ((), 10032 if COMPILED else 152, 2 * configs.PART)], ids=str
-)
-def test_sums_over_rows_lose_nothing(entry: tuple[int, ...], rows: int, width: int) -> None:
-    """That of the blocks' parts (a row each), and that of a block's 38 rows where a program has one part of them: ones,
-    and between 2^26 and -2^26, where each is an eighth of the last digit. The normalized x is 1 or -1."""
-    a = samples.arguments(OPS["layernorm"], (rows, width), torch.float32, eps=0.0)
-    signs = torch.tensor([1.0, -1.0], device=a["input"].device).repeat(width // 2)
-    a["input"] = signs.expand(rows, width).contiguous()
-    dy = torch.ones_like(a["input"])
-    dy[0], dy[min(30, rows - 1)] = 2.0**26, -(2.0**26)
-    plain = torch.zeros_like(signs)
-    for row in dy:
-        plain = plain + row
-    assert not (plain == rows - 2).any()
-    with forced(entry):
-        found = gradients("layernorm", a, dy)
-    assert torch.equal(found["bias"], torch.full_like(signs, rows - 2))
-    torch.testing.assert_close(found["weight"], signs * (rows - 2), rtol=4 * 2.0**-24, atol=0.0)
-
-
-@pytest.mark.parametrize("entry", [None, (1, 4, 1, 1), ()], ids=str)
-def test_a_sum_that_overflows_is_infinite(entry: tuple[int, ...] | None) -> None:
-    """As it is without what is summed beside it, which is NaN then."""
-    a = samples.arguments(OPS["layernorm"], (9, 48), torch.float32)
-    dy = torch.full_like(a["input"], 2e38)
-    with forced(entry):
-        found = gradients("layernorm", a, dy)
-    assert bool((found["bias"] == torch.inf).all())
-
-
 SMALL = [1, 3, 111, 1000, 2880, 5127]
 WIDTHS = [*SMALL, 1024, 4096, 7168, 8192, 12288, 16384, 18432, 32768, 65536] if COMPILED else SMALL
 
