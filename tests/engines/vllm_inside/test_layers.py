@@ -11,6 +11,7 @@ from vllm.third_party.flash_linear_attention.ops.kda import FusedRMSNormGated
 from norm_plugin import settings
 from norm_plugin.dispatch import BackendError
 from norm_plugin.engines import ledger, vllm, vllm_layers
+from norm_plugin.ops import OPS
 from norm_plugin.verify import ulps
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -138,10 +139,11 @@ def test_mixer2_in_compiled_code(monkeypatch, as_eager, numerics, ranks, ops):
     with settings.override(backend="native", scope="all"):
         vllm.register()
         graph = make_fx(layer, tracing_mode="fake", _allow_non_fake_inputs=True)(x, gate).graph
-    ours = [node for node in graph.nodes if "norm_plugin" in str(node.target)]
-    assert [str(node.target).split(".")[1] for node in ours] == ops
-    assert all({"fp32", "torch_hf"} & {*node.args, *node.kwargs.values()} <= {numerics} for node in ours)
-    assert numerics in {*ours[-1].args, *ours[-1].kwargs.values()} or numerics == "fp32"  # which is the default
+    ours = {str(node.target).split(".")[1]: node for node in graph.nodes if "norm_plugin" in str(node.target)}
+    assert list(ours) == ops
+    for name, node in ours.items():
+        op = OPS[name]
+        assert op.complete(node.args)[op.arguments.index("numerics")] == numerics
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
