@@ -1,17 +1,19 @@
 """What a call must satisfy. Every message names the argument, what it is, and what it must be.
 
-An argument of one name means the same in every op, so there is one rule a name. Nothing is modified before all of a
-call's rules hold.
+An argument of one name means the same in every op, so there is one rule a name, and an op with an argument that has no
+rule cannot be defined. Nothing is modified before all of a call's rules hold.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from norm_plugin import memory
 from norm_plugin.native.quant import QMAX
 from norm_plugin.native.rms import wide_dtype
 from norm_plugin.numerics import ACTIVATIONS, GATED_NUMERICS, LAYER_NUMERICS, NUMERICS
@@ -24,17 +26,20 @@ ALIKE = ("residual", "out", "z", "grad", "residual_grad")
 #: The arguments that have one number for each row of x.
 ONE_A_ROW = ("sums",)
 
+#: The tensors that all rows share: none of their sizes is a number of rows.
+SHARED_BY_ROWS = ("weight", "bias", "scale", "scale_ub", "linear_weight", "linear_bias")
 
-def _names(dtypes: Collection[torch.dtype]) -> str:
+
+def _names(dtypes: Collection[torch.dtype | None]) -> str:
     return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
-def _dtype(name: str, dtype: torch.dtype, allowed: Collection[torch.dtype]) -> None:
+def _dtype(name: str, dtype: torch.dtype | None, allowed: Collection[torch.dtype]) -> None:
     if dtype not in allowed:
         raise TypeError(f"{name} has dtype {_names([dtype])}; it must be {_names(allowed)}. Cast it.")
 
 
-def _one_of(name: str, value: str, allowed: Collection[str]) -> None:
+def _one_of(name: str, value: str | None, allowed: Collection[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
 
@@ -45,31 +50,54 @@ def _length(name: str, p: Tensor, length: int, of: str) -> None:
 
 
 class Call:
-    """The named arguments of one call, and the rules for them."""
+    """The named arguments of one call, and the rules for them. `tensors` and `required` are the names of those that
+    must be tensors, and of those that must not be None."""
 
-    def __init__(self, x_name: str, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        x_name: str,
+        arguments: Mapping[str, Any],
+        tensors: Collection[str] = (),
+        required: Collection[str] = (),
+    ) -> None:
         self.x_name, self.arguments = x_name, arguments
+        self.tensors, self.required = tensors, required
         self.x: Tensor = arguments[x_name]
-        self.width = self.x.shape[-1] if self.x.dim() else 0
+        self.width = 0
 
     def check(self) -> None:
-        self.normalized()
+        self.given()
+        self.normalized(self.x_name, self.x)
         for name, value in self.arguments.items():
-            rule = RULES.get(name)
-            if rule is not None and value is not None:
-                rule(self, name, value)
+            if value is not None and name != self.x_name:
+                RULES[name](self, name, value)
             if isinstance(value, Tensor) and value.device != self.x.device:
                 raise ValueError(
                     f"{name} is on {value.device} and {self.x_name} on {self.x.device}; move {name} to {self.x.device}."
                 )
 
-    def normalized(self) -> None:
-        _dtype(self.x_name, self.x.dtype, ACTIVATION_DTYPES)
+    def given(self) -> None:
+        for name, value in self.arguments.items():
+            if value is None and name in self.required:
+                raise TypeError(f"{name} is None, and it has no meaning then; give it.")
+            if value is not None and name in self.tensors and not isinstance(value, Tensor):
+                raise TypeError(f"{name} is of type {type(value).__name__}; it must be a tensor.")
+
+    def normalized(self, name: str, x: Tensor) -> None:
+        _dtype(name, x.dtype, ACTIVATION_DTYPES)
+        self.width = x.shape[-1] if x.dim() else 0
         if self.width == 0:
             raise ValueError(
-                f"{self.x_name} has shape {list(self.x.shape)}; "
+                f"{name} has shape {list(x.shape)}; "
                 "it must have a last dimension, the one that is normalized, of at least one element."
             )
+
+    def anything(self, name: str, value: Any) -> None:
+        """What torch's schema says of it is enough."""
+
+    def eps(self, name: str, eps: float) -> None:
+        if isinstance(eps, bool) or not isinstance(eps, (int, float, torch.SymFloat)) or not 0 <= eps < math.inf:
+            raise ValueError(f"{name} is {eps!r}; it must be a finite number of at least 0.")
 
     def per_element(self, name: str, other: Tensor) -> None:
         _dtype(name, other.dtype, ACTIVATION_DTYPES)
@@ -94,10 +122,6 @@ class Call:
 
     def output_dtype(self, name: str, dtype: torch.dtype) -> None:
         _dtype(name, dtype, ACTIVATION_DTYPES)
-
-    def gemma(self, name: str, gemma: bool) -> None:
-        if gemma and self.arguments["weight"] is None:
-            raise ValueError("weight is None; Gemma's norm scales by 1 + weight and needs one.")
 
     def numerics(self, name: str, value: str) -> None:
         allowed = LAYER_NUMERICS if "bias" in self.arguments else NUMERICS
@@ -132,6 +156,8 @@ class Call:
 
 
 RULES: dict[str, Callable[[Call, str, Any], None]] = {
+    "input": Call.normalized,
+    "x": Call.normalized,
     "residual": Call.per_element,
     "z": Call.per_element,
     "grad": Call.per_element,
@@ -144,7 +170,13 @@ RULES: dict[str, Callable[[Call, str, Any], None]] = {
     "scale_ub": Call.scale,
     "quant_dtype": Call.quant_dtype,
     "output_dtype": Call.output_dtype,
-    "gemma": Call.gemma,
+    "eps": Call.eps,
+    "gemma": Call.anything,
+    "enable_pdl": Call.anything,
+    "norm_before_gate": Call.anything,
+    "is_rms_norm": Call.anything,
+    "weight_grad": Call.anything,
+    "bias_grad": Call.anything,
     "numerics": Call.numerics,
     "activation": Call.activation,
     "group_size": Call.group_size,
@@ -177,14 +209,44 @@ def writable(name: str, t: Tensor) -> None:
         raise ValueError(f"{name} is expanded (strides {strides}); it is written, so clone it first.")
 
 
-def disjoint(name: str, a: Tensor, other_name: str, b: Tensor) -> None:
-    """Both are written, so they may not be one tensor."""
-    if a.numel() and a.data_ptr() == b.data_ptr():
+def covered_once(name: str, t: Tensor) -> None:
+    """t is written, so each of its elements has memory of its own."""
+    if memory.covers_itself(t):
+        raise ValueError(
+            f"{name} has shape {list(t.shape)} and strides {list(t.stride())}, so some of its elements are the same "
+            "memory; it is written, so clone it first."
+        )
+
+
+def apart(name: str, t: Tensor, other_name: str, other: Tensor, both_written: bool) -> None:
+    """t is written, so no element of `other` may be one of t's."""
+    if not memory.overlap(t, other):
+        return
+    if both_written and memory.same(t, other):
         raise ValueError(f"{name} and {other_name} are the same memory, and both are written; clone one of them.")
+    written = "both are" if both_written else f"{name} is"
+    raise ValueError(f"{name} and {other_name} overlap in memory, and {written} written; clone one of them.")
 
 
-def no_leaf(name: str, t: Tensor) -> None:
-    """t is written where gradients are recorded: torch refuses that for a leaf, but only once it comes to it."""
+def may_be_written(name: str, t: Tensor) -> None:
+    """torch refuses to write an inference tensor outside of inference mode, but only once it comes to it."""
+    if t.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{name} is an inference tensor, and it is written in place, which torch allows under "
+            "torch.inference_mode() alone; pass a clone of it."
+        )
+
+
+def recorded_writing(name: str, t: Tensor) -> None:
+    """t is written where gradients are recorded: what torch refuses then, it refuses only once it comes to it."""
     base = t._base if t._is_view() else t
     if base is not None and base.is_leaf and base.requires_grad:
         raise RuntimeError(f"{name} is a leaf that requires a gradient, and it is written in place; pass a copy of it.")
+    if t._is_view() and t.requires_grad and torch._C._autograd._get_creation_meta(t) != _USUAL_VIEW:
+        raise RuntimeError(
+            f"{name} is a view that torch does not let be written where gradients are recorded (one of several that a "
+            "split or chunk returned, or one made under no_grad); pass a clone of it."
+        )
+
+
+_USUAL_VIEW = torch._C._autograd.CreationMeta.DEFAULT

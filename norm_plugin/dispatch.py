@@ -2,23 +2,27 @@
 
 A call has a signature: the op, its plain arguments, and for each tensor its dtype, device, strides and all sizes but
 the number of rows. The first call of a signature is checked and resolved to a route; later ones look it up and count.
+All routes of one state of the flags are in one table, which is replaced as a whole, so that no thread can put a route
+of earlier flags into it.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import traceback
-from collections import Counter
+import weakref
+from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from norm_plugin import checks, kernels, settings
-from norm_plugin.native.compiled import compiled
+from norm_plugin import checks, kernels, memory, settings
+from norm_plugin.native.compiled import CompilerError, compiled
 
 log = logging.getLogger("norm_plugin")
 
@@ -29,7 +33,15 @@ class BackendError(RuntimeError):
     """NORM_PLUGIN_STRICT=1, and a call cannot be done as asked."""
 
 
-@dataclass(frozen=True, eq=False)
+class Declined(Exception):
+    """No kernel can do a call of `op`, and its caller has another way; nothing was written. `reason` says why."""
+
+    def __init__(self, op: str, reason: str) -> None:
+        super().__init__(f"{op}: {reason}")
+        self.op, self.reason = op, reason
+
+
+@dataclass(eq=False)
 class Op:
     """One op: its native twin, its arguments, which is normalized, which go with it by element or have one number for
     each of its rows, which are written."""
@@ -43,12 +55,21 @@ class Op:
     alike: tuple[int, ...]
     one_a_row: tuple[int, ...]
     written: tuple[int, ...]
-    plans: list[Any] = field(default_factory=list)
+    tensors: frozenset[str]
+    required: frozenset[str]
+    in_place: tuple[int, int] | None
+    plans: tuple[Any, ...] = ()
 
     @cached_property
     def by_row(self) -> tuple[bool, ...]:
         """Whether an argument has a row for each row of x."""
         return tuple(i == self.x or i in self.alike or i in self.one_a_row for i in range(len(self.arguments)))
+
+    @cached_property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Each argument that is written, with each other one that may be a tensor; a pair of written ones once."""
+        others = [i for i, name in enumerate(self.arguments) if name in self.tensors]
+        return tuple((i, j) for i in self.written for j in others if j != i and not (j in self.written and j < i))
 
     def complete(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """All arguments: torch's dispatcher leaves out trailing ones that equal their defaults."""
@@ -56,7 +77,8 @@ class Op:
 
     def check(self, args: tuple[Any, ...]) -> None:
         """Everything, for a call that has no route yet or never gets one (a fake one)."""
-        checks.Call(self.arguments[self.x], dict(zip(self.arguments, args, strict=True))).check()
+        arguments = dict(zip(self.arguments, args, strict=True))
+        checks.Call(self.arguments[self.x], arguments, self.tensors, self.required).check()
         self.check_shapes(args)
         for i in self.written:
             if args[i] is not None:
@@ -71,16 +93,25 @@ class Op:
         for i in self.one_a_row:
             checks.one_a_row(self.arguments[i], args[i], self.arguments[self.x], x)
 
-    def check_disjoint(self, args: tuple[Any, ...]) -> None:
-        """No two of the arguments that are written may be one tensor; only real tensors can tell."""
-        first, second = self.written
-        if args[first] is not None and args[second] is not None:
-            checks.disjoint(self.arguments[first], args[first], self.arguments[second], args[second])
+    def check_memory(self, args: tuple[Any, ...]) -> None:
+        """What only real tensors can tell: that each written element is one place, and no other argument's."""
+        if args[self.x].is_meta:
+            return
+        for i in self.written:
+            if args[i] is not None:
+                checks.may_be_written(self.arguments[i], args[i])
+                checks.covered_once(self.arguments[i], args[i])
+        for i, j in self.pairs:
+            a, b = args[i], args[j]
+            if a is None or b is None or ((i, j) == self.in_place and memory.same(a, b)):
+                continue
+            checks.apart(self.arguments[i], a, self.arguments[j], b, j in self.written)
 
 
-@dataclass
+@dataclass(eq=False)
 class Route:
-    """What one signature runs. `fallback` is True where something else was asked for; `reason` says why."""
+    """What one signature runs. `fallback` is True where something else was asked for; `reason` says why. `writes` are
+    the arguments that are given and written; `proven` says that a call with rows has succeeded."""
 
     op: Op
     signature: Signature
@@ -88,16 +119,35 @@ class Route:
     reason: str
     fallback: bool
     run: Callable[..., Any]
+    writes: tuple[int, ...]
     calls: int = 0
+    proven: bool = False
+
+    def __del__(self) -> None:
+        _ended.append((self.op.name, self.backend, self.calls))
 
 
-_routes: dict[Signature, Route] = {}
-_forgotten: Counter[tuple[str, str]] = Counter()
-_broken: dict[tuple[str, torch.dtype, int], str] = {}
-_logged: set[str] = set()
+class Table:
+    """The routes of one state of the flags, and the kernels that have failed under it."""
+
+    def __init__(self) -> None:
+        self.routes: dict[Signature, Route] = {}
+        self.broken: dict[tuple[str, torch.dtype, int, torch.device], str] = {}
+
 
 #: More than a server has; whoever makes new signatures for ever (3-D inputs of changing length) starts over here.
 MOST_ROUTES = 4096
+
+_table = Table()
+_planned: set[Op] = set()
+_logged: set[str] = set()
+_lock = threading.RLock()
+
+# A route that was taken out of its table may be in use by another thread, which counts its call there: so its count is
+# taken when the last thread has let it go.
+_alive: weakref.WeakSet[Route] = weakref.WeakSet()
+_ended: deque[tuple[str, str, int]] = deque()
+_counts: Counter[tuple[str, str]] = Counter()
 
 
 def _fact(value: Any, by_row: bool) -> Any:
@@ -121,43 +171,86 @@ def call(op: Op, *args: Any) -> Any:
     """Run `op` on real tensors by the route of its signature."""
     for told in _told:
         told(op, args)
-    route = find_route(op, args)
+    return run(find_route(op, args), args)
+
+
+def run(route: Route, args: tuple[Any, ...], decline: bool = False) -> Any:
+    """One call by its route. `decline`: raise Declined where a kernel was asked for and none can do it."""
+    if decline and route.fallback:
+        raise Declined(route.op.name, route.reason)
+    if route.writes:
+        advance_versions([args[i] for i in route.writes])
     route.calls += 1
-    return route.run(*args)
+    try:
+        result = route.run(*args)
+    except Exception as error:  # a compiler or a driver may raise anything; it is counted, logged or raised
+        return after_failure(route, error, args, decline)
+    if not route.proven and args[route.op.x].numel():
+        route.proven = True
+    return result
+
+
+#: Autograd must notice that a tensor was written by what it cannot see: its version counter advances.
+advance_versions: Callable[[list[Tensor]], None] = torch._C._increment_version
 
 
 def find_route(op: Op, args: tuple[Any, ...]) -> Route:
     """The route of a call's signature, once the call is known to be right."""
+    table = _table
     signature = (op.name, *map(_fact, args, op.by_row))
-    route = _routes.get(signature)
+    route = table.routes.get(signature)
     if route is None:
         op.check(args)
-        if len(_routes) >= MOST_ROUTES:
-            _forget_routes()
-        route = _routes[signature] = _resolve(op, signature, args)
-        _tell()
     else:
         op.check_shapes(args)
-    if len(op.written) > 1:
-        op.check_disjoint(args)
+    if op.written:
+        op.check_memory(args)
+    return _entered(table, _resolve(op, signature, args, table)) if route is None else route
+
+
+def _entered(table: Table, route: Route) -> Route:
+    """The route, in its table: or the one that another thread has put there meanwhile."""
+    with _lock:
+        if len(table.routes) >= MOST_ROUTES and table is _table:
+            _start_over()
+            table = _table
+        route = table.routes.setdefault(route.signature, route)
+        _alive.add(route)
+    _tell()
     return route
 
 
-def _resolve(op: Op, signature: Signature, args: tuple[Any, ...]) -> Route:
+def is_current(route: Route) -> bool:
+    """Whether the flags are still those that led to this route."""
+    return _table.routes.get(route.signature) is route
+
+
+def find_native(op: Op, args: tuple[Any, ...], reason: str) -> Route:
+    """The route of calls that no kernel can do for a reason which is not in their signature."""
+    op.check(args)
+    table, signature = _table, (op.name, reason)
+    expected = settings.get().backend == "native" or bool(kernels.unavailable(args[op.x].device))
+    found = table.routes.get(signature)
+    return found or _entered(table, _native(op, signature, reason, args, fallback=not expected))
+
+
+def _resolve(op: Op, signature: Signature, args: tuple[Any, ...], table: Table) -> Route:
     wanted = settings.get()
     x = args[op.x]
     if wanted.backend == "native":
-        return _native(op, signature, "the native backend was asked for", fallback=False)
-    if reason := _broken.get((op.name, x.dtype, x.shape[-1])):
-        return _native(op, signature, reason, fallback=True)
+        return _native(op, signature, "the native backend was asked for", args, fallback=False)
+    if reason := table.broken.get((op.name, x.dtype, x.shape[-1], x.device)):
+        return _native(op, signature, reason, args, fallback=True)
     try:
-        run = _bind_kernel(op, x.device, args)
+        launch = _bind_kernel(op, x.device, args)
     except kernels.Refusal as refusal:
-        expected = wanted.backend == "triton" or x.device.type != "cpu"
-        return _native(op, signature, str(refusal), fallback=expected)
-    route = Route(op, signature, "triton", "", False, run)
-    route.run = _guarded(route, run, "the Triton kernel failed")
-    return route
+        expected = wanted.backend == "triton" or x.device.type not in ("cpu", "meta")
+        return _native(op, signature, str(refusal), args, fallback=expected)
+    return Route(op, signature, "triton", "", False, launch, _writes(op, args))
+
+
+def _writes(op: Op, args: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(i for i in op.written if args[i] is not None)
 
 
 def _bind_kernel(op: Op, device: torch.device, args: tuple[Any, ...]) -> Callable[..., Any]:
@@ -173,7 +266,7 @@ def _bind_kernel(op: Op, device: torch.device, args: tuple[Any, ...]) -> Callabl
     return bind(*args)
 
 
-def _native(op: Op, signature: Signature, reason: str, *, fallback: bool) -> Route:
+def _native(op: Op, signature: Signature, reason: str, args: tuple[Any, ...], *, fallback: bool) -> Route:
     wanted = settings.get()
     if fallback and wanted.strict:
         raise BackendError(
@@ -182,35 +275,40 @@ def _native(op: Op, signature: Signature, reason: str, *, fallback: bool) -> Rou
         )
     if fallback:
         log_once(f"{op.name} runs on the native path: {reason}")
-    route = Route(op, signature, "native", reason, fallback, op.native)
+    route = Route(op, signature, "native", reason, fallback, op.native, _writes(op, args))
     if wanted.compile:
         route.backend = "native, compiled"
-        route.run = _guarded(route, compiled(op.native, op.written), "torch.compile failed")
+        route.run = compiled(op.native, op.written)
     return route
 
 
-def _guarded(route: Route, run: Callable[..., Any], what: str) -> Callable[..., Any]:
-    """`run` for the first call: where it cannot be compiled or launched, this op, dtype and width stay native."""
+def after_failure(route: Route, error: Exception, args: tuple[Any, ...], decline: bool = False) -> Any:
+    """The call again, by the native op: where nothing can have been written, and the fault is the kernel's own.
 
-    def first(*args: Any) -> Any:
-        try:
-            result = run(*args)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # a compiler or a driver may raise anything; it is counted, logged or raised
-            reason = f"{what}: {' '.join(traceback.format_exception_only(error)).strip().splitlines()[0]}"
-            if settings.get().strict:
-                raise BackendError(f"{route.op.name}: {reason}. NORM_PLUGIN_STRICT=1 forbids falling back.") from error
-            log_once(f"{route.op.name} stays on the eager native path: {reason}")
-            x = args[route.op.x]
-            _broken[route.op.name, x.dtype, x.shape[-1]] = reason
-            route.backend, route.reason, route.fallback, route.run = "native", reason, True, route.op.native
-            _tell()
-            return route.op.native(*args)
-        route.run = run
-        return result
-
-    return first
+    Otherwise the error is raised: what it leaves is not known, and the native op would compute from that.
+    """
+    if isinstance(error, (MemoryError, RecursionError, torch.OutOfMemoryError)) or route.backend == "native":
+        raise error
+    before_launch = isinstance(error, (kernels.NotLaunched, CompilerError))
+    if not before_launch and (route.proven or route.writes):
+        raise error
+    cause = error.__cause__ if before_launch and isinstance(error.__cause__, Exception) else error
+    said = " ".join(traceback.format_exception_only(cause)).strip().splitlines()[0]
+    reason = f"{'the Triton kernel' if route.backend == 'triton' else 'torch.compile'} failed: {said}"
+    op, x = route.op, args[route.op.x]
+    route.calls -= 1
+    if settings.get().strict:
+        raise BackendError(f"{op.name}: {reason}. NORM_PLUGIN_STRICT=1 forbids falling back.") from cause
+    log_once(f"{op.name} stays on the eager native path: {reason}")
+    native = Route(op, route.signature, "native", reason, True, op.native, route.writes)
+    with _lock:
+        if is_current(route):
+            _table.broken[op.name, x.dtype, x.shape[-1], x.device] = reason
+            _table.routes[route.signature] = native
+            op.plans = tuple(plan for plan in op.plans if plan.route is not route)
+        _alive.add(native)
+    _tell()
+    return run(native, args, decline)
 
 
 _watchers: list[Callable[[], None]] = []
@@ -235,31 +333,47 @@ def log_once(message: str) -> None:
 
 def routes() -> tuple[Route, ...]:
     """Every signature in use, with its backend, reason and number of calls."""
-    return tuple(_routes.values())
+    return tuple(_table.routes.values())
 
 
-def _forget_routes() -> None:
+def keep_plan(route: Route, plan: Any, most: int) -> None:
+    """Keep a plan with its op, one of at most so many, for as long as the flags stay as they are."""
+    with _lock:
+        if is_current(route):
+            route.op.plans = (*route.op.plans, plan)[-most:]
+            _planned.add(route.op)
+
+
+def _start_over() -> None:
     """Resolve everything anew, and keep the counts."""
-    for route in _routes.values():
-        _forgotten[route.op.name, route.backend] += route.calls
-    for op in {route.op for route in _routes.values()}:
-        op.plans.clear()
-    _routes.clear()
-    _broken.clear()
+    global _table
+    with _lock:
+        _table = Table()
+        for op in _planned:
+            op.plans = ()
 
 
-settings.on_change(_forget_routes)
+settings.on_change(_start_over)
 
 
 def calls(op: str, backend: str | None = None) -> int:
     """How often `op` was called, on one backend or on all."""
-    seen = Counter(_forgotten)
-    for route in _routes.values():
-        seen[route.op.name, route.backend] += route.calls
+    with _lock:
+        alive = list(_alive)  # held, so that none of them ends before those that have ended are counted
+        while _ended:
+            name, where, number = _ended.popleft()
+            _counts[name, where] += number
+        seen = Counter(_counts)
+        for route in alive:
+            seen[route.op.name, route.backend] += route.calls
     return sum(n for (name, where), n in seen.items() if name == op and backend in (None, where))
 
 
 def reset() -> None:
     """Forget all routes and counts."""
-    _forget_routes()
-    _forgotten.clear()
+    with _lock:
+        _start_over()
+        for route in _alive:
+            route.calls = 0
+        _ended.clear()
+        _counts.clear()

@@ -24,13 +24,14 @@ _PLAIN = (Tensor, Parameter)
 def _needs_grad(*tensors: Tensor | None) -> bool:
     if torch.is_grad_enabled():
         for t in tensors:
-            if t is not None and t.requires_grad:
+            if getattr(t, "requires_grad", False):  # what is no tensor is refused by torch's schema
                 return True
     return False
 
 
 def _only_values(*tensors: Tensor | None) -> bool:
-    """Whether nothing traces, transforms or differentiates a call on these tensors."""
+    """Whether nothing traces, transforms or differentiates a call on these tensors, and all of them are plain numbers
+    in memory."""
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
@@ -38,7 +39,26 @@ def _only_values(*tensors: Tensor | None) -> bool:
         or forward_ad._current_level >= 0
     ):
         return False
-    return all(t is None or type(t) in _PLAIN for t in tensors) and not _needs_grad(*tensors)
+    return all(t is None or _is_plain(t) for t in tensors) and not _needs_grad(*tensors)
+
+
+def _is_plain(t: Tensor) -> bool:
+    """Whether the values are those in memory. torch's dispatcher makes them so for the others (those with a negative
+    bit, lazy zeros), and answers calls on meta tensors."""
+    return type(t) in _PLAIN and not (t.is_neg() or t._is_zerotensor() or t.is_meta)
+
+
+def _derived() -> bool:
+    """Whether torch.func differentiates what is called, or forward mode does: the ops have no formulas for that, and
+    the native ones need none."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return any(transform.key() in _DERIVING for transform in torch._C._functorch.get_interpreter_stack() or ())
+    return forward_ad._current_level >= 0
+
+
+_DERIVING = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
 
 
 def _known(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -> Route | None:
@@ -48,43 +68,66 @@ def _known(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) ->
     return shortcut.find(op, tensors, rest)
 
 
-def _call(
+def call(
     op: Op,
     tensors: tuple[Tensor | None, ...],
     rest: tuple[Any, ...],
-    differentiable: Callable[..., Any] | None = None,
+    recorded: Callable[..., Any] | None = None,
+    decline: bool = False,
 ) -> Any:
     """`op` on its tensors and its other arguments, by the shortest way that is right.
 
-    An op that writes has no autograd formula: `differentiable` does the same where a gradient is wanted.
+    An op that writes has no autograd formula: `recorded` does the same where a gradient is wanted. `decline`:
+    raise dispatch.Declined, before anything is written, where a kernel was asked for and none can do the call.
     """
     route = _known(op, tensors, rest)
     if route is not None:
+        writes = route.writes
+        if writes:
+            dispatch.advance_versions([tensors[i] for i in writes])  # type: ignore[misc]
         route.calls += 1
-        return route.run(*tensors, *rest)
-    if differentiable is not None and _needs_grad(*tensors):
-        op.check((*tensors, *rest))
-        return differentiable(*tensors, *rest)
+        try:
+            return route.run(*tensors, *rest)
+        except Exception as error:
+            return dispatch.after_failure(route, error, (*tensors, *rest), decline)
+    args = (*tensors, *rest)
+    if _derived():
+        return dispatch.run(dispatch.find_native(op, args, "torch.func or forward-mode differentiation"), args)
+    if op.written and _needs_grad(*tensors):
+        return _recorded_writing(op, args, recorded)
     if not _only_values(*tensors):
-        return getattr(torch.ops.norm_plugin, op.name)(*tensors, *rest)
-    route = dispatch.find_route(op, (*tensors, *rest))
-    route.calls += 1
-    result = route.run(*tensors, *rest)
-    if route.backend == "triton":
+        return getattr(torch.ops.norm_plugin, op.name)(*args)
+    route = dispatch.find_route(op, args)
+    result = dispatch.run(route, args, decline)
+    if route.backend == "triton" and route.proven:
         shortcut.remember(op, tensors, rest, route)
     return result
 
 
-def _differentiable_out(input: Tensor, weight: Tensor | None, out: Tensor, *how: Any) -> None:
+def _recorded_writing(op: Op, args: tuple[Any, ...], recorded: Callable[..., Any] | None) -> Any:
+    """An op that writes, where gradients are recorded: nothing is written before it is known that all can be."""
+    op.check(args)
+    written = [(op.arguments[i], args[i]) for i in op.written if args[i] is not None]
+    if not torch.compiler.is_compiling() and all(_is_plain(t) for _, t in written):  # only real tensors can tell
+        op.check_memory(args)
+        for name, t in written:
+            checks.recorded_writing(name, t)
+    if recorded is not None:
+        return recorded(*args)
+    for name, t in written:
+        if t.requires_grad:
+            raise RuntimeError(
+                f"{name} requires a gradient, and {op.name}, which writes it, has none; call it under torch.no_grad()."
+            )
+    return getattr(torch.ops.norm_plugin, op.name)(*args)
+
+
+def _recorded_out(input: Tensor, weight: Tensor | None, out: Tensor, *how: Any) -> None:
     kept = input.clone()  # what the gradient needs must not change, and out may be the input
-    out.copy_(_call(ops.RMSNORM, (kept, weight), how))
+    out.copy_(call(ops.RMSNORM, (kept, weight), how))
 
 
-def _differentiable_add(input: Tensor, residual: Tensor, weight: Tensor | None, *how: Any) -> None:
-    if not torch.compiler.is_compiling():  # only real tensors can tell
-        ops.FUSED_ADD_RMSNORM.check_disjoint((input, residual, weight))
-        checks.no_leaf("input", input)
-        checks.no_leaf("residual", residual)
+def recorded_add(input: Tensor, residual: Tensor, weight: Tensor | None, *how: Any) -> None:
     out, new_residual = torch.ops.norm_plugin.add_rmsnorm(input, residual, weight, *how)
     input.copy_(out)
     residual.copy_(new_residual)
@@ -102,9 +145,9 @@ def _rmsnorm(
 ) -> Tensor:
     how = (eps, numerics, gemma, variance_size, enable_pdl)
     if out is None:
-        result: Tensor = _call(ops.RMSNORM, (input, weight), how)
+        result: Tensor = call(ops.RMSNORM, (input, weight), how)
         return result
-    _call(ops.RMSNORM_OUT, (input, weight, out), how, _differentiable_out)
+    call(ops.RMSNORM_OUT, (input, weight, out), how, _recorded_out)
     return out
 
 
@@ -118,7 +161,7 @@ def _fused_add_rmsnorm(
     gemma: bool,
 ) -> None:
     how = (eps, numerics, gemma, None, enable_pdl)
-    _call(ops.FUSED_ADD_RMSNORM, (input, residual, weight), how, _differentiable_add)
+    call(ops.FUSED_ADD_RMSNORM, (input, residual, weight), how, recorded_add)
 
 
 def rmsnorm(
@@ -187,13 +230,13 @@ def add_rmsnorm(
 ) -> tuple[Tensor, Tensor]:
     """(rmsnorm(input + residual), input + residual); nothing is changed in place."""
     tensors = (input, residual, weight)
-    result: tuple[Tensor, Tensor] = _call(ops.ADD_RMSNORM, tensors, (eps, numerics, gemma, variance_size, None))
+    result: tuple[Tensor, Tensor] = call(ops.ADD_RMSNORM, tensors, (eps, numerics, gemma, variance_size, None))
     return result
 
 
 def l2norm(x: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> Tensor:
     """x / sqrt(sum(x^2) + eps), row by row."""
-    result: Tensor = _call(ops.L2NORM, (x,), (eps, output_dtype))
+    result: Tensor = call(ops.L2NORM, (x,), (eps, output_dtype))
     return result
 
 
@@ -207,7 +250,7 @@ def layernorm(
 ) -> Tensor:
     """(input - mean) / std * weight + bias, row by row."""
     tensors = (input, weight, bias)
-    result: Tensor = _call(ops.LAYERNORM, tensors, (eps, numerics))
+    result: Tensor = call(ops.LAYERNORM, tensors, (eps, numerics))
     return result
 
 
@@ -221,7 +264,7 @@ def layernorm_linear(
 ) -> Tensor:
     """layernorm(x) @ linear_weight.T + linear_bias."""
     tensors = (x, weight, bias, linear_weight, linear_bias)
-    result: Tensor = _call(ops.LAYERNORM_LINEAR, tensors, (eps,))
+    result: Tensor = call(ops.LAYERNORM_LINEAR, tensors, (eps,))
     return result
 
 
@@ -240,7 +283,7 @@ def layernorm_fn(
 ) -> Tensor:
     """The norm of each group of each row, gated by act(z): after the norm, or before it."""
     tensors = (x, weight, bias, z)
-    result: Tensor = _call(
+    result: Tensor = call(
         ops.GATED_NORM, tensors, (eps, group_size, norm_before_gate, is_rms_norm, activation, numerics)
     )
     return result
@@ -279,7 +322,7 @@ def rmsnorm_quant(
 ) -> None:
     """out = rmsnorm(input) / scale, rounded and saturated to out's dtype (fp8 or int8)."""
     tensors = (out, input, weight, _scale(scale, input))
-    _call(ops.RMSNORM_QUANT, tensors, (eps, numerics, gemma, enable_pdl))
+    call(ops.RMSNORM_QUANT, tensors, (eps, numerics, gemma, enable_pdl))
 
 
 def fused_add_rmsnorm_quant(
@@ -296,7 +339,7 @@ def fused_add_rmsnorm_quant(
 ) -> None:
     """residual += input, in place; out = rmsnorm(residual) / scale. input keeps its values."""
     tensors = (out, input, residual, weight, _scale(scale, input))
-    _call(ops.FUSED_ADD_RMSNORM_QUANT, tensors, (eps, numerics, gemma, enable_pdl))
+    call(ops.FUSED_ADD_RMSNORM_QUANT, tensors, (eps, numerics, gemma, enable_pdl))
 
 
 def rmsnorm_dynamic_quant(
@@ -312,7 +355,7 @@ def rmsnorm_dynamic_quant(
 ) -> tuple[Tensor, Tensor]:
     """(rmsnorm(input) / scales, scales [..., 1]), one scale a row. A residual is added first and updated in place."""
     tensors = (input, weight, residual, scale_ub)
-    result: tuple[Tensor, Tensor] = _call(ops.RMSNORM_DYNAMIC_QUANT, tensors, (eps, quant_dtype, numerics, gemma, None))
+    result: tuple[Tensor, Tensor] = call(ops.RMSNORM_DYNAMIC_QUANT, tensors, (eps, quant_dtype, numerics, gemma, None))
     return result
 
 
@@ -329,7 +372,7 @@ def rmsnorm_block_quant(
 ) -> tuple[Tensor, Tensor]:
     """(rmsnorm(input) / scales, scales [..., N / group_size]). A residual is added first and updated in place."""
     tensors = (input, weight, residual)
-    result: tuple[Tensor, Tensor] = _call(
+    result: tuple[Tensor, Tensor] = call(
         ops.RMSNORM_BLOCK_QUANT, tensors, (eps, group_size, quant_dtype, numerics, gemma, None)
     )
     return result
@@ -345,4 +388,4 @@ def layernorm_quant(
 ) -> None:
     """out = layernorm(input) / scale, rounded and saturated to out's dtype (fp8 or int8)."""
     tensors = (out, input, weight, bias, _scale(scale, input))
-    _call(ops.LAYERNORM_QUANT, tensors, (eps,))
+    call(ops.LAYERNORM_QUANT, tensors, (eps,))

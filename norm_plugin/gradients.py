@@ -17,6 +17,8 @@ from norm_plugin import library, ops
 from norm_plugin.dispatch import Op, log_once
 from norm_plugin.library import Arguments
 from norm_plugin.native import backward
+from norm_plugin.native.layer import in_the_dtypes_given
+from norm_plugin.native.rms import new_output
 
 BACKWARD_OPS: dict[str, Op] = {}
 
@@ -63,7 +65,7 @@ def _first(count: int) -> Callable[..., Saved]:
 def _like(a: Arguments, *names: str) -> list[Tensor]:
     """A gradient for each of these arguments, unless it is absent or not asked for."""
     wanted = [a[name] for name in names if a[name] is not None and a.get(f"{name}_grad", True)]
-    return [torch.empty_like(t) for t in wanted]
+    return [new_output(t) for t in wanted]
 
 
 def _dealt(found: list[Tensor], *given: bool) -> list[Tensor | None]:
@@ -84,7 +86,7 @@ RMSNORM_BACKWARD = _register(
 L2NORM_BACKWARD = _register(
     "l2norm_backward(Tensor grad, Tensor input, float eps=1e-6) -> Tensor",
     backward.l2norm_backward,
-    lambda a: torch.empty_like(a["input"]),
+    lambda a: new_output(a["input"]),
     tensors=2,
 )
 _RMS_CONSTANTS = ("eps", "gemma", "variance_size")
@@ -148,12 +150,13 @@ def _layernorm_linear(saved: Any, wanted: Wanted, eps: float, grad: Tensor) -> F
     x, weight, bias, linear_weight = saved
     rows = grad.reshape(-1, grad.shape[-1])
     norm: Found = (None, None, None)
-    if any(wanted[:3]):
-        norm = _layernorm((x, weight, bias), wanted, eps, grad @ linear_weight)
     dlinear_weight = None
-    if wanted[3]:
-        normed = torch.ops.norm_plugin.layernorm(x, weight, bias, eps).to(linear_weight.dtype)
-        dlinear_weight = rows.t() @ normed.reshape(-1, normed.shape[-1])
+    with in_the_dtypes_given(x.device):
+        if any(wanted[:3]):
+            norm = _layernorm((x, weight, bias), wanted, eps, grad @ linear_weight)
+        if wanted[3]:
+            normed = torch.ops.norm_plugin.layernorm(x, weight, bias, eps).to(linear_weight.dtype)
+            dlinear_weight = rows.t() @ normed.reshape(-1, normed.shape[-1])
     return *norm, dlinear_weight, rows.sum(0) if wanted[4] else None
 
 

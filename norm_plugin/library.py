@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.library import Library
 from torch.utils._pytree import tree_leaves
 
 from norm_plugin import dispatch
-from norm_plugin.checks import ALIKE, ONE_A_ROW
+from norm_plugin.checks import ALIKE, ONE_A_ROW, RULES, SHARED_BY_ROWS
 from norm_plugin.dispatch import Op
 
 LIBRARY = Library("norm_plugin", "DEF")
@@ -20,12 +21,24 @@ Arguments = dict[str, Any]
 
 
 def register(
-    schema: str, family: str, native: Callable[..., Any], fake: Callable[[Arguments], Any], x: str = "input"
+    schema: str,
+    family: str,
+    native: Callable[..., Any],
+    fake: Callable[[Arguments], Any],
+    x: str = "input",
+    in_place: tuple[str, str] | None = None,
 ) -> Op:
-    """Define an op. `fake` makes outputs of the right shape, dtype and strides from the named arguments."""
+    """Define an op. `fake` makes outputs of the right shape and dtype from the named arguments; `in_place` names the
+    argument that is written and the one that it may be."""
     name = LIBRARY.define(schema)
     parsed = getattr(torch.ops.norm_plugin, name).default._schema.arguments
     arguments = tuple(a.name for a in parsed)
+    if unknown := [argument for argument in arguments if argument not in RULES]:
+        raise TypeError(f"{name} has arguments that checks.RULES has no rule for: {', '.join(unknown)}. Add one.")
+    by_row = (x, *ALIKE, *ONE_A_ROW, *SHARED_BY_ROWS)
+    tensors = frozenset(a.name for a in parsed if "Tensor" in str(a.type))
+    if unknown := [argument for argument in tensors if argument not in by_row]:
+        raise TypeError(f"{name} has tensors of which nobody says how they go with rows: {', '.join(unknown)}.")
     if "enable_pdl" in arguments:  # how a kernel is launched means nothing to the native op
         native = _without_last(native)
     op = Op(
@@ -38,10 +51,19 @@ def register(
         alike=tuple(i for i, argument in enumerate(arguments) if argument in ALIKE),
         one_a_row=tuple(i for i, argument in enumerate(arguments) if argument in ONE_A_ROW),
         written=tuple(i for i, a in enumerate(parsed) if a.alias_info is not None and a.alias_info.is_write),
+        tensors=tensors,
+        required=frozenset(a.name for a in parsed if not str(a.type).startswith("Optional")),
+        in_place=None if in_place is None else (arguments.index(in_place[0]), arguments.index(in_place[1])),
     )
 
     def run(*args: Any) -> Any:
-        return dispatch.call(op, *op.complete(args))
+        args = op.complete(args)
+        if forward_ad._current_level >= 0:  # torch would take a derivative without a formula for zero
+            raise NotImplementedError(
+                f"torch.ops.norm_plugin.{op.name} has no formula for forward-mode differentiation; "
+                "call the function of norm_plugin instead, which has one."
+            )
+        return dispatch.call(op, *args)
 
     def run_fake(*args: Any) -> Any:
         args = op.complete(args)

@@ -23,6 +23,9 @@ class Numerics:
     torch_functions: bool = False
 
 
+#: The fields that say something of a numerics, and not what it computes.
+DESCRIPTION = ("name", "formula", "used_by")
+
 FP32 = Numerics(
     "fp32",
     "b(h * s * w)",

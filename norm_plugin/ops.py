@@ -9,21 +9,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from norm_plugin import library
 from norm_plugin.dispatch import Op
 from norm_plugin.library import Arguments
 from norm_plugin.native import gated, layer, quant, rms, split
+from norm_plugin.native.rms import new_output
 
 OPS: dict[str, Op] = {}
 
 
 def _register(
-    schema: str, family: str, native: Callable[..., Any], fake: Callable[[Arguments], Any], x: str = "input"
+    schema: str,
+    family: str,
+    native: Callable[..., Any],
+    fake: Callable[[Arguments], Any],
+    x: str = "input",
+    in_place: tuple[str, str] | None = None,
 ) -> Op:
-    op = library.register(schema, family, native, fake, x)
+    op = library.register(schema, family, native, fake, x, in_place)
     OPS[op.name] = op
     return op
 
@@ -47,16 +52,20 @@ RMSNORM = _register(
     f"rmsnorm(Tensor input, Tensor? weight, {_RMS}) -> Tensor",
     "rms",
     rms.rmsnorm,
-    lambda a: torch.empty_like(a["input"]),
+    lambda a: new_output(a["input"]),
 )
 RMSNORM_OUT = _register(
-    f"rmsnorm_out(Tensor input, Tensor? weight, Tensor(a!) out, {_RMS}) -> ()", "rms", _rmsnorm_out, _nothing
+    f"rmsnorm_out(Tensor input, Tensor? weight, Tensor(a!) out, {_RMS}) -> ()",
+    "rms",
+    _rmsnorm_out,
+    _nothing,
+    in_place=("out", "input"),
 )
 ADD_RMSNORM = _register(
     f"add_rmsnorm(Tensor input, Tensor residual, Tensor? weight, {_RMS}) -> (Tensor, Tensor)",
     "rms",
     rms.add_rmsnorm,
-    lambda a: (torch.empty_like(a["input"]), torch.empty_like(a["residual"])),
+    lambda a: (new_output(a["input"]), new_output(a["residual"])),
 )
 FUSED_ADD_RMSNORM = _register(
     f"fused_add_rmsnorm(Tensor(a!) input, Tensor(b!) residual, Tensor? weight, {_RMS}) -> ()",
@@ -68,7 +77,7 @@ L2NORM = _register(
     "l2norm(Tensor input, float eps=1e-6, ScalarType? output_dtype=None) -> Tensor",
     "rms",
     rms.l2norm,
-    lambda a: torch.empty_like(a["input"], dtype=a["output_dtype"]),
+    lambda a: new_output(a["input"], dtype=a["output_dtype"]),
 )
 
 # --- layer --------------------------------------------------------------------------------------------------------
@@ -77,7 +86,7 @@ LAYERNORM = _register(
     'layernorm(Tensor input, Tensor? weight, Tensor? bias, float eps=1e-6, str numerics="fp32") -> Tensor',
     "layer",
     layer.layernorm,
-    lambda a: torch.empty_like(a["input"]),
+    lambda a: new_output(a["input"]),
 )
 LAYERNORM_LINEAR = _register(
     "layernorm_linear(Tensor x, Tensor? weight, Tensor? bias, Tensor linear_weight, Tensor? linear_bias, "
@@ -95,7 +104,7 @@ GATED_NORM = _register(
     'bool norm_before_gate=True, bool is_rms_norm=False, str activation="silu", str numerics="fp32") -> Tensor',
     "gated",
     gated.gated_norm,
-    lambda a: torch.empty_like(a["x"]),
+    lambda a: new_output(a["x"]),
     x="x",
 )
 
@@ -113,7 +122,7 @@ SPLIT_RMSNORM = _register(
     'str numerics="fp32") -> Tensor',
     "split",
     split.split_rmsnorm,
-    lambda a: torch.empty_like(a["x"]),
+    lambda a: new_output(a["x"]),
     x="x",
 )
 
@@ -125,7 +134,7 @@ _QUANT = 'str numerics="fp32", bool gemma=False, bool? enable_pdl=None'
 def _quantised(a: Arguments, scales: int) -> tuple[Tensor, Tensor]:
     x = a["input"]
     scale = x.new_empty((*x.shape[:-1], scales), dtype=rms.wide_dtype(x.dtype))
-    return torch.empty_like(x, dtype=a["quant_dtype"]), scale
+    return new_output(x, dtype=a["quant_dtype"]), scale
 
 
 RMSNORM_QUANT = _register(

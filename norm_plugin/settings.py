@@ -6,6 +6,7 @@ Flags are read from the environment once, at the first use; `override` changes t
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -126,15 +127,16 @@ def read(environ: Mapping[str, str]) -> Settings:
 
 
 _current: Settings | None = None
+_asked: Settings | None = None  # by the environment, without any override
+_overrides: list[dict[str, object]] = []
 _watchers: list[Callable[[], None]] = []
+_lock = threading.RLock()
 
 
 def get() -> Settings:
     """The settings of this process."""
-    global _current
-    if _current is None:
-        _current = read(os.environ)
-    return _current
+    current = _current
+    return _merged() if current is None else current
 
 
 def on_change(forget: Callable[[], None]) -> None:
@@ -142,22 +144,47 @@ def on_change(forget: Callable[[], None]) -> None:
     _watchers.append(forget)
 
 
-def _set(settings: Settings | None) -> None:
-    global _current
-    _current = settings
+def _merged() -> Settings:
+    """The settings from the environment, read once, and from the overrides in force, the latest last."""
+    global _current, _asked
+    with _lock:
+        if _asked is None:
+            _asked = read(os.environ)
+        fields = {name: value for fields in _overrides for name, value in fields.items()}
+        _current = replace(_asked, **fields)  # type: ignore[arg-type]
+        return _current
+
+
+def _changed() -> Settings:
+    """The settings now, once everybody has forgotten what followed from those before."""
+    merged = _merged()
     for forget in _watchers:
         forget()
+    return merged
 
 
 @contextmanager
 def override(**fields: object) -> Iterator[Settings]:
-    """Other settings for a block of code, as in `override(backend="native", strict=True)`."""
-    before = get()
-    _set(replace(before, **fields))  # type: ignore[arg-type]
+    """Other settings for a block of code, as in `override(backend="native", strict=True)`. They hold for the whole
+    process; where blocks of several threads overlap, the one entered last decides, until it ends."""
+    with _lock:
+        _overrides.append(fields)
+        try:
+            now = _changed()
+        except TypeError:
+            _remove(fields)
+            raise
     try:
-        yield get()
+        yield now
     finally:
-        _set(before)
+        with _lock:
+            _remove(fields)
+            _changed()
+
+
+def _remove(fields: dict[str, object]) -> None:
+    """End this override, and not another that says the same."""
+    _overrides[:] = [other for other in _overrides if other is not fields]
 
 
 def table() -> str:

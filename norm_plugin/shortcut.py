@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from norm_plugin import dispatch, memory
 from norm_plugin.dispatch import Op, Route
 
 try:
@@ -28,12 +30,11 @@ Agreement = Callable[[tuple[Any, ...]], bool]
 MOST_PLANS = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """One recognised signature: which tensors are given, what guards them, and what the other arguments are.
 
-    The guards ask whether a tensor requires a gradient, and not whether gradients are recorded: `unrecorded` says that
-    they were not, where one does.
+    `unrecorded`: an input required a gradient while gradients were off, which the guards do not ask.
     """
 
     given: tuple[int, ...]
@@ -60,41 +61,84 @@ def guard(tensors: list[Tensor], by_row: list[bool]) -> Callable[..., bool] | No
         return None
 
 
-def agreement(op: Op, given: tuple[int, ...]) -> Agreement | None:
-    """check_shapes and check_disjoint for tensors whose sizes are known to agree but for the first.
-
-    An empty tensor has no address of its own, so it takes the ordinary road.
-    """
+def agreement(op: Op, tensors: tuple[Tensor | None, ...], given: tuple[int, ...]) -> Agreement | None:
+    """What Op.check_shapes and Op.check_memory ask of tensors whose sizes are known to agree but for the first."""
     x = op.x
     if op.one_a_row:
         rows = [i for i in given if op.by_row[i]]
         return lambda t: all(t[i].shape[:-1] == t[x].shape[:-1] for i in rows)
     alike = [i for i in op.alike if i in given]
-    apart = [i for i in op.written if i in given] if len(op.written) > 1 else []
-    if len(apart) < 2:
-        if not alike:
-            return None
-        if len(alike) == 1:  # nearly every call: a loop takes twice as long
-            other = alike[0]
-            return lambda t: t[other].numel() == t[x].numel()
-        return lambda t: all(t[i].numel() == t[x].numel() for i in alike)
-    first, second = apart
-    if len(alike) == 1:
+    if any(i in given for i in op.written):
+        return apart(op, tensors, alike, given)
+    if not alike:
+        return None
+    if len(alike) == 1:  # nearly every call: a loop takes twice as long
         other = alike[0]
-        return lambda t: t[other].numel() == t[x].numel() and t[first].data_ptr() != t[second].data_ptr()
-    return lambda t: all(t[i].numel() == t[x].numel() for i in alike) and t[first].data_ptr() != t[second].data_ptr()
+        return lambda t: t[other].numel() == t[x].numel()
+    return lambda t: all(t[i].numel() == t[x].numel() for i in alike)
+
+
+def apart(op: Op, tensors: tuple[Tensor | None, ...], alike: list[int], given: tuple[int, ...]) -> Agreement:
+    """Whether no two of the tensors lie in the same stretch of memory. If two do, the ordinary road looks closer."""
+    x = op.x
+    reach = {i: _reach(t, op.by_row[i]) for i, t in enumerate(tensors) if t is not None}
+    others = [i for i in given if i not in (x, *alike)]
+    if len(alike) == 1 and len(others) < 2:  # written out: a loop takes three times as long
+        other, third = alike[0], others[0] if others else None
+        of_x, of_other = reach[x][0], reach[other][0]
+        may_be_one = op.in_place in ((x, other), (other, x)) and _lie_alike(tensors[x], tensors[other])
+        third_per, third_fixed = (0, 0) if third is None else reach[third]
+
+        def all_apart(t: tuple[Any, ...]) -> bool:
+            n: int = t[x].numel()
+            a: int = t[x].data_ptr()
+            b: int = t[other].data_ptr()
+            a_end, b_end = a + n * of_x, b + n * of_other
+            if t[other].numel() != n or not (a_end <= b or b_end <= a or (may_be_one and a == b)):
+                return False
+            if third is None:
+                return True
+            c: int = t[third].data_ptr()
+            c_end = c + n * third_per + third_fixed
+            return (c_end <= a or a_end <= c) and (c_end <= b or b_end <= c)
+
+        return all_apart
+
+    def none_together(t: tuple[Any, ...]) -> bool:
+        n = t[x].numel()
+        if any(t[i].numel() != n for i in alike):
+            return False
+        spans = sorted((t[i].data_ptr(), n * per + fixed) for i, (per, fixed) in reach.items())
+        return all(start + length <= following for (start, length), (following, _) in pairwise(spans))
+
+    return none_together
+
+
+def _lie_alike(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and memory.same_strides(a, b)
+
+
+def _reach(t: Tensor, by_row: bool) -> tuple[int, int]:
+    """At most so many bytes an element of x, and so many besides, lie between a tensor's first byte and its last."""
+    if not by_row or t.dim() < 2:
+        first, end = memory.span(t)
+        return 0, end - first
+    row = t.numel() // t.shape[0]
+    return -(-max(t.stride(0) * t.element_size(), memory.bytes_of_a_row(t)) // row), 0
 
 
 def remember(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...], route: Route) -> None:
     """Recognise this signature from now on."""
     given = tuple(i for i, t in enumerate(tensors) if t is not None)
     present = [t for t in tensors if t is not None]
+    if any(i in given and memory.may_cover_itself(tensors[i]) for i in op.written):  # type: ignore[arg-type]
+        return
     recognises = guard(present, [op.by_row[i] for i in given])
     if recognises is not None:
         missing = tuple(i for i in range(len(tensors)) if i not in given)
         unrecorded = any(t.requires_grad for t in present)
-        op.plans.append(Plan(given, missing, unrecorded, recognises, agreement(op, given), rest, route))
-        del op.plans[:-MOST_PLANS]
+        plan = Plan(given, missing, unrecorded, recognises, agreement(op, tensors, given), rest, route)
+        dispatch.keep_plan(route, plan, MOST_PLANS)
 
 
 def find(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -> Route | None:

@@ -25,7 +25,7 @@ def rmsnorm_of_part(
 ) -> Tensor:
     """This rank's part of rmsnorm(x * silu(z)): x, z and weight are one of `parts` parts of equal width, and
     `all_reduce` adds up the sums [..., 1] of all ranks."""
-    sums = all_reduce(functions._call(ops.SPLIT_SUMS, (x, z), (numerics,)))
+    sums = all_reduce(functions.call(ops.SPLIT_SUMS, (x, z), (numerics,)))
     how = (parts * x.shape[-1], eps, numerics)
-    result: Tensor = functions._call(ops.SPLIT_RMSNORM, (x, weight, z, sums), how)
+    result: Tensor = functions.call(ops.SPLIT_RMSNORM, (x, weight, z, sums), how)
     return result

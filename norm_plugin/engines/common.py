@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from norm_plugin import settings
-from norm_plugin.dispatch import BackendError
+from norm_plugin.dispatch import BackendError, Declined
 from norm_plugin.engines import ledger
 from norm_plugin.native.rms import wide
 
@@ -24,6 +27,21 @@ def refused(op: str, x: Tensor, weight: Tensor | None, reason: str) -> None:
             "unset it, or leave this family out of NORM_PLUGIN_OPS."
         )
     ledger.count(op, x, weight, reason)
+
+
+def or_declined(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    """Ours, or the original where no kernel can do the call: of a method of a layer, or a function of x."""
+
+    def forward(*args: Any, **named: Any) -> Any:
+        try:
+            return ours(*args, **named)
+        except Declined as declined:
+            tensors = (value for value in (*args, *named.values()) if isinstance(value, Tensor))
+            weight = getattr(args[0], "weight", None) if args else None
+            refused(declined.op, next(tensors), named.get("weight", weight), declined.reason)
+            return original(*args, **named)
+
+    return forward
 
 
 def widened_sum(x: Tensor, residual: Tensor) -> Tensor:

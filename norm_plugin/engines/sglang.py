@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from norm_plugin import settings
 from norm_plugin.dispatch import BackendError
-from norm_plugin.engines import heads, ledger, sglang_gated, sglang_norms, source_patches
+from norm_plugin.engines import calls, heads, ledger, sglang_gated, sglang_norms, source_patches
 from norm_plugin.engines.common import asked, traced
 from norm_plugin.engines.on_import import after_import
 from norm_plugin.engines.record import Record
@@ -47,6 +47,7 @@ def register() -> None:
         raise SystemExit(f"norm_plugin: {error}") from error
     if backend == "off" or _record is not None:
         return
+    calls.prepare()
     record = _record = Record("sglang", _version("sglang"))
     source_patches.note(record, "sglang")
     for module, hook in _hooks():

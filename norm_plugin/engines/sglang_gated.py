@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from norm_plugin import functions, split
-from norm_plugin.engines import ledger
-from norm_plugin.engines.common import asked, refused, traced
+from norm_plugin import split
+from norm_plugin.engines import calls, ledger
+from norm_plugin.engines.common import asked, or_declined, refused, traced
 from norm_plugin.engines.record import Record
 from norm_plugin.engines.sglang_norms import Forward
 from norm_plugin.numerics import ACTIVATIONS, TORCH_HF
@@ -34,10 +34,14 @@ def _everywhere(module: ModuleType, record: Record, hook: str, name: str, make: 
             record.on_undo(partial(setattr, other, name, original))
 
 
+def _ours(make: Callable[[Forward, Record], Forward], record: Record, original: Forward) -> Forward:
+    return or_declined(original, make(original, record))
+
+
 def hook_layernorm_gated(module: ModuleType, record: Record) -> None:
     """sglang...fla.layernorm_gated: Qwen3.5, Mamba2 and its family, Ling."""
     if asked("gated"):
-        _everywhere(module, record, "layernorm_gated", "rms_norm_gated", lambda f: _layernorm_gated(f, record))
+        _everywhere(module, record, "layernorm_gated", "rms_norm_gated", partial(_ours, _layernorm_gated, record))
 
 
 def _layernorm_gated(original: Forward, record: Record) -> Forward:
@@ -63,13 +67,12 @@ def _layernorm_gated(original: Forward, record: Record) -> Forward:
             if reason and not traced():
                 refused("gated_norm", x, weight, reason)
             return original(x=x, weight=weight, bias=bias, z=z, is_rms_norm=is_rms_norm, **how, **more)
-        ledger.count("gated_norm", x, weight)
         rows = _last_contiguous(x)
         if z is not None and z.shape != x.shape:  # [tokens, heads, N] beside [tokens * heads, N]
             rows = rows.reshape(z.shape)
-        out = functions.layernorm_fn(
-            rows, weight, bias, None if z is None else _last_contiguous(z), is_rms_norm=is_rms_norm, **how
-        )
+        gate = None if z is None else _last_contiguous(z)
+        out = calls.gated_norm(rows, weight, bias, gate, is_rms_norm=is_rms_norm, **how)
+        ledger.count("gated_norm", x, weight)
         return out.reshape(x.shape)
 
     return rms_norm_gated
@@ -82,7 +85,7 @@ def _last_contiguous(t: Tensor) -> Tensor:
 def hook_fused_norm_gate(module: ModuleType, record: Record) -> None:
     """sglang...fla.fused_norm_gate: Qwen3-Next, Kimi. Another function of the same name, with other arguments."""
     if asked("gated"):
-        _everywhere(module, record, "fused_norm_gate", "rms_norm_gated", lambda f: _fused_norm_gate(f, record))
+        _everywhere(module, record, "fused_norm_gate", "rms_norm_gated", partial(_ours, _fused_norm_gate, record))
 
 
 def _fused_norm_gate(original: Forward, record: Record) -> Forward:
@@ -106,9 +109,9 @@ def _fused_norm_gate(original: Forward, record: Record) -> Forward:
             if reason and not traced():
                 refused("gated_norm", x, weight, reason)
             return original(x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps)
-        ledger.count("gated_norm", x, weight)
         rows = x.reshape(g.shape) if x.shape != g.shape else x
-        out = functions.rmsnorm_fn(rows, weight, bias, g, eps, activation=activation)
+        out = calls.gated_norm(rows, weight, bias, g, eps, activation=activation)
+        ledger.count("gated_norm", x, weight)
         return out.reshape(x.shape)
 
     return rms_norm_gated
@@ -122,7 +125,7 @@ def hook_mixer2(module: ModuleType, record: Record, method: str) -> None:
         if owner is None:
             record.missed("Mixer2RMSNormGated", f"{module.__name__} has no Mixer2RMSNormGated")
         else:
-            record.replace("Mixer2RMSNormGated", owner, method, lambda original: make(original, record))
+            record.replace("Mixer2RMSNormGated", owner, method, lambda f: or_declined(f, make(f, record)))
 
 
 def _not_ours(layer: Any) -> str:
@@ -144,7 +147,7 @@ def _across_ranks(module: ModuleType, layer: Any, x: Tensor, gate: Tensor) -> Te
     of_attention = getattr(layer, "use_attn_tp_group", False)
     all_reduce = module.attn_tp_all_reduce if of_attention else module.tensor_model_parallel_all_reduce
     how = (layer.variance_epsilon, layer.tp_size, all_reduce)
-    return split.rmsnorm_of_part(x, layer.weight, gate, *how, numerics=TORCH_HF.name)
+    return split.rmsnorm_of_part(x, layer.weight, gate, *how, numerics=calls.numerics_in_place_of(TORCH_HF, x))
 
 
 def _mixer2(module: ModuleType, in_layernorm_gated: bool, original: Forward, record: Record) -> Forward:
@@ -160,9 +163,10 @@ def _mixer2(module: ModuleType, in_layernorm_gated: bool, original: Forward, rec
             refused("gated_norm", x, self.weight, reason)
         if reason or in_layernorm_gated:
             return original(self, x, gate)
-        ledger.count("gated_norm", x, self.weight)
         group = None if self.n_groups == 1 else self.group_size
-        how = (self.variance_epsilon, group, False)
-        return functions.rmsnorm_fn(x, self.weight, None, gate, *how, numerics=TORCH_HF.name)
+        how = (self.variance_epsilon, group, False, True, "silu", calls.numerics_in_place_of(TORCH_HF, x))
+        normed = calls.gated_norm(x, self.weight, None, gate, *how)
+        ledger.count("gated_norm", x, self.weight)
+        return normed
 
     return forward

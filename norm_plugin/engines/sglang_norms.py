@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norm_plugin import functions
-from norm_plugin.engines import heads, ledger
-from norm_plugin.engines.common import asked, refused, traced, widened_sum
+from norm_plugin.engines import calls, heads, ledger
+from norm_plugin.engines.common import asked, or_declined, refused, traced, widened_sum
 from norm_plugin.engines.record import Record
 from norm_plugin.numerics import FP32, HF, TORCH, VLLM_C
 
@@ -48,7 +47,8 @@ def hook(module: ModuleType, record: Record, method: str) -> None:
             continue
 
         def replacement(original: Forward, make: Make = make, families: tuple[str, ...] = families) -> Forward:
-            return _only_asked(families, original, make(original, module, in_place, record))
+            ours = make(original, module, in_place, record)
+            return _only_asked(families, original, or_declined(original, ours))
 
         record.replace(cls, owner, method, replacement)
         if hasattr(owner, "enter_torch_compile"):
@@ -87,11 +87,8 @@ def _add_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, numerics: str, gemma: bool, in_place: bool
 ) -> tuple[Tensor, Tensor]:
     if not in_place:
-        return functions.add_rmsnorm(x, residual, weight, eps, numerics=numerics, gemma=gemma)
-    if gemma:
-        functions.gemma_fused_add_rmsnorm(x, residual, weight, eps, numerics=numerics)
-    else:
-        functions.fused_add_rmsnorm(x, residual, weight, eps, numerics=numerics)
+        return calls.add_rmsnorm(x, residual, weight, eps, numerics, gemma)
+    calls.fused_add_rmsnorm(x, residual, weight, eps, numerics, gemma)
     return x, residual
 
 
@@ -99,7 +96,7 @@ def _add_three_and_norm(
     x: Tensor, residual: Tensor, addition: Tensor, weight: Tensor, eps: float, numerics: str
 ) -> tuple[Tensor, Tensor]:
     """The norm of (x + residual) + addition, of which nothing is rounded before the end; new tensors."""
-    out, total = functions.add_rmsnorm(addition, widened_sum(x, residual), weight, eps, numerics=numerics)
+    out, total = calls.add_rmsnorm(addition, widened_sum(x, residual), weight, eps, numerics)
     return out, total.to(x.dtype)
 
 
@@ -156,25 +153,22 @@ def _rmsnorm(original: Forward, module: ModuleType, in_place: bool, record: Reco
             else:
                 refused(op, x, weight, reason)
             return original(self, x, residual, post_residual_addition, *positional, **named)
-        ledger.count(op, x, weight)
         eps, numerics = self.variance_epsilon, HF.name if self.cast_x_before_out_mul else FP32.name
         if residual is None:
-            return functions.rmsnorm(_dense(x), weight, eps, numerics=numerics)
-        if post_residual_addition is not None:
-            if three:
-                return _add_three_and_norm(x, residual, post_residual_addition, weight, eps, numerics)
-            residual = residual + post_residual_addition
-        return _add_norm(x, residual, weight, eps, numerics, False, in_place)
+            answer: Any = calls.rmsnorm(x, weight, eps, numerics)
+        elif three and post_residual_addition is not None:
+            answer = _add_three_and_norm(x, residual, post_residual_addition, weight, eps, numerics)
+        else:
+            if post_residual_addition is not None:
+                residual = residual + post_residual_addition
+            answer = _add_norm(x, residual, weight, eps, numerics, False, in_place)
+        ledger.count(op, x, weight)
+        return answer
 
     return forward
 
 
-def _dense(x: Tensor) -> Tensor:
-    """What SGLang's callers may count on: the output of a tensor of more dimensions is contiguous."""
-    return x if x.dim() == 2 else x.contiguous()
-
-
-def _gemma(epsilon: str, with_addition: bool, dense: bool) -> Make:
+def _gemma(epsilon: str, with_addition: bool) -> Make:
     """GemmaRMSNorm and Gemma3RMSNorm. Their kernels normalize the sum as it is, their PyTorch the rounded one."""
 
     def make(original: Forward, module: ModuleType, in_place: bool, record: Record) -> Forward:
@@ -190,21 +184,22 @@ def _gemma(epsilon: str, with_addition: bool, dense: bool) -> Make:
             if unknown:
                 refused(op, x, weight, f"an argument {unknown[0]}")
                 return original(self, x, residual, *positional, **named)
-            ledger.count(op, x, weight)
             eps = getattr(self, epsilon)
             if residual is None:
-                return functions.gemma_rmsnorm(_dense(x) if dense and in_place else x, weight, eps)
-            if addition is not None:
-                residual = residual + addition
-            return _add_norm(x, residual, weight, eps, numerics, True, in_place)
+                answer: Any = calls.rmsnorm(x, weight, eps, gemma=True)
+            else:
+                total = residual if addition is None else residual + addition
+                answer = _add_norm(x, total, weight, eps, numerics, True, in_place)
+            ledger.count(op, x, weight)
+            return answer
 
         return forward
 
     return make
 
 
-_taken("GemmaRMSNorm", "gemma", "qknorm")(_gemma("variance_epsilon", with_addition=True, dense=True))
-_taken("Gemma3RMSNorm", "gemma", "qknorm")(_gemma("eps", with_addition=False, dense=False))
+_taken("GemmaRMSNorm", "gemma", "qknorm")(_gemma("variance_epsilon", with_addition=True))
+_taken("Gemma3RMSNorm", "gemma", "qknorm")(_gemma("eps", with_addition=False))
 
 
 @_taken("Gemma4RMSNorm", "gemma", "qknorm")
@@ -216,11 +211,9 @@ def _gemma4(original: Forward, module: ModuleType, in_place: bool, record: Recor
         if weight is not None and self.scale_shift not in (0.0, 1.0):
             refused("rmsnorm", x, weight, f"a weight shifted by {self.scale_shift}")
             return original(self, x)
+        normed = calls.rmsnorm(x, weight, self.eps, gemma=weight is not None and self.scale_shift == 1.0)
         ledger.count("rmsnorm", x, weight)
-        x = _dense(x) if in_place else x
-        if weight is not None and self.scale_shift == 1.0:
-            return functions.gemma_rmsnorm(x, weight, self.eps)
-        return functions.rmsnorm(x, weight, self.eps)
+        return normed
 
     return forward
 
@@ -230,8 +223,9 @@ def _without_scale(original: Forward, module: ModuleType, in_place: bool, record
     def forward(self: Any, x: Tensor) -> Any:
         if traced() or not record.live:
             return original(self, x)
+        normed = calls.rmsnorm(x, None, self.eps)
         ledger.count("rmsnorm", x, None)
-        return functions.rmsnorm(x, None, self.eps)
+        return normed
 
     return forward
 
@@ -246,8 +240,9 @@ def _layernorm(original: Forward, module: ModuleType, in_place: bool, record: Re
         if torch.promote_types(x.dtype, self.dtype) != self.dtype:
             refused("layernorm", x, weight, f"x is rounded to {self.dtype} before it is normalized")
             return original(self, x)
+        numerics = FP32.name if in_place else calls.numerics_in_place_of(TORCH, x)
+        normed = calls.layernorm(x, weight, bias, self.variance_epsilon, numerics)
         ledger.count("layernorm", x, weight)
-        numerics = FP32.name if in_place else TORCH.name
-        return functions.layernorm(x, weight, bias, self.variance_epsilon, numerics=numerics)
+        return normed
 
     return forward

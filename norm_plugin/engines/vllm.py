@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from norm_plugin import dispatch, settings, split
-from norm_plugin.dispatch import BackendError, Op
-from norm_plugin.engines import heads, ledger, source_patches, vllm_ir, vllm_layers
+from norm_plugin.dispatch import BackendError, Declined, Op
+from norm_plugin.engines import calls, heads, ledger, source_patches, vllm_ir, vllm_layers
 from norm_plugin.engines.common import asked, refused, traced
 from norm_plugin.engines.fingerprint import fingerprint
 from norm_plugin.engines.on_import import after_import
@@ -144,6 +144,7 @@ def _install(record: Record, wanted: settings.Settings) -> None:
         record.missed("everything", "VLLM_BATCH_INVARIANT=1 is a promise of vLLM's own norms")
         return
     vllm_layers.forget_choices()
+    calls.prepare()
     _mark_compiled_code(record, envs)
     has_ir = importlib.util.find_spec("vllm.ir") is not None
     if has_ir and "rmsnorm" in wanted.ops:
@@ -218,9 +219,12 @@ def _forward(hook: Hook, original: Callable[..., Any], in_graphs: bool) -> Calla
             return original(self, *args, **named)
         if left_out and heads.family(self, hook.families[0]) in left_out:
             return original(self, *args, **named)
-        found = ours(self, *args, **named)
-        if type(found) is not Kept:
-            return found
+        try:
+            found = ours(self, *args, **named)
+            if type(found) is not Kept:
+                return found
+        except Declined as declined:
+            found = Kept(declined.op, declined.reason)
         weight = getattr(self, "weight", None)
         x = next((value for value in (self, *args) if isinstance(value, Tensor)), weight)
         if isinstance(x, Tensor) and not traced():

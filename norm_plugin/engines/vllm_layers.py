@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from norm_plugin import functions, split
-from norm_plugin.engines import ledger
+from norm_plugin import split
+from norm_plugin.engines import calls, ledger
 from norm_plugin.engines.common import traced
 from norm_plugin.numerics import FP32, HF, TORCH, TORCH_HF, VLLM_C
 
@@ -130,16 +130,18 @@ def rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: Any, **o
     eps, size = layer.variance_epsilon, layer.variance_size_override
     numerics = known_numerics(x, residual, weight, eps, size)
     if residual is None:
+        normed = calls.rmsnorm(x, weight, eps, numerics, size=size)
         count(op, x, weight)
-        return functions.rmsnorm(x, weight, eps, numerics=numerics, variance_size=size)
+        return normed
     if residual.dtype != x.dtype:
         return Kept(op, f"x has dtype {x.dtype} and the residual {residual.dtype}")
     apart = not traced() and x.is_contiguous() and residual.is_contiguous() and x.data_ptr() != residual.data_ptr()
     if size is not None or not apart:
+        both = calls.add_rmsnorm(x, residual, weight, eps, numerics, size=size)
         count("add_rmsnorm", x, weight)
-        return functions.add_rmsnorm(x, residual, weight, eps, numerics=numerics, variance_size=size)
+        return both
+    calls.fused_add_rmsnorm(x, residual, weight, eps, numerics)
     count(op, x, weight)
-    functions.fused_add_rmsnorm(x, residual, weight, eps, numerics=numerics)
     return x, residual
 
 
@@ -151,10 +153,14 @@ def gemma_rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: An
         return Kept(op, reason)
     if residual is not None and residual.dtype != x.dtype:
         return Kept(op, f"x has dtype {x.dtype} and the residual {residual.dtype}")
-    count(op, x, layer.weight)
+    weight, eps = layer.weight, layer.variance_epsilon
+    answer: Answer
     if residual is None:
-        return functions.gemma_rmsnorm(x, layer.weight, layer.variance_epsilon)
-    return functions.add_rmsnorm(x, residual, layer.weight, layer.variance_epsilon, gemma=True)
+        answer = calls.rmsnorm(x, weight, eps, gemma=True)
+    else:
+        answer = calls.add_rmsnorm(x, residual, weight, eps, gemma=True)
+    count(op, x, weight)
+    return answer
 
 
 # --- LayerNorm ----------------------------------------------------------------------------------------------------
@@ -164,8 +170,9 @@ def layer_norm(layer: Any, x: Any, *rest: Any, **others: Any) -> Answer:
     """LayerNorm, which in vLLM is PyTorch's."""
     if reason := why_not(rest, others, x):
         return Kept("layernorm", reason)
+    normed = calls.layernorm(x, layer.weight, layer.bias, layer.eps, calls.numerics_in_place_of(TORCH, x))
     count("layernorm", x, layer.weight)
-    return functions.layernorm(x, layer.weight, layer.bias, layer.eps, numerics=TORCH.name)
+    return normed
 
 
 # --- gated --------------------------------------------------------------------------------------------------------
@@ -175,9 +182,10 @@ def rms_norm_gated(layer: Any, x: Any, z: Tensor | None = None, *rest: Any, **ot
     """RMSNormGated."""
     if reason := why_not(rest, others, x, z):
         return Kept("gated_norm", reason)
+    how = (layer.eps, layer.group_size, layer.norm_before_gate, True, layer.activation)
+    normed = calls.gated_norm(x, layer.weight, None, z, *how, calls.numerics_in_place_of(TORCH, x))
     count("gated_norm", x, layer.weight)
-    how = (layer.eps, layer.group_size, layer.norm_before_gate, layer.activation)
-    return functions.rmsnorm_fn(x, layer.weight, None, z, *how, numerics=TORCH.name)
+    return normed
 
 
 def fla_layer_norm(
@@ -196,8 +204,9 @@ def fla_layer_norm(
     """The function layernorm_fn of FLA, which copies what is not contiguous before its kernel runs."""
     if reason := why_not(rest, others, x, z):
         return Kept("gated_norm", reason)
+    normed = calls.gated_norm(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, activation)
     count("gated_norm", x, weight)
-    return functions.layernorm_fn(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, activation)
+    return normed
 
 
 def fla_rms_norm(
@@ -231,10 +240,10 @@ def fused_rms_norm_gated(
     reason = why_not(rest, others, x, g)
     if reason or residual is not None or prenorm:
         return Kept("gated_norm", reason or "with a residual or prenorm")
+    how = (layer.eps, None, True, True, layer.activation)
+    normed = calls.gated_norm(x, layer.weight, layer.bias, g, *how, calls.numerics_in_place_of(TORCH, x))
     count("gated_norm", x, layer.weight)
-    return functions.rmsnorm_fn(
-        x, layer.weight, layer.bias, g, layer.eps, None, True, layer.activation, numerics=TORCH.name
-    )
+    return normed
 
 
 def mixer2_rms_norm_gated(layer: Any, x: Any, gate: Tensor, *rest: Any, **others: Any) -> Answer:
@@ -249,19 +258,22 @@ def mixer2_rms_norm_gated(layer: Any, x: Any, gate: Tensor, *rest: Any, **others
         return one_group_across_ranks(layer, x, gate)
     if layer.n_groups % layer.tp_size != 0:
         return Kept(op, f"{layer.n_groups} groups over {layer.tp_size} ranks: some group has parts on several")
-    count(op, x, layer.weight)
     one_kernel = layer.n_groups == 1 and x.device.type != "cpu"  # vLLM's own, which rounds once
-    numerics = FP32.name if one_kernel or fused_by_inductor(x) else TORCH_HF.name
-    how = (layer.variance_epsilon, layer.group_size, False)
-    return functions.rmsnorm_fn(x, layer.weight, None, gate, *how, numerics=numerics)
+    rounded_once = one_kernel or fused_by_inductor(x)
+    numerics = FP32.name if rounded_once else calls.numerics_in_place_of(TORCH_HF, x)
+    how = (layer.variance_epsilon, layer.group_size, False, True, "silu", numerics)
+    normed = calls.gated_norm(x, layer.weight, None, gate, *how)
+    count(op, x, layer.weight)
+    return normed
 
 
 def one_group_across_ranks(layer: Any, x: Tensor, gate: Tensor) -> Tensor:
-    """The sums of squares of all ranks are added up between two ops, by vLLM as in its own norm."""
+    """The sums of squares of all ranks are added up between two ops, by vLLM as in its own norm. Neither declines: a
+    rank that did would wait for other sums than the rest."""
     from vllm.distributed import tensor_model_parallel_all_reduce
 
     for op in split.OPS:
         count(op.name, x, layer.weight)
     how = (layer.variance_epsilon, layer.tp_size, tensor_model_parallel_all_reduce)
-    numerics = FP32.name if fused_by_inductor(x) else TORCH_HF.name
+    numerics = FP32.name if fused_by_inductor(x) else calls.numerics_in_place_of(TORCH_HF, x)
     return split.rmsnorm_of_part(x, layer.weight, gate, *how, numerics=numerics)

@@ -19,6 +19,10 @@ class Refusal(Exception):
     """A kernel cannot do a call; the message says why."""
 
 
+class NotLaunched(Exception):
+    """A kernel failed before its launch began, as its cause says: nothing was written."""
+
+
 def interpreted() -> bool:
     """Whether Triton runs its kernels in Python, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
@@ -26,6 +30,8 @@ def interpreted() -> bool:
 
 def unavailable(device: torch.device) -> str:
     """Why no Triton kernel can run on `device`, or ''."""
+    if device.type == "meta":
+        return "a meta tensor has no values"
     if device.type == "cpu" and not interpreted():
         return "Triton compiles for GPUs, and the tensors are on the CPU"
     if importlib.util.find_spec("triton") is None:

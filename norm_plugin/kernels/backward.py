@@ -21,12 +21,18 @@ from norm_plugin.kernels.launch import (
     refuse_strange,
     use_pdl,
 )
+from norm_plugin.native.rms import new_output
 
 
 def dense(grad: Tensor, beside: Tensor) -> bool:
     """Whether an incoming gradient has to be copied to be read: autograd may send any strides (of a sum, all are 0)."""
     scattered = grad.shape[-1] > 1 and grad.stride(-1) != 1
     return scattered or layout([grad, beside]) is None
+
+
+def dense_copy(t: Tensor) -> Tensor:
+    """A copy that can be read. Tensor.contiguous returns a single row as it is, with strides that mean nothing."""
+    return new_output(t).copy_(t)
 
 
 def on_nvidia(device: torch.device) -> bool:
@@ -45,8 +51,8 @@ class Backward:
         refuse_strange(x, z, weight, bias)
         self.copy_grad = dense(grad, x)
         self.copy_added = added is not None and dense(added, x)
-        grad = grad.contiguous() if self.copy_grad else grad
-        added = added.contiguous() if added is not None and self.copy_added else added
+        grad = dense_copy(grad) if self.copy_grad else grad
+        added = dense_copy(added) if added is not None and self.copy_added else added
         refuse_strange(grad, added)
         self.width, self.size = x.shape[-1], x.shape[-1] if group is None else group
         self.groups = self.width // self.size
@@ -56,7 +62,7 @@ class Backward:
         gpu, pdl = gpu_of(x.device), use_pdl(None, x.device)
         made = self.config = configs.config(family, self.size, x.element_size(), gpu)
         self.most = max(1, processors(x.device) * made.programs // (self.groups * made.parts))
-        dz = None if z is None else torch.empty_like(z)
+        dz = None if z is None else new_output(z)
         how = {
             "N": self.size,
             "G": self.groups,
@@ -70,7 +76,7 @@ class Backward:
         self.rows = KernelLaunch(
             backward_kernel,
             made.warps,
-            layout_or_refuse(grad, x, z, added, torch.empty_like(x), dz),
+            layout_or_refuse(grad, x, z, added, new_output(x), dz),
             x.device,
             pdl,
             how | {
@@ -112,10 +118,10 @@ class Backward:
         self, grad: Tensor, x: Tensor, z: Tensor | None, added: Tensor | None, weight: Tensor | None,
         bias: Tensor | None, eps: float,
     ) -> list[Tensor]:  # fmt: skip
-        grad = grad.contiguous() if self.copy_grad else grad
-        added = added.contiguous() if added is not None and self.copy_added else added
+        grad = dense_copy(grad) if self.copy_grad else grad
+        added = dense_copy(added) if added is not None and self.copy_added else added
         m = x.numel() // self.width
-        dx, dz = torch.empty_like(x), None if z is None else torch.empty_like(z)
+        dx, dz = new_output(x), None if z is None else new_output(z)
         dweight = None if not self.weight or weight is None else weight.new_empty(self.width)
         dbias = None if not self.bias or bias is None else bias.new_empty(self.width)
         found = [t for t in (dx, dz, dweight, dbias) if t is not None]

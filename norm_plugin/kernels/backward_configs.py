@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
-from norm_plugin.kernels.configs import Tables, load
+from norm_plugin.kernels.configs import Tables, entries, load
 
 #: What one load of a thread brings.
 VECTOR_BYTES = 16
@@ -83,7 +83,7 @@ def config(family: str, width: int, itemsize: int, gpu: str) -> Config:
     """The configuration for rows (or groups) of `width` elements of `itemsize` bytes."""
     if _forced is not None:
         return made(width, itemsize, *_forced) if _forced else in_parts(family, width)
-    for limit, *entry in tables().get(gpu, tables()["default"])[family]:
+    for limit, *entry in entries(tables(), gpu, family):
         if width * itemsize <= limit:
             return made(width, itemsize, *entry)
     return in_parts(family, width)

@@ -58,10 +58,15 @@ def tables() -> Tables:
 
 def config(family: str, width: int, itemsize: int, gpu: str) -> Config:
     """The configuration for rows of `width` elements of `itemsize` bytes."""
-    table = [_forced] if _forced else tables().get(gpu, tables()["default"])[family]
+    table = [_forced] if _forced else entries(tables(), gpu, family)
     row_bytes = width * itemsize
     entry = next((entry for limit, *entry in table if row_bytes <= limit), table[-1][1:])
     return make(family, width, itemsize, *entry)
+
+
+def entries(of: Tables, gpu: str, family: str) -> list[list[int]]:
+    """A GPU's entries of a family, or those of any other GPU."""
+    return of.get(gpu, {}).get(family) or of["default"][family]
 
 
 _forced: list[int] | None = None

@@ -5,13 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from norm_plugin.kernels import Kernel
 from norm_plugin.kernels.configs import config
 from norm_plugin.kernels.gated_kernel import gated_kernel
-from norm_plugin.kernels.launch import Launch, gpu_of, has_fp8_unit, layout_or_refuse, refuse_strange, use_pdl
+from norm_plugin.kernels.launch import (
+    Launch,
+    gpu_of,
+    has_fp8_unit,
+    layout_or_refuse,
+    refuse_numerics,
+    refuse_strange,
+    use_pdl,
+)
+from norm_plugin.native.rms import new_output
 from norm_plugin.numerics import FP32, GATED_NUMERICS
 
 
@@ -21,6 +29,7 @@ def bind(
 ) -> Launch:  # fmt: skip
     """The launch for a signature, from tensors that have it; `qmax` where the output is quantised by a static scale."""
     refuse_strange(x, weight, bias, z)
+    refuse_numerics(GATED_NUMERICS[numerics], "round_before_weight")
     width = x.shape[-1] if group_size is None else group_size
     return Launch(
         gated_kernel,
@@ -49,21 +58,24 @@ def bind_gated_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float, group_size: int | None,
     norm_before_gate: bool, is_rms_norm: bool, activation: str, numerics: str,
 ) -> Callable[..., Tensor]:  # fmt: skip
-    out = torch.empty_like(x)
+    out = new_output(x)
     launch = bind(x, weight, bias, z, out, group_size, norm_before_gate, is_rms_norm, activation, numerics)
     width = launch.constants["N"]
 
     def run(x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float, *_: Any) -> Tensor:
-        out = torch.empty_like(x)
+        out = new_output(x)
         launch(out.numel() // width, eps, x, z, weight, bias, out, None, None, None)
         return out
 
     return run
 
 
-def plain(x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor, qmax: float | None = None) -> Launch:
+def plain(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor, numerics: str = FP32.name,
+    qmax: float | None = None,
+) -> Launch:  # fmt: skip
     """A LayerNorm: one group, no gate."""
-    return bind(x, weight, bias, None, out, None, True, False, "silu", FP32.name, qmax=qmax)
+    return bind(x, weight, bias, None, out, None, True, False, "silu", numerics, qmax=qmax)
 
 
 KERNELS: dict[str, Kernel] = {"gated_norm": bind_gated_norm}

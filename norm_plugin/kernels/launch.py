@@ -8,9 +8,10 @@ the JIT.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any
 
@@ -20,8 +21,9 @@ from triton import knobs
 
 from norm_plugin import settings
 from norm_plugin.dispatch import log_once
-from norm_plugin.kernels import Refusal, driver
+from norm_plugin.kernels import NotLaunched, Refusal, driver, interpreted
 from norm_plugin.kernels.configs import UNROLL, Config
+from norm_plugin.numerics import DESCRIPTION, Numerics
 
 VECTOR_BYTES = 16
 DIRECT_LIMIT = 2**31
@@ -109,6 +111,13 @@ def refuse_strange(*tensors: Tensor | None) -> None:
             raise Refusal(f"the last stride is {t.stride(-1)}, and the kernels read rows of stride 1")
 
 
+def refuse_numerics(numerics: Numerics, *known: str) -> None:
+    """Raise Refusal where a kernel that knows these fields of a numerics would ignore another."""
+    for one in fields(numerics):
+        if one.name not in (*DESCRIPTION, *known) and getattr(numerics, one.name) != one.default:
+            raise Refusal(f"the kernel cannot do what {one.name} says of numerics {numerics.name!r}")
+
+
 def layout_or_refuse(*tensors: Tensor | None) -> Layout:
     """The common layout, or a Refusal."""
     found = layout(tensors)
@@ -121,6 +130,10 @@ def hooked() -> bool:
     """Whether someone (a profiler) wants to see Triton's launches; then they are Triton's."""
     hook = knobs.runtime.launch_enter_hook
     return hook is not None and bool(getattr(hook, "calls", True))
+
+
+#: Triton's interpreter has one grid for all threads.
+_one_at_a_time = threading.RLock()
 
 
 @cache
@@ -159,6 +172,7 @@ class KernelLaunch:
             self.constants |= {"LEVELS": layout.levels, "ALIGN": layout.align}
         self.lean: KernelLaunch | None = None
         self.lean_from = MOST_ROWS + 1
+        self.compiled: set[tuple[bool, ...]] = set()  # the alignments of pointers that Triton has compiled for
         self.direct: driver.Launcher | None = None
         self.direct_reason = ""
         self.index = device.index
@@ -183,24 +197,49 @@ class KernelLaunch:
         self.through_jit(m, eps, pointers)
 
     def of_many_rows(self, m: int, eps: float, pointers: Sequence[Tensor | None]) -> None:
-        """Of so many that another launch takes them, or none can; of none, nothing is to do."""
+        """Handles zero rows, too many rows, and batches for the lean launch."""
         if m > MOST_ROWS:
             raise ValueError(f"the input has {m} rows, and a kernel counts at most {MOST_ROWS}; split it.")
         if m > 0 and self.lean is not None:
-            self.lean(m, eps, *pointers)
+            try:
+                self.lean(m, eps, *pointers)
+            except NotLaunched as failure:
+                log_once(f"large batches are launched as small ones, which takes longer: {failure}")
+                self.lean_from = MOST_ROWS + 1
+                self(m, eps, *pointers)
 
     def through_jit(self, m: int, eps: float, pointers: Sequence[Tensor | None]) -> None:
-        """Triton's own launch, which specialises for whatever it is given."""
+        """Triton's own launch, which specialises for whatever it is given. What can fail is done before it."""
+        aligned = tuple(p is None or p.data_ptr() % VECTOR_BYTES == 0 for p in pointers)
+        arguments, named = (*pointers, m, *self.integers, float(eps)), self.constants | self.options
         grid = (self.programs(m),)
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
-            compiled = self.kernel[grid](*pointers, m, *self.integers, float(eps), **self.constants, **self.options)
-        aligned = all(p is None or p.data_ptr() % VECTOR_BYTES == 0 for p in pointers)
-        if self.direct is None and not self.direct_reason and aligned:
-            self.prepare_direct(compiled, pointers)
+        with self.current(), _one_at_a_time if interpreted() else nullcontext():
+            if aligned not in self.compiled:
+                self.compile(grid, arguments, named, all(aligned))
+                self.compiled.add(aligned)
+            self.kernel[grid](*arguments, **named)
 
-    def prepare_direct(self, compiled: Any, pointers: Sequence[Tensor | None]) -> None:
+    def current(self) -> AbstractContextManager[None]:
+        """The device of the tensors is the current one."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+    def compile(self, grid: tuple[int], arguments: tuple[Any, ...], named: dict[str, Any], aligned: bool) -> None:
+        """Compile and load the kernel for such arguments, and launch it through the driver from now on if they are
+        aligned. Raises NotLaunched."""
+        try:
+            compiled = self.kernel.warmup(*arguments, grid=grid, **named)
+            if compiled is not None:  # the interpreter compiles nothing
+                compiled.run  # noqa: B018 - loads it onto the device
+            if aligned and self.direct is None and not self.direct_reason:
+                self.prepare_direct(compiled, arguments)
+        except (MemoryError, RecursionError):
+            raise
+        except Exception as error:
+            raise NotLaunched(f"{type(error).__name__}: {error}") from error
+
+    def prepare_direct(self, compiled: Any, arguments: tuple[Any, ...]) -> None:
         """Launch through the driver from now on, or say why not."""
-        given = sum(p is not None for p in pointers)
+        given = sum(isinstance(p, Tensor) for p in arguments)
         integers = tuple(i for i in self.integers if i is not None)
         try:
             self.direct = driver.launcher(compiled, given, integers, self.programs, self.warps * 32, self.pdl)

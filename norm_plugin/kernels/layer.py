@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from norm_plugin.kernels import Kernel
 from norm_plugin.kernels.gated import plain
 from norm_plugin.native.layer import linear
+from norm_plugin.native.rms import new_output
 from norm_plugin.numerics import FP32
 
 
 def bind_layernorm(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, numerics: str = FP32.name
 ) -> Callable[..., Tensor]:
-    launch = plain(input, weight, bias, torch.empty_like(input))
+    launch = plain(input, weight, bias, new_output(input), numerics)
     width = input.shape[-1]
 
     def run(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *_: Any) -> Tensor:
-        out = torch.empty_like(input)
+        out = new_output(input)
         launch(out.numel() // width, eps, input, None, weight, bias, out, None, None, None)
         return out
 

@@ -14,6 +14,7 @@ from norm_plugin.kernels.launch import Launch
 from norm_plugin.kernels.rms import bind
 from norm_plugin.kernels.rms_kernel import PER_BLOCK, PER_TOKEN, STATIC
 from norm_plugin.native.quant import MIN_SCALE, QMAX
+from norm_plugin.native.rms import new_output
 from norm_plugin.numerics import NUMERICS
 
 
@@ -60,7 +61,7 @@ def bind_rmsnorm_dynamic_quant(
     input: Tensor, weight: Tensor | None, residual: Tensor | None, scale_ub: Tensor | None, eps: float,
     quant_dtype: torch.dtype, numerics: str, gemma: bool, enable_pdl: bool | None,
 ) -> Callable[..., tuple[Tensor, Tensor]]:  # fmt: skip
-    out = torch.empty_like(input, dtype=quant_dtype)
+    out = new_output(input, dtype=quant_dtype)
     launch = bind(
         input, residual, weight, out, residual, NUMERICS[numerics], gemma, None, enable_pdl,
         quant=PER_TOKEN, qmax=QMAX[quant_dtype], min_scale=MIN_SCALE[quant_dtype],
@@ -71,7 +72,7 @@ def bind_rmsnorm_dynamic_quant(
         input: Tensor, weight: Tensor | None, residual: Tensor | None, scale_ub: Tensor | None, eps: float,
         quant_dtype: torch.dtype, *_: Any,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        out = torch.empty_like(input, dtype=quant_dtype)
+        out = new_output(input, dtype=quant_dtype)
         scales = input.new_empty((*input.shape[:-1], 1), dtype=torch.float32)
         launch(input.numel() // width, eps, input, residual, weight, out, residual, scales, scale_ub)
         return out, scales
@@ -83,7 +84,7 @@ def bind_rmsnorm_block_quant(
     input: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float, group_size: int,
     quant_dtype: torch.dtype, numerics: str, gemma: bool, enable_pdl: bool | None,
 ) -> Callable[..., tuple[Tensor, Tensor]]:  # fmt: skip
-    out = torch.empty_like(input, dtype=quant_dtype)
+    out = new_output(input, dtype=quant_dtype)
     launch = bind(
         input, residual, weight, out, residual, NUMERICS[numerics], gemma, None, enable_pdl,
         quant=PER_BLOCK, group=group_size, qmax=QMAX[quant_dtype], min_scale=MIN_SCALE[quant_dtype],
@@ -96,7 +97,7 @@ def bind_rmsnorm_block_quant(
         input: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float, group_size: int,
         quant_dtype: torch.dtype, *_: Any,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        out = torch.empty_like(input, dtype=quant_dtype)
+        out = new_output(input, dtype=quant_dtype)
         scales = input.new_empty((*input.shape[:-1], width // group_size), dtype=torch.float32)
         launch(input.numel() // width, eps, input, residual, weight, out, residual, scales, None)
         return out, scales
@@ -107,7 +108,7 @@ def bind_rmsnorm_block_quant(
 def bind_layernorm_quant(
     out: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor, eps: float
 ) -> Callable[..., None]:
-    launch = plain(input, weight, bias, out, QMAX[out.dtype])
+    launch = plain(input, weight, bias, out, qmax=QMAX[out.dtype])
     width = input.shape[-1]
 
     def run(out: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor, eps: float) -> None:

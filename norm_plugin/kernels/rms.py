@@ -10,12 +10,25 @@ from torch import Tensor
 
 from norm_plugin.kernels import Kernel, Refusal
 from norm_plugin.kernels.configs import config
-from norm_plugin.kernels.launch import Launch, gpu_of, has_fp8_unit, layout_or_refuse, refuse_strange, use_pdl
+from norm_plugin.kernels.launch import (
+    Launch,
+    gpu_of,
+    has_fp8_unit,
+    layout_or_refuse,
+    refuse_numerics,
+    refuse_strange,
+    use_pdl,
+)
 from norm_plugin.kernels.rms_kernel import NO_QUANT, PER_BLOCK, PER_TOKEN, STATIC, rms_kernel
+from norm_plugin.native.rms import new_output
 from norm_plugin.numerics import NUMERICS, Numerics
 
 #: The table of configurations by the quantisation of the output. With a residual, that decides.
 FAMILIES = {NO_QUANT: "rms", STATIC: "static", PER_TOKEN: "token", PER_BLOCK: "block"}
+
+
+#: What the kernel knows of a numerics.
+KNOWN_NUMERICS = ("variance_of_rounded_sum", "output_of_rounded_sum", "round_before_weight", "weight_before_scale")
 
 
 def bind(
@@ -27,6 +40,7 @@ def bind(
     if variance_size is not None:
         raise Refusal(f"the variance is of the first {variance_size} columns only")
     refuse_strange(input, residual, weight)
+    refuse_numerics(numerics, *KNOWN_NUMERICS)
     width = input.shape[-1]
     rows = layout_or_refuse(input, residual, total, out)
     added = residual is not None
@@ -59,12 +73,12 @@ def bind_rmsnorm(
     input: Tensor, weight: Tensor | None, eps: float, numerics: str, gemma: bool, variance_size: int | None,
     enable_pdl: bool | None,
 ) -> Callable[..., Tensor]:  # fmt: skip
-    out = torch.empty_like(input)
+    out = new_output(input)
     launch = bind(input, None, weight, out, None, NUMERICS[numerics], gemma, variance_size, enable_pdl)
     width = input.shape[-1]
 
     def run(input: Tensor, weight: Tensor | None, eps: float, *_: Any) -> Tensor:
-        out = torch.empty_like(input)
+        out = new_output(input)
         launch(out.numel() // width, eps, input, None, weight, out, None, None, None)
         return out
 
@@ -88,12 +102,12 @@ def bind_add_rmsnorm(
     input: Tensor, residual: Tensor, weight: Tensor | None, eps: float, numerics: str, gemma: bool,
     variance_size: int | None, enable_pdl: bool | None,
 ) -> Callable[..., tuple[Tensor, Tensor]]:  # fmt: skip
-    out, total = torch.empty_like(input), torch.empty_like(residual)
+    out, total = new_output(input), new_output(residual)
     launch = bind(input, residual, weight, out, total, NUMERICS[numerics], gemma, variance_size, enable_pdl)
     width = input.shape[-1]
 
     def run(input: Tensor, residual: Tensor, weight: Tensor | None, eps: float, *_: Any) -> tuple[Tensor, Tensor]:
-        out, total = torch.empty_like(input), torch.empty_like(residual)
+        out, total = new_output(input), new_output(residual)
         launch(input.numel() // width, eps, input, residual, weight, out, total, None, None)
         return out, total
 
@@ -114,13 +128,13 @@ def bind_fused_add_rmsnorm(
 
 
 def bind_l2norm(input: Tensor, eps: float, output_dtype: torch.dtype | None) -> Callable[..., Tensor]:
-    out = torch.empty_like(input, dtype=output_dtype)
+    out = new_output(input, dtype=output_dtype)
     refuse_strange(out)
     launch = bind(input, None, None, out, None, NUMERICS["fp32"], l2=True)
     width = input.shape[-1]
 
     def run(input: Tensor, eps: float, output_dtype: torch.dtype | None) -> Tensor:
-        out = torch.empty_like(input, dtype=output_dtype)
+        out = new_output(input, dtype=output_dtype)
         launch(input.numel() // width, eps, input, None, None, out, None, None, None)
         return out
 

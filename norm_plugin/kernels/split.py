@@ -10,9 +10,10 @@ from torch import Tensor
 
 from norm_plugin.kernels import Kernel
 from norm_plugin.kernels.configs import config
-from norm_plugin.kernels.launch import Launch, gpu_of, layout_or_refuse, refuse_strange, use_pdl
+from norm_plugin.kernels.launch import Launch, gpu_of, layout_or_refuse, refuse_numerics, refuse_strange, use_pdl
 from norm_plugin.kernels.split_kernel import split_kernel
-from norm_plugin.numerics import FP32, GATED_NUMERICS
+from norm_plugin.native.rms import new_output
+from norm_plugin.numerics import GATED_NUMERICS
 
 
 def bind(
@@ -20,6 +21,7 @@ def bind(
 ) -> Launch:
     """The launch for a signature, from tensors that have it; without an `out` it is of the sums."""
     refuse_strange(x, weight, z)
+    refuse_numerics(GATED_NUMERICS[numerics], "round_before_weight")
     width = x.shape[-1]
     return Launch(
         split_kernel,
@@ -39,7 +41,7 @@ def bind(
 
 def bind_sums(x: Tensor, z: Tensor | None, numerics: str) -> Callable[..., Tensor]:
     width = x.shape[-1]
-    launch = bind(x, None, z, None, width, FP32.name)  # no numerics rounds before the sum
+    launch = bind(x, None, z, None, width, numerics)
 
     def run(x: Tensor, z: Tensor | None, numerics: str) -> Tensor:
         sums = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
@@ -52,12 +54,12 @@ def bind_sums(x: Tensor, z: Tensor | None, numerics: str) -> Callable[..., Tenso
 def bind_rmsnorm(
     x: Tensor, weight: Tensor | None, z: Tensor | None, sums: Tensor, full_width: int, eps: float, numerics: str
 ) -> Callable[..., Tensor]:
-    launch = bind(x, weight, z, torch.empty_like(x), full_width, numerics)
+    launch = bind(x, weight, z, new_output(x), full_width, numerics)
 
     def run(
         x: Tensor, weight: Tensor | None, z: Tensor | None, sums: Tensor, full_width: int, eps: float, *_: Any
     ) -> Tensor:
-        out = torch.empty_like(x)
+        out = new_output(x)
         launch(sums.numel(), eps, x, z, weight, sums.contiguous(), out)
         return out
 

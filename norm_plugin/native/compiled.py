@@ -9,27 +9,39 @@ from typing import Any, cast
 import torch
 
 
+class CompilerError(Exception):
+    """torch.compile, or what it made, failed before anything was written; the cause says how."""
+
+
 def compiled(native: Callable[..., Any], written: Sequence[int] = ()) -> Callable[..., Any]:
     """`native`, compiled for calls that differ in nothing but their tensors: for one signature.
 
-    `written` are the places of the arguments that it writes. Where there are several, the values are computed in the
-    compiled part and copied outside it: Inductor fails where one loop over a CPU tensor ends in two writes in place.
+    `written` are the places of the arguments that it writes. The values are computed in the compiled part and copied
+    outside it: what fails in it has written nothing then. (Nor can Inductor end one loop over a CPU tensor in two
+    writes in place.)
     """
-    if len(written) < 2:
-        return _alone(native)
 
-    def computed(*args: Any) -> tuple[Any, list[torch.Tensor]]:
+    def computed(*args: Any) -> tuple[Any, list[torch.Tensor | None]]:
         copies = list(args)
         for place in written:
-            copies[place] = args[place].clone()
+            copies[place] = None if args[place] is None else args[place].clone()
         return native(*copies), [copies[place] for place in written]
 
-    compute = _alone(computed)
+    compute = _alone(computed if written else native)
 
     def run(*args: Any) -> Any:
-        result, values = compute(*args)
+        try:
+            found = compute(*args)
+        except (MemoryError, RecursionError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise CompilerError(str(error)) from error
+        if not written:
+            return found
+        result, values = found
         for place, value in zip(written, values, strict=True):
-            args[place].copy_(value)
+            if value is not None:
+                args[place].copy_(value)
         return result
 
     return run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,10 +68,17 @@ def layernorm_linear(
 
 
 def linear(normed: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
-    """F.linear in the weight's dtype, contiguous. With two dimensions it rounds once, with more it may add the bias
-    to a product that is rounded already."""
+    """F.linear in the weight's dtype, contiguous, whatever autocast says: an op in compiled code does not hear it. With
+    two dimensions it rounds once, with more it may add the bias to a product that is rounded already."""
     rows = normed.to(linear_weight.dtype).reshape(-1, normed.shape[-1])
-    return F.linear(rows, linear_weight, linear_bias).view(*normed.shape[:-1], linear_weight.shape[0])
+    with in_the_dtypes_given(normed.device):
+        return F.linear(rows, linear_weight, linear_bias).view(*normed.shape[:-1], linear_weight.shape[0])
+
+
+def in_the_dtypes_given(device: torch.device) -> AbstractContextManager[None]:
+    """Autocast off, where it is on."""
+    autocasting = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if autocasting else nullcontext()
 
 
 def divided_by_max(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,9 +24,14 @@ def wide(x: Tensor) -> Tensor:
     return x.to(wide_dtype(x.dtype))
 
 
+#: An output of a tensor's shape, and dtype if no other is given. It is contiguous, whatever the strides of the input:
+#: those of a single row of a wider tensor would say nothing of the output of the next call.
+new_output = partial(torch.empty_like, memory_format=torch.contiguous_format)
+
+
 def stored(y: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """y as an output: in a dtype (that of `like`), with the strides that torch.empty_like(like) has."""
-    out = torch.empty_like(like, dtype=dtype)
+    """y as an output: in a dtype (that of `like`), and contiguous."""
+    out = new_output(like, dtype=dtype)
     return y if y.dtype == out.dtype and y.stride() == out.stride() else out.copy_(y)
 
 

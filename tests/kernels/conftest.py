@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from norm_plugin import dispatch, settings
+from norm_plugin.numerics import GATED_NUMERICS, NUMERICS
 from norm_plugin.verify import inputs
 from tests.kernels import interpreter, twins
 from tests.kernels.covering import covering
@@ -58,9 +59,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: run last by scripts/test_gpu, in one process: wants all of the GPU")
 
 
+def of_torch_functions(item: pytest.Function) -> bool:
+    """Whether the specification is asked in numerics of PyTorch's own functions, which no kernel computes."""
+    numerics = item.callspec.params.get("numerics") if hasattr(item, "callspec") else None
+    known = NUMERICS | GATED_NUMERICS
+    return numerics in known and known[str(numerics)].torch_functions
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what cannot run here, and thin out the grids of the specification."""
-    here = [item for item in items if HERE in item.path.parents and isinstance(item, pytest.Function)]
+    asked = [item for item in items if HERE in item.path.parents and isinstance(item, pytest.Function)]
+    here = [item for item in asked if not of_torch_functions(item)]
+    if refused := [item for item in asked if of_torch_functions(item)]:  # test_refusals.py shows that they are
+        config.hook.pytest_deselected(items=list(refused))
+        items[:] = [item for item in items if item not in set(refused)]
     for item in here:
         if item.get_closest_marker("without_kernels") is None and (reason := why_not()):
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -5,6 +5,7 @@ The grid: every op x every reason that it can have. A kernel that fails is shown
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from collections.abc import Callable, Iterator
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 import norm_plugin
-from norm_plugin import dispatch, settings
+from norm_plugin import dispatch, kernels, settings
 from norm_plugin.dispatch import Op
 from norm_plugin.native import rms
+from norm_plugin.numerics import DESCRIPTION, GATED_NUMERICS, NUMERICS, Numerics
 from norm_plugin.ops import OPS
 from norm_plugin.verify import inputs
 from tests.kernels import twins
@@ -64,6 +66,9 @@ def refusals(op: Op) -> Iterator[tuple[str, Refused]]:
         yield "a part of the columns", Refused(op, columns, {"variance_size": 24}, {})
     if "output_dtype" in op.arguments:
         yield "an output in fp64", Refused(op, fp32, {"output_dtype": torch.float64}, {})
+    if op.name in ("layernorm", "gated_norm", "split_sums", "split_rmsnorm"):
+        own = "the kernel cannot do what torch_functions says of numerics 'torch'"
+        yield "PyTorch's own functions", Refused(op, own, {"numerics": "torch"}, {})
     if op.name == "rmsnorm_block_quant":
         blocks = "blocks of 24 columns do not divide the kernel's chunks of 64"
         yield "blocks of 24", Refused(op, blocks, {"group_size": 24}, {})
@@ -132,6 +137,34 @@ def test_a_scale_may_have_any_dtype() -> None:
             )
 
 
+# --- numerics -----------------------------------------------------------------------------------------------------
+
+
+FIELDS = [field.name for field in dataclasses.fields(Numerics) if field.name not in DESCRIPTION]
+READ_BY_RMS = [field for field in FIELDS if any(getattr(numerics, field) for numerics in NUMERICS.values())]
+READ_BY_GATED = ["round_before_weight"]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize(
+    ("op", "known", "read"), [("rmsnorm", NUMERICS, READ_BY_RMS), ("layernorm", GATED_NUMERICS, READ_BY_GATED)]
+)
+def test_a_field_that_a_kernel_does_not_read_is_refused(
+    op: str, known: dict[str, Numerics], read: list[str], field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that no numerics had when the kernel was written: it changes what runs, or it is refused."""
+    made = Numerics("made up", "", "", **{field: True})
+    monkeypatch.setitem(known, made.name, made)
+    kernel = kernels.find(OPS[op].family, op)
+    assert kernel is not None
+    a = samples.arguments(OPS[op], (4, 48), BF16) | {"numerics": made.name}
+    if field in read:
+        kernel(*a.values())
+    else:
+        with pytest.raises(kernels.Refusal, match=f"cannot do what {field} says of numerics 'made up'"):
+            kernel(*a.values())
+
+
 # --- kernels that fail --------------------------------------------------------------------------------------------
 
 
@@ -141,12 +174,9 @@ class Failing:
     def __init__(self) -> None:
         self.tried = 0
 
-    def __getitem__(self, grid: Any) -> Callable[..., Any]:
-        def launch(*args: Any, **options: Any) -> Any:
-            self.tried += 1
-            raise RuntimeError("ptxas died\nand this is its log")
-
-        return launch
+    def warmup(self, *args: Any, **options: Any) -> Any:
+        self.tried += 1
+        raise RuntimeError("ptxas died\nand this is its log")
 
 
 @pytest.fixture

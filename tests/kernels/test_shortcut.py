@@ -33,10 +33,10 @@ pytestmark = pytest.mark.skipif(shortcut.dynamo_guards is None, reason="this tor
 @pytest.fixture(autouse=True)
 def no_plans() -> Iterator[None]:
     for op in ops.OPS.values():
-        op.plans.clear()
+        op.plans = ()
     yield
     for op in ops.OPS.values():
-        op.plans.clear()
+        op.plans = ()
 
 
 class Spy:
@@ -213,7 +213,8 @@ def test_a_transform_around_plain_tensors_is_not_recognised(recognised: list[boo
         return norm_plugin.rmsnorm(x, weight).sum() + t
 
     torch.func.vmap(inside)(torch.zeros(2, device=x.device))
-    torch.func.grad(inside)(torch.zeros((), device=x.device))
+    with settings.override(strict=False):  # the native op is differentiated
+        torch.func.grad(inside)(torch.zeros((), device=x.device))
     assert recognised == [False, True, False, False]
 
 
@@ -221,7 +222,7 @@ def test_forward_mode_gradients_are_not_recognised(recognised: list[bool]) -> No
     x, weight = x_of(), weight_of()
     for _ in range(2):
         norm_plugin.rmsnorm(x, weight)
-    with forward_ad.dual_level():
+    with forward_ad.dual_level(), settings.override(strict=False):  # the native op is differentiated
         norm_plugin.rmsnorm(x, weight)
     assert recognised == [False, True, False]
 

@@ -98,9 +98,19 @@ BAD: dict[str, Bad] = {
         "fused_add_rmsnorm", {"residual": torch.ones(SHAPE, device="meta")}, ValueError,
         "residual is on meta and input on cpu; move residual to cpu.",
     ),
-    "Gemma without a weight": Bad(
-        "rmsnorm", {"gemma": True, "weight": None}, ValueError,
-        "weight is None; Gemma's norm scales by 1 + weight and needs one.",
+    "eps that is no number": Bad(
+        "rmsnorm", {"eps": float("nan")}, ValueError, "eps is nan; it must be a finite number of at least 0.",
+    ),
+    "eps below zero": Bad(
+        "layernorm", {"eps": -1e-6}, ValueError, "eps is -1e-06; it must be a finite number of at least 0.",
+    ),
+    "eps without end": Bad(
+        "l2norm", {"eps": float("inf")}, ValueError, "eps is inf; it must be a finite number of at least 0.",
+    ),
+    "input that is written, its rows one over another": Bad(
+        "fused_add_rmsnorm", {"input": torch.zeros(68, dtype=BF16).as_strided((3, 48), (10, 1))}, ValueError,
+        "input has shape [3, 48] and strides [10, 1], so some of its elements are the same memory; it is written, so "
+        "clone it first.",
     ),
     "bias of another width": Bad(
         "layernorm", {"bias": torch.ones(49)}, ValueError,

@@ -79,7 +79,7 @@ def test_right_in_every_layout(
 @pytest.mark.parametrize("layout", READ.values(), ids=READ.keys())
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", [*SHAPES, (0, 48), (3, 0, 48), (5, 1), (1, 1, 1)], ids=str)
-def test_outputs_have_the_strides_of_empty_like(
+def test_outputs_are_contiguous(
     name: str, layout: Callable[[Tensor], Tensor], dtype: torch.dtype, shape: tuple[int, ...]
 ) -> None:
     if 0 in shape and layout is expanded:
@@ -88,11 +88,8 @@ def test_outputs_have_the_strides_of_empty_like(
     for variant in samples.VARIANTS[name]:
         a = laid_out(op, samples.arguments(op, shape, dtype, **variant), layout)
         first, *others = samples.outputs(op, a)
-        assert first.stride() == torch.empty_like(a[op.arguments[op.x]]).stride(), variant
-        if name == "add_rmsnorm":
-            assert others[0].stride() == torch.empty_like(a["residual"]).stride(), variant
-        if name in DYNAMIC:
-            assert others[0].stride() == torch.empty(others[0].shape).stride(), variant
+        for output in (first, *others[:1]):  # and not a residual, which lies as it was given
+            assert output.stride() == torch.empty(output.shape).stride(), variant
 
 
 @every_case

@@ -1,0 +1,90 @@
+"""Our ops as an engine's hooks call them.
+
+Where a kernel was asked for and none can do the call, dispatch.Declined is raised before anything is written, and the
+engine's own norm goes on: it is never slower than our PyTorch. Compiled code has no such choice.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from norm_plugin import functions, kernels, ops, settings
+from norm_plugin.numerics import FP32, HF, Numerics
+
+#: The types of devices on which a kernel is asked for.
+_with_kernels: set[str] = set()
+
+
+def prepare() -> None:
+    """Learn where a kernel is asked for: once, because compiled code cannot find out."""
+    wanted = settings.get().backend != "native"
+    _with_kernels.clear()
+    _with_kernels.update(t for t in ("cpu", "cuda", "xpu") if wanted and not kernels.unavailable(torch.device(t)))
+
+
+def numerics_in_place_of(theirs: Numerics, x: Tensor) -> str:
+    """The numerics for what an engine computes with PyTorch's own functions: a kernel has functions of its own."""
+    if theirs.torch_functions and x.device.type in _with_kernels:
+        return HF.name if theirs.round_before_weight else FP32.name
+    return theirs.name
+
+
+def rmsnorm(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+    size: int | None = None,
+) -> Tensor:
+    """functions.rmsnorm."""
+    result: Tensor = functions.call(ops.RMSNORM, (x, weight), (eps, numerics, gemma, size, None), None, True)
+    return result
+
+
+def add_rmsnorm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+    size: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """functions.add_rmsnorm."""
+    how = (eps, numerics, gemma, size, None)
+    result: tuple[Tensor, Tensor] = functions.call(ops.ADD_RMSNORM, (x, residual, weight), how, None, True)
+    return result
+
+
+def fused_add_rmsnorm(
+    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, numerics: str = FP32.name, gemma: bool = False
+) -> None:
+    """functions.fused_add_rmsnorm: both are written."""
+    how = (eps, numerics, gemma, None, None)
+    functions.call(ops.FUSED_ADD_RMSNORM, (x, residual, weight), how, functions.recorded_add, True)
+
+
+def layernorm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, numerics: str = FP32.name) -> Tensor:
+    """functions.layernorm."""
+    result: Tensor = functions.call(ops.LAYERNORM, (x, weight, bias), (eps, numerics), None, True)
+    return result
+
+
+def gated_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    z: Tensor | None,
+    eps: float,
+    group_size: int | None = None,
+    norm_before_gate: bool = True,
+    is_rms_norm: bool = True,
+    activation: str = "silu",
+    numerics: str = FP32.name,
+) -> Tensor:
+    """functions.layernorm_fn, or rmsnorm_fn."""
+    how = (eps, group_size, norm_before_gate, is_rms_norm, activation, numerics)
+    result: Tensor = functions.call(ops.GATED_NORM, (x, weight, bias, z), how, None, True)
+    return result

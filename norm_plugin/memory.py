@@ -1,0 +1,105 @@
+"""Which bytes a tensor covers: whether two tensors share some, and whether one covers some of its own twice.
+
+A tensor is taken as runs of elements that lie side by side, its rows where their stride is 1. Nearly every pair is told
+apart by where it begins and ends, or by where its runs lie between two of the other's; only what is left is looked at
+run by run. All of it is exact, and nothing is read from the tensors' memory.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: (size, stride in bytes) of each dimension that has more than one element, the smallest stride first.
+Dimensions = list[tuple[int, int]]
+
+
+def _runs(t: Tensor) -> tuple[int, Dimensions]:
+    """The bytes of one run, and how the runs lie."""
+    itemsize = t.element_size()
+    run = itemsize
+    dimensions = sorted((size, stride * itemsize) for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1)
+    dimensions.sort(key=lambda dimension: dimension[1])
+    while dimensions and dimensions[0][1] == run:
+        run *= dimensions.pop(0)[0]
+    return run, dimensions
+
+
+def span(t: Tensor) -> tuple[int, int]:
+    """The first byte, and the one behind the last; equal for an empty tensor."""
+    first = t.data_ptr()
+    if t.numel() == 0:
+        return first, first
+    reach = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return first, first + (reach + 1) * t.element_size()
+
+
+def _starts(first: int, dimensions: Dimensions) -> Tensor:
+    """Where every run begins, in order."""
+    found = torch.tensor([first])
+    for size, stride in dimensions:
+        found = (found[:, None] + torch.arange(size) * stride).flatten()
+    return found.sort().values
+
+
+def covers_itself(t: Tensor) -> bool:
+    """Whether two elements of `t` are one in memory."""
+    if t.numel() < 2:
+        return False
+    run, dimensions = _runs(t)
+    extent = run
+    for size, stride in dimensions:
+        if stride < extent:
+            break
+        extent += (size - 1) * stride
+    else:
+        return False
+    return bool((_starts(0, dimensions).diff() < run).any())
+
+
+def may_cover_itself(t: Tensor) -> bool:
+    """Whether a tensor of these strides and inner sizes could cover itself, had it another number of rows."""
+    if t.dim() < 2:
+        return covers_itself(t)
+    return t.stride(0) * t.element_size() < bytes_of_a_row(t) or covers_itself(t[:1])
+
+
+def bytes_of_a_row(t: Tensor) -> int:
+    """How far one entry of the first dimension reaches."""
+    reach = sum((size - 1) * stride for size, stride in zip(t.shape[1:], t.stride()[1:], strict=True))
+    return (reach + 1) * t.element_size()
+
+
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether an element of `a` and one of `b` share memory."""
+    (a_first, a_end), (b_first, b_end) = span(a), span(b)
+    if a_first == a_end or b_first == b_end or a_end <= b_first or b_end <= a_first:
+        return False
+    (a_run, a_dimensions), (b_run, b_dimensions) = _runs(a), _runs(b)
+    strides = {stride for _, stride in a_dimensions + b_dimensions}
+    if len(a_dimensions) < 2 and len(b_dimensions) < 2 and len(strides) == 1:
+        (stride,) = strides
+        offset = (b_first - a_first) % stride
+        if a_run <= stride and a_run <= offset and offset + b_run <= stride:
+            return False  # as columns of one wider tensor do
+    a_starts, b_starts = _starts(a_first, a_dimensions), _starts(b_first, b_dimensions)
+    following = torch.searchsorted(a_starts, b_starts - a_run, right=True)
+    there = following < len(a_starts)
+    return bool((a_starts[following[there]] < b_starts[there] + b_run).any())
+
+
+def same_strides(a: Tensor, b: Tensor) -> bool:
+    """Whether tensors of one shape, whatever its first size, lie in the same way."""
+    inner = zip(a.shape[1:], a.stride()[1:], b.stride()[1:], strict=True)
+    return a.dtype == b.dtype and a.stride()[:1] == b.stride()[:1] and all(n < 2 or s == t for n, s, t in inner)
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether each element of `a` is the same one of `b`."""
+    strides = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return (
+        a.data_ptr() == b.data_ptr()
+        and a.dtype == b.dtype
+        and a.shape == b.shape
+        and all(size < 2 or s == t for size, s, t in strides)
+    )
