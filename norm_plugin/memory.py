@@ -59,7 +59,7 @@ def covers_itself(t: Tensor) -> bool:
 
 def may_cover_itself(t: Tensor) -> bool:
     """Whether a tensor of these strides and inner sizes could cover itself, had it another number of rows."""
-    if t.dim() < 2:
+    if t.dim() < 2 or t.numel() == 0:
         return covers_itself(t)
     return t.stride(0) * t.element_size() < bytes_of_a_row(t) or covers_itself(t[:1])
 
@@ -77,7 +77,7 @@ def overlap(a: Tensor, b: Tensor) -> bool:
         return False
     (a_run, a_dimensions), (b_run, b_dimensions) = _runs(a), _runs(b)
     strides = {stride for _, stride in a_dimensions + b_dimensions}
-    if len(a_dimensions) < 2 and len(b_dimensions) < 2 and len(strides) == 1:
+    if len(a_dimensions) < 2 and len(b_dimensions) < 2 and len(strides) == 1 and 0 not in strides:
         (stride,) = strides
         offset = (b_first - a_first) % stride
         if a_run <= stride and a_run <= offset and offset + b_run <= stride:

@@ -1,0 +1,255 @@
+"""Ops that write: everything that can be wrong is found before the first element is written, and autograd notices.
+
+The grid: every op that writes x every pair of its tensors that could share memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import norm_plugin
+from norm_plugin import dispatch, memory
+from norm_plugin.ops import OPS
+from norm_plugin.verify import inputs
+from tests.spec import samples
+
+SHAPE = (4, 64)
+WRITING = [op for op in OPS.values() if op.written]
+
+
+def made(shape: tuple[int, ...] = SHAPE, seed: int = 1) -> Tensor:
+    return inputs.make("normal", shape, torch.float32, seed)
+
+
+# --- which memory a tensor covers ---------------------------------------------------------------------------------
+
+
+@st.composite
+def strided(draw: st.DrawFn) -> Tensor:
+    """A small view of one buffer of bytes, with any strides; of one dtype or another."""
+    dtype = draw(st.sampled_from([torch.int8, torch.int16]))
+    shape = draw(st.lists(st.integers(0, 4), min_size=1, max_size=3))
+    stride = draw(st.lists(st.integers(0, 9), min_size=len(shape), max_size=len(shape)))
+    offset = draw(st.integers(0, 20))
+    return BUFFER.view(dtype).as_strided(shape, stride, offset)
+
+
+BUFFER = torch.zeros(512, dtype=torch.int8)
+
+
+def bytes_of(t: Tensor) -> list[int]:
+    """Every byte that an element covers, one after another."""
+    first = t.data_ptr() - BUFFER.data_ptr()
+    covered = []
+    for index in itertools.product(*map(range, t.shape)):
+        at = first + sum(i * s for i, s in zip(index, t.stride(), strict=True)) * t.element_size()
+        covered += range(at, at + t.element_size())
+    return covered
+
+
+@settings(max_examples=300, deadline=None)
+@given(strided(), strided())
+def test_overlap_is_what_the_bytes_say(a: Tensor, b: Tensor) -> None:
+    assert memory.overlap(a, b) == bool(set(bytes_of(a)) & set(bytes_of(b)))
+    assert memory.covers_itself(a) == (len(set(bytes_of(a))) < len(bytes_of(a)))
+    if a.dim() > 1 and a.numel() and not memory.may_cover_itself(a):
+        assert not memory.covers_itself(BUFFER.view(a.dtype).as_strided((5, *a.shape[1:]), a.stride(), 0))
+
+
+# --- overlaps -----------------------------------------------------------------------------------------------------
+
+
+def partly_over(t: Tensor) -> tuple[Tensor, Tensor]:
+    """A copy of t, and another tensor of its shape and dtype that begins in its middle."""
+    buffer = t.new_empty(2 * t.numel())
+    first, second = buffer[: t.numel()].view(t.shape), buffer[t.numel() // 2 :][: t.numel()].view(t.shape)
+    second.copy_(t)
+    first.copy_(t)
+    return first, second
+
+
+PAIRS = [
+    (op, op.arguments[i], op.arguments[j])
+    for op in WRITING
+    for i, j in op.pairs
+    if op.arguments[j] in ("input", "residual", "out")
+]
+
+
+def over_each_other(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Two tensors like these, with their values, of which the first begins in the middle of the second; or, where its
+    elements are smaller, lies inside of it."""
+    if one.dtype == other.dtype:
+        second, first = partly_over(other)
+        return first, second
+    whole = other.clone()
+    return whole.view(torch.uint8).flatten()[: one.numel()].view(one.dtype).view(one.shape), whole
+
+
+def bits(t: Tensor) -> Tensor:
+    return t.detach().reshape(-1).view(torch.uint8).clone()
+
+
+@pytest.mark.parametrize(("op", "one", "other"), PAIRS, ids=[f"{op.name}: {a}, {b}" for op, a, b in PAIRS])
+def test_tensors_that_overlap_in_part_are_refused(op: dispatch.Op, one: str, other: str) -> None:
+    a = samples.arguments(op, SHAPE, torch.float32, **({"group_size": 16} if "group_size" in op.arguments else {}))
+    dispatch.call(op, *a.values())  # a call of the same signature, which is right
+    a[one], a[other] = over_each_other(a[one], a[other])
+    before = {name: bits(value) for name, value in a.items() if isinstance(value, Tensor)}
+    with pytest.raises(ValueError, match=r"overlap in memory, and .* written; clone one of them"):
+        dispatch.call(op, *a.values())
+    assert all(torch.equal(value, bits(a[name])) for name, value in before.items())
+
+
+def test_a_weight_that_is_written_is_refused() -> None:
+    x, residual = made(), made(seed=2)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="input and weight overlap in memory, and input is written"):
+            norm_plugin.fused_add_rmsnorm(x, residual, x[2])
+        norm_plugin.fused_add_rmsnorm(x, residual, made()[0])
+
+
+def test_columns_of_one_tensor_do_not_overlap() -> None:
+    """Of a fused projection: the rows lie between each other's."""
+    buffer = made((4, 192))
+    x, residual = buffer[:, :64], buffer[:, 64:128]
+    expected = norm_plugin.add_rmsnorm(x.clone(), residual.clone(), None)
+    for _ in range(2):
+        buffer.copy_(made((4, 192)))
+        kept = buffer[:, 128:].clone()
+        norm_plugin.fused_add_rmsnorm(x, residual, None)
+        assert torch.equal(x, expected[0])
+        assert torch.equal(residual, expected[1])
+        assert torch.equal(buffer[:, 128:], kept)
+
+
+def test_one_row_may_lie_where_many_would_not() -> None:
+    """The strides of a first call of one row say nothing; with more rows they do."""
+    buffer = made((8 * 64,))
+    for rows in (1, 4, 1):
+        x = buffer.as_strided((rows, 64), (32, 1))
+        if rows > 1:
+            with pytest.raises(ValueError, match="some of its elements are the same memory"):
+                norm_plugin.rmsnorm(made((rows, 64)), None, out=x)
+        else:
+            norm_plugin.rmsnorm(made((rows, 64)), None, out=x)
+
+
+def test_out_may_be_the_input_and_nothing_near_it() -> None:
+    buffer = made((6, 64))
+    x = buffer[:4]
+    expected = norm_plugin.rmsnorm(x.clone(), None)
+    with pytest.raises(ValueError, match="out and input overlap in memory, and out is written"):
+        norm_plugin.rmsnorm(x, None, out=buffer[1:5])
+    with pytest.raises(ValueError, match="out and input overlap in memory"):
+        norm_plugin.rmsnorm(
+            x,
+            None,
+            out=buffer.view(2, 3, 64)
+            .transpose(0, 1)
+            .reshape(6, 64)
+            .set_(buffer.untyped_storage(), 0, (4, 64), (65, 1)),
+        )
+    assert norm_plugin.rmsnorm(x, None, out=x) is x
+    assert torch.equal(x, expected)
+
+
+# --- autograd notices ---------------------------------------------------------------------------------------------
+
+
+def after(write: Callable[[Tensor, Tensor], Any]) -> tuple[int, int]:
+    """By how much the versions of two tensors advance."""
+    x, residual = made(), made(seed=2)
+    write(x, residual)
+    begin = x._version, residual._version
+    write(x, residual)
+    return x._version - begin[0], residual._version - begin[1]
+
+
+F8 = torch.float8_e4m3fn
+
+WRITES: dict[str, tuple[Callable[[Tensor, Tensor], Any], tuple[bool, bool]]] = {
+    "fused_add_rmsnorm": (lambda x, r: norm_plugin.fused_add_rmsnorm(x, r, None), (True, True)),
+    "through torch.ops": (lambda x, r: torch.ops.norm_plugin.fused_add_rmsnorm(x, r, None), (True, True)),
+    "out": (lambda x, r: norm_plugin.rmsnorm(x, None, out=r), (False, True)),
+    "a quantised residual": (lambda x, r: norm_plugin.rmsnorm_dynamic_quant(x, None, r), (False, True)),
+    "a quantised residual in blocks": (
+        lambda x, r: norm_plugin.rmsnorm_block_quant(x, None, r, group_size=16), (False, True),
+    ),
+    "nothing": (lambda x, r: norm_plugin.add_rmsnorm(x, r, None), (False, False)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_the_version_of_what_is_written_advances(name: str) -> None:
+    write, expected = WRITES[name]
+    assert tuple(advance > 0 for advance in after(write)) == expected
+
+
+def test_autograd_refuses_a_tensor_that_was_written_since() -> None:
+    y, residual = made(), made(seed=2)
+    for _ in range(2):
+        q = y.clone().requires_grad_()
+        product = (q * y).sum()
+        norm_plugin.fused_add_rmsnorm(y, residual, None)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            product.backward()
+
+
+# --- what torch does not let be written ---------------------------------------------------------------------------
+
+
+def chunk() -> Tensor:
+    """One of several views of a tensor with a gradient."""
+    return (made((8, 64)).requires_grad_() * 1).chunk(2)[0]
+
+
+def view_without_gradients() -> Tensor:
+    base = made((8, 64)).requires_grad_() * 1
+    with torch.no_grad():
+        return base[:4]
+
+
+def inference_tensor() -> Tensor:
+    with torch.inference_mode():
+        return made()
+
+
+UNWRITABLE = {chunk: "a view that torch does not let be written", inference_tensor: "an inference tensor"}
+
+
+@pytest.mark.parametrize("place", ["input", "residual"])
+@pytest.mark.parametrize("unwritable", UNWRITABLE, ids=lambda f: f.__name__)
+def test_nothing_is_written_where_one_cannot_be(unwritable: Callable[[], Tensor], place: str) -> None:
+    tensors = {"input": made(), "residual": made(seed=2)} | {place: unwritable()}
+    before = {name: t.detach().clone() for name, t in tensors.items()}
+    norm_plugin.fused_add_rmsnorm(made(), made(), None)  # the signature is known
+    with pytest.raises(RuntimeError, match=f"{place} is {UNWRITABLE[unwritable]}"):
+        norm_plugin.fused_add_rmsnorm(**tensors, weight=None)
+    assert all(torch.equal(before[name], t) for name, t in tensors.items())
+
+
+def test_an_inference_tensor_is_written_in_inference_mode() -> None:
+    x, residual = inference_tensor(), inference_tensor()
+    expected = norm_plugin.add_rmsnorm(x, residual, None)
+    with torch.inference_mode():
+        norm_plugin.fused_add_rmsnorm(x, residual, None)
+    assert torch.equal(x, expected[0])
+    assert torch.equal(residual, expected[1])
+
+
+def test_a_quantised_residual_with_a_gradient_is_refused() -> None:
+    """What is quantised has no gradient, so what was written could not have one."""
+    residual = made(seed=2).requires_grad_() * 1
+    with pytest.raises(RuntimeError, match="residual requires a gradient, and rmsnorm_dynamic_quant, which writes it"):
+        norm_plugin.rmsnorm_dynamic_quant(made(), None, residual)
+    with torch.no_grad():
+        norm_plugin.rmsnorm_dynamic_quant(made(), None, residual)
