@@ -96,12 +96,24 @@ def call(
     if op.written and _needs_grad(*tensors):
         return _recorded_writing(op, args, recorded)
     if not _only_values(*tensors):
+        if op.written and not torch.compiler.is_compiling():
+            args = (*_resolved(op, tensors), *rest)
         return getattr(torch.ops.norm_plugin, op.name)(*args)
     route = dispatch.find_route(op, args)
     result = dispatch.run(route, args, decline)
     if route.backend == "triton" and route.proven:
         shortcut.remember(op, tensors, rest, route)
     return result
+
+
+def _resolved(op: Op, tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
+    """The tensors without a negative bit, which torch can resolve only for ops that return what they write."""
+    for i in op.written:
+        t = tensors[i]
+        if isinstance(t, Tensor) and t.is_neg():
+            name = op.arguments[i]
+            raise ValueError(f"{name} has the negative bit, and it is written in place; pass {name}.resolve_neg().")
+    return [t.resolve_neg() if isinstance(t, Tensor) else t for t in tensors]
 
 
 def _recorded_writing(op: Op, args: tuple[Any, ...], recorded: Callable[..., Any] | None) -> Any:

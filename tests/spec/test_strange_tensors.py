@@ -1,0 +1,116 @@
+"""Tensors whose values are not simply in memory, and arguments that mean nothing: right, or a clear error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import norm_plugin
+from norm_plugin import dispatch, library, settings
+from norm_plugin.native import rms
+from norm_plugin.verify import inputs
+
+BF16 = torch.bfloat16
+
+
+def with_negative_bit(t: Tensor) -> Tensor:
+    """-t, which is the imaginary part of a conjugate: t's memory, and a bit that says minus."""
+    negative = torch.complex(torch.zeros_like(t), t).conj().imag
+    assert negative.is_neg()
+    return negative
+
+
+def test_the_negative_bit_is_heard() -> None:
+    x = inputs.make("normal", (4, 48), torch.float32)
+    residual = inputs.make("normal", (4, 48), torch.float32, 2)
+    for _ in range(2):
+        assert torch.equal(norm_plugin.rmsnorm(with_negative_bit(x), None), norm_plugin.rmsnorm(-x, None))
+        norm_plugin.rmsnorm(x, None)  # the same signature, but for the bit
+    expected = norm_plugin.add_rmsnorm(-x, residual, None)
+    out, negative = torch.empty_like(x), with_negative_bit(residual)
+    norm_plugin.rmsnorm(with_negative_bit(x), None, out=out)
+    assert torch.equal(out, norm_plugin.rmsnorm(-x, None))
+    assert torch.equal(norm_plugin.add_rmsnorm(with_negative_bit(x), residual, None)[0], expected[0])
+    with pytest.raises(ValueError, match=r"residual has the negative bit.* pass residual.resolve_neg\(\)"):
+        norm_plugin.fused_add_rmsnorm(x, negative, None)
+    assert torch.equal(negative, -residual)
+
+
+def test_lazy_zeros_are_zeros() -> None:
+    zeros = torch._efficientzerotensor((4, 48), device=inputs.make("normal", (1, 1), BF16).device)
+    assert torch.equal(norm_plugin.rmsnorm(zeros, None), torch.zeros_like(norm_plugin.rmsnorm(zeros, None)))
+
+
+@pytest.mark.parametrize("backend", ["auto", "triton", "native"])
+def test_a_meta_tensor_leaves_nothing_behind(backend: str) -> None:
+    """It has a shape and no values; real tensors of its kind run as if it had not been there."""
+    x = inputs.make("normal", (4, 48), torch.float32)
+    with settings.override(backend=backend, strict=False):
+        before = norm_plugin.rmsnorm(x, None)
+        where = {route.backend for route in dispatch.routes()}
+    with settings.override(backend=backend, strict=False):
+        for shape in ((4, 48), (0, 48)):
+            meta = torch.empty(shape, device="meta")
+            assert norm_plugin.rmsnorm(meta, None).shape == shape
+            norm_plugin.fused_add_rmsnorm(meta, torch.empty_like(meta), None)
+        assert torch.equal(norm_plugin.rmsnorm(x, None), before)
+        assert {route.backend for route in dispatch.routes()} == where
+
+
+def test_autocast_changes_no_dtype() -> None:
+    """In compiled code an op does not hear it, so it does not in eager code either."""
+    x, weight = inputs.make("normal", (4, 48), torch.float32), inputs.make("normal", (5, 48), torch.float32)
+
+    def call(x: Tensor) -> Tensor:
+        return norm_plugin.layernorm_linear(x, None, None, weight, None)
+
+    with torch.autocast(x.device.type, dtype=BF16):
+        eager, compiled = call(x), torch.compile(call, backend="aot_eager", fullgraph=True)(x)
+    assert eager.dtype == compiled.dtype == torch.float32
+    assert torch.equal(eager, call(x))
+    leaf = x.clone().requires_grad_()
+    call(leaf).square().sum().backward()
+    expected = leaf.grad
+    leaf = x.clone().requires_grad_()
+    with torch.autocast(x.device.type, dtype=BF16):
+        call(leaf).square().sum().backward()
+    assert leaf.grad is not None
+    assert expected is not None
+    assert torch.equal(leaf.grad, expected)
+
+
+def test_gemma_without_a_weight_scales_by_nothing() -> None:
+    x = inputs.make("normal", (4, 48), BF16)
+    assert torch.equal(norm_plugin.gemma_rmsnorm(x, None), norm_plugin.rmsnorm(x, None))
+
+
+WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "no numerics": (lambda x: norm_plugin.rmsnorm(x, None, numerics=None), "numerics is None"),  # type: ignore[arg-type]
+    "no dtype": (lambda x: norm_plugin.rmsnorm_dynamic_quant(x, None, quant_dtype=None), "quant_dtype is None"),  # type: ignore[arg-type]
+    "no eps": (lambda x: norm_plugin.layernorm(x, None, None, None), "eps is None"),  # type: ignore[arg-type]
+    "no groups": (lambda x: norm_plugin.rmsnorm_block_quant(x, None, group_size=None), "group_size is None"),  # type: ignore[arg-type]
+    "no residual": (lambda x: norm_plugin.fused_add_rmsnorm(x, None, None), "residual is None"),  # type: ignore[arg-type]
+    "no input": (lambda x: norm_plugin.rmsnorm(None, None), "input is None"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_has_to_be_given_is_named(what: str) -> None:
+    call, message = WRONG[what]
+    x = inputs.make("normal", (4, 48), BF16)
+    for _ in range(2):
+        with pytest.raises(TypeError, match=message):
+            call(x)
+
+
+def test_an_op_with_an_argument_without_a_rule_cannot_be_defined() -> None:
+    for schema, what in (
+        ("toy(Tensor input, float height) -> Tensor", "no rule for: height"),
+        ("toy_too(Tensor input, Tensor numerics) -> Tensor", "nobody says how they go with rows: numerics"),
+    ):
+        with pytest.raises(TypeError, match=what):
+            library.register(schema, "rms", rms.rmsnorm, lambda a: a["input"])
