@@ -40,7 +40,8 @@ def right(op: str, a: Arguments, found: dict[str, Tensor], grads: list[Tensor | 
         a = a | {"input": total.double(), "residual": torch.zeros_like(total)}
     tensors = {key: a[key].detach().double().requires_grad_() for key in found}
     outs = TRUTHS[name](a | tensors)
-    given = [(o, g.double()) for o, g in zip(outs if isinstance(outs, tuple) else (outs,), grads) if g is not None]
+    pairs = zip(outs if isinstance(outs, tuple) else (outs,), grads, strict=True)
+    given = [(o, g.double()) for o, g in pairs if g is not None]
     of, wide = map(list, zip(*given, strict=True))
     true = torch.autograd.grad(of, list(tensors.values()), wide, allow_unused=True)
     allowed = dict(amounts(name, a, grads))
@@ -94,7 +95,7 @@ def shared(terms: Tensor, unit: float) -> Tensor:
 
 
 def linear(a: Arguments, grad: Tensor, unit: float) -> Iterator[tuple[str, Tensor]]:
-    """Two matrix products around the gradient of the norm. What comes into that is rounded to the dtype of the product."""
+    """Two matrix products around the gradient of the norm; the first is rounded before it."""
     matrix, narrow = a["linear_weight"].double(), torch.finfo(a["linear_weight"].dtype).eps
     into, magnitude = (grad @ matrix).abs(), grad.abs() @ matrix.abs()
     off = narrow * into + (matrix.shape[0] + 1) * bounds.rounding(torch.float32) * magnitude
@@ -103,11 +104,12 @@ def linear(a: Arguments, grad: Tensor, unit: float) -> Iterator[tuple[str, Tenso
     for key in ("x", "weight", "bias"):
         yield key, exact[key] + lost[key]
     normed = oracle.layernorm(a["x"], a["weight"], a["bias"], a["eps"])
-    size = normed.abs() + 2 * bounds.layernorm(a["x"], a["weight"], a["bias"], a["eps"])
-    rows, normed_rows = grad.abs().reshape(-1, grad.shape[-1]), size.reshape(-1, size.shape[-1])
-    rounded = torch.finfo(a["x"].dtype).eps + narrow + unit + (len(rows) + 1) * bounds.rounding(torch.float32)
-    yield "linear_weight", rounded * (rows.t() @ normed_rows)
-    yield "linear_bias", (narrow + len(rows) * bounds.rounding(torch.float32)) * rows.sum(0)
+    off = bounds.layernorm(a["x"], a["weight"], a["bias"], a["eps"])
+    off = off + (torch.finfo(a["x"].dtype).eps + narrow) * normed.abs()
+    rows, count = grad.abs().reshape(-1, grad.shape[-1]), grad.numel() // grad.shape[-1]
+    terms = off + (unit + count * bounds.rounding(torch.float32)) * (normed.abs() + off)
+    yield "linear_weight", rows.t() @ terms.reshape(-1, terms.shape[-1])
+    yield "linear_bias", (narrow + count * bounds.rounding(torch.float32)) * rows.sum(0)
 
 
 def gated(a: Arguments, g: Tensor, unit: float) -> Iterator[tuple[str, Tensor]]:

@@ -1,8 +1,9 @@
-"""The tensors of a step, each in a guarded buffer, and what their memory says of the call: whether it must be refused."""
+"""The tensors of a step, each in a guarded buffer, and whether their memory says that the call must be refused."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +74,10 @@ class Placed:
                 elif {name, other} != {"input", "out"}:
                     either |= {name, other}
         return refused, either - refused
+
+
+def _kept(value: Any) -> Any:
+    return value.detach().clone(memory_format=torch.contiguous_format) if isinstance(value, Tensor) else value
 
 
 def completed(step: Step) -> Step:
