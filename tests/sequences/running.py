@@ -205,6 +205,6 @@ def differentiated(
     given = {key: gradient for key, gradient in zip(leaves, found, strict=True) if gradient is not None}
     for key, gradient in given.items():
         assert (gradient.shape, gradient.dtype) == (leaves[key].shape, leaves[key].dtype)
-        if key in placed.f.by_row:
+        if key in placed.f.by_row and grads[0] is not None:  # of a sum alone, it is the incoming one
             contiguous(gradient)
     limits.right(placed.f.op.name, placed.before, given, grads)

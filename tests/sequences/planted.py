@@ -1,0 +1,69 @@
+"""Two defects that were there once, to be planted again: the sequences must notice them.
+
+Both are planted around what a kernel's `bind` returns, so they depend on `kernels.find` and `KernelLaunch.integers`
+alone, and on the output being the last tensor of a layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+from norm_plugin import kernels
+from norm_plugin.ops import OPS
+from tests.sequences.test_binding import launches
+
+Bind = Callable[..., Callable[..., Any]]
+
+#: The ops that allocate their output, which is the last tensor of their layout.
+ALLOCATING = ("rmsnorm", "l2norm", "layernorm", "gated_norm")
+
+
+def strides_of_the_first_call(op: str, bind: Bind) -> Bind:
+    """The output is written at the strides that the first call's input had, where it had one row or none."""
+
+    def planted(*args: Any) -> Callable[..., Any]:
+        run = bind(*args)
+        if op in ALLOCATING and args[0].dim() == 2 and len(args[0]) < 2:
+            for launch in launches(run):
+                integers = list(launch.integers)
+                integers[-3] = args[0].stride(0)
+                launch.integers = tuple(integers)
+        return run
+
+    return planted
+
+
+def fallback_from_what_was_written(op: str, bind: Bind) -> Bind:
+    """Whatever fails is computed natively, from an input and a residual that may hold the result already."""
+
+    def planted(*args: Any) -> Callable[..., Any]:
+        run = bind(*args)
+
+        def lenient(*given: Any) -> Any:
+            try:
+                return run(*given)
+            except Exception:
+                return OPS[op].native(*given)
+
+        return lenient if op in OPS else run
+
+    return planted
+
+
+DEFECTS = {"output strides": strides_of_the_first_call, "fallback": fallback_from_what_was_written}
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """Every kernel with one of the defects."""
+    find = kernels.find
+
+    def found(family: str, op: str) -> Bind | None:
+        bind = find(family, op)
+        return None if bind is None else DEFECTS[name](op, bind)
+
+    with mock.patch.object(kernels, "find", found):
+        yield

@@ -1,0 +1,46 @@
+"""The sequences can fail: each of two planted defects is found, in a process of its own, whose memory it may spoil."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+import sys
+import traceback
+from multiprocessing.connection import Connection
+
+import pytest
+
+from tests.kernels.device import COMPILED, INTERPRETED
+from tests.sequences import machine
+from tests.sequences.planted import DEFECTS, planted
+
+STEPS = 600
+SEED = 14
+
+#: How each defect shows.
+SHOWS = {"output strides": r"guard: \d+ elements|beyond its bound", "fallback": "beyond its bound"}
+
+
+def child(name: str, said: Connection) -> None:
+    with planted(name):
+        try:
+            machine.run(STEPS, SEED, shrink=False)
+            said.send("")
+        except BaseException:
+            said.send(traceback.format_exc())
+
+
+@pytest.mark.skipif(not (COMPILED or INTERPRETED), reason="the native path launches nothing")
+@pytest.mark.skipif(COMPILED or sys.platform != "linux", reason="a process with a GPU cannot be forked")
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_planted_defect_is_found(name: str) -> None:
+    mine, said = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=child, args=(name, said))
+    process.start()
+    said.close()
+    try:
+        found = mine.recv()
+    except EOFError:
+        found = "the process died"
+    process.join()
+    assert re.search(SHOWS[name] + "|the process died", found), found or f"{STEPS} steps noticed nothing"
