@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.kernels import interpreter
+from tests.kernels.conftest import products_summed_in_fp32  # noqa: F401 - layernorm_linear's product is torch's
 from tests.kernels.device import INTERPRETED, why_not
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import lru_cache
 from typing import Any
 from unittest import mock
 
@@ -38,7 +38,7 @@ def banded(bands: bool) -> Iterator[None]:
         _band = before
 
 
-@cache
+@lru_cache(maxsize=512)
 def pattern(size: int, itemsize: int, device: torch.device) -> Tensor:
     """What a buffer is filled with: in fp16, bf16 and fp32 NaNs, each with other bits than its neighbours."""
     at = torch.arange(size)
@@ -57,11 +57,13 @@ def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
-@cache
+@lru_cache(maxsize=512)
 def places(shape: tuple[int, ...], strides: tuple[int, ...], device: torch.device) -> Tensor:
     """Where in memory the elements lie, each place once."""
-    size = extent(shape, strides)
-    return torch.arange(size).as_strided(shape, strides).unique().to(device) if size else torch.arange(0, device=device)
+    there = torch.zeros(extent(shape, strides), dtype=torch.bool)
+    if len(there):
+        there[torch.arange(len(there)).as_strided(shape, strides)] = True
+    return there.nonzero().flatten().to(device)
 
 
 class Buffer:

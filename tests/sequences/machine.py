@@ -7,6 +7,7 @@ a failure repeats by itself; hypothesis prints the shortest sequence that it fin
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -43,12 +44,17 @@ def dying() -> Iterator[None]:
         def leave(*_: Any) -> None:
             raise Died("a hook of the launch died")
 
-        hook = knobs.runtime.launch_exit_hook
-        hook.add(leave)
+        def enter(*_: Any) -> None:
+            """Whoever looks at launches gets Triton's own, which know the other hook too."""
+
+        hooks = {knobs.runtime.launch_enter_hook: enter, knobs.runtime.launch_exit_hook: leave}
+        for hook, seen in hooks.items():
+            hook.add(seen)
         try:
             yield
         finally:
-            hook.remove(leave)
+            for hook, seen in hooks.items():
+                hook.remove(seen)
         return
     from triton.runtime.interpreter import GridExecutor
 
@@ -164,13 +170,19 @@ class Sequences(RuleBasedStateMachine):
         self.faulty = False
 
 
-def run(count: int, seed: int, *, shrink: bool = True) -> int:
-    """At least `count` calls, in examples; returns how many they were. The same seed makes the same calls."""
+#: The calls of one run of hypothesis, which has a seed of its own.
+A_SLICE = 500
+
+
+def run(count: int, seed: int, *, shrink: bool = True, until: float = math.inf) -> int:
+    """At least `count` calls, in examples, or fewer if time.monotonic() passes `until`; returns how many they were. The
+    same seed makes the same calls."""
     DONE.steps = 0
-    while DONE.steps < count:  # some rules make no call, and hypothesis leaves out rules in some examples
+    while DONE.steps < count and time.monotonic() < until:
+        left = min(A_SLICE, count - DONE.steps)  # some rules make no call, so there may be one slice more
         how = hypothesis.settings(
-            max_examples=max(1, (count - DONE.steps) // AN_EXAMPLE),
-            stateful_step_count=min(count, AN_EXAMPLE),
+            max_examples=max(1, left // AN_EXAMPLE),
+            stateful_step_count=min(left, AN_EXAMPLE),
             deadline=None,
             database=None,
             phases=(Phase.generate, Phase.shrink) if shrink else (Phase.generate,),

@@ -64,10 +64,12 @@ class Placed:
         either: set[str] = set()
         for name in self.written:
             buffer = self.buffer_of(name)
+            own = torch.zeros(len(buffer.raw), dtype=torch.bool, device=buffer.raw.device)
+            own[buffer.inside[name]] = True
             if len(buffer.inside[name]) < self.a[name].numel():
                 refused.add(name)
             for other, places in buffer.inside.items():
-                if other == name or not bool(torch.isin(places, buffer.inside[name]).any()):
+                if other == name or not bool(own[places].any()):
                     continue
                 if self.step.relation != SAME or other in self.written:
                     refused |= {name, other}
