@@ -13,9 +13,10 @@ import threading
 import traceback
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -111,7 +112,7 @@ class Op:
 @dataclass(eq=False)
 class Route:
     """What one signature runs. `fallback` is True where something else was asked for; `reason` says why. `writes` are
-    the arguments that are given and written; `proven` says that a call with rows has succeeded."""
+    the arguments that are given and written, and `written` finds them; `proven`: a call with rows has succeeded."""
 
     op: Op
     signature: Signature
@@ -122,6 +123,11 @@ class Route:
     writes: tuple[int, ...]
     calls: int = 0
     proven: bool = False
+    written: Callable[[tuple[Any, ...]], Sequence[Tensor]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        first, *others = self.writes or (0,)
+        self.written = itemgetter(first, *others) if others else itemgetter(slice(first, first + 1))
 
     def __del__(self) -> None:
         _ended.append((self.op.name, self.backend, self.calls))
@@ -179,7 +185,7 @@ def run(route: Route, args: tuple[Any, ...], decline: bool = False) -> Any:
     if decline and route.fallback:
         raise Declined(route.op.name, route.reason)
     if route.writes:
-        advance_versions([args[i] for i in route.writes])
+        advance_versions(route.written(args))
     route.calls += 1
     try:
         result = route.run(*args)
@@ -191,7 +197,7 @@ def run(route: Route, args: tuple[Any, ...], decline: bool = False) -> Any:
 
 
 #: Autograd must notice that a tensor was written by what it cannot see: its version counter advances.
-advance_versions: Callable[[list[Tensor]], None] = torch._C._increment_version
+advance_versions: Callable[[Sequence[Tensor]], None] = torch._C._increment_version
 
 
 def find_route(op: Op, args: tuple[Any, ...]) -> Route:

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from norm_plugin import checks, dispatch, gradients, ops, shortcut  # noqa: F401 - gradients gives the ops theirs
-from norm_plugin.dispatch import Op, Route
+from norm_plugin.dispatch import Op
 from norm_plugin.numerics import FP32
 
 _PLAIN = (Tensor, Parameter)
@@ -61,13 +61,6 @@ def _derived() -> bool:
 _DERIVING = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
 
 
-def _known(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -> Route | None:
-    """The route of a call like one before, of which only values are wanted; None for all others."""
-    if torch.compiler.is_dynamo_compiling() or forward_ad._current_level >= 0:
-        return None
-    return shortcut.find(op, tensors, rest)
-
-
 def call(
     op: Op,
     tensors: tuple[Tensor | None, ...],
@@ -80,16 +73,16 @@ def call(
     An op that writes has no autograd formula: `recorded` does the same where a gradient is wanted. `decline`:
     raise dispatch.Declined, before anything is written, where a kernel was asked for and none can do the call.
     """
-    route = _known(op, tensors, rest)
-    if route is not None:
-        writes = route.writes
-        if writes:
-            dispatch.advance_versions([tensors[i] for i in writes])  # type: ignore[misc]
-        route.calls += 1
-        try:
-            return route.run(*tensors, *rest)
-        except Exception as error:
-            return dispatch.after_failure(route, error, (*tensors, *rest), decline)
+    if not torch.compiler.is_dynamo_compiling() and forward_ad._current_level < 0:
+        route = shortcut.find(op, tensors, rest)
+        if route is not None:
+            if route.writes:
+                dispatch.advance_versions(route.written(tensors))
+            route.calls += 1
+            try:
+                return route.run(*tensors, *rest)
+            except Exception as error:
+                return dispatch.after_failure(route, error, (*tensors, *rest), decline)
     args = (*tensors, *rest)
     if _derived():
         return dispatch.run(dispatch.find_native(op, args, "torch.func or forward-mode differentiation"), args)
@@ -145,37 +138,6 @@ def recorded_add(input: Tensor, residual: Tensor, weight: Tensor | None, *how: A
     residual.copy_(new_residual)
 
 
-def _rmsnorm(
-    input: Tensor,
-    weight: Tensor | None,
-    eps: float,
-    out: Tensor | None,
-    enable_pdl: bool | None,
-    numerics: str,
-    gemma: bool,
-    variance_size: int | None = None,
-) -> Tensor:
-    how = (eps, numerics, gemma, variance_size, enable_pdl)
-    if out is None:
-        result: Tensor = call(ops.RMSNORM, (input, weight), how)
-        return result
-    call(ops.RMSNORM_OUT, (input, weight, out), how, _recorded_out)
-    return out
-
-
-def _fused_add_rmsnorm(
-    input: Tensor,
-    residual: Tensor,
-    weight: Tensor | None,
-    eps: float,
-    enable_pdl: bool | None,
-    numerics: str,
-    gemma: bool,
-) -> None:
-    how = (eps, numerics, gemma, None, enable_pdl)
-    call(ops.FUSED_ADD_RMSNORM, (input, residual, weight), how, recorded_add)
-
-
 def rmsnorm(
     input: Tensor,
     weight: Tensor | None,
@@ -188,7 +150,12 @@ def rmsnorm(
     variance_size: int | None = None,
 ) -> Tensor:
     """input / rms(input) * weight, row by row, the rms of the first `variance_size` columns. `out` may be `input`."""
-    return _rmsnorm(input, weight, eps, out, enable_pdl, numerics, gemma, variance_size)
+    how = (eps, numerics, gemma, variance_size, enable_pdl)
+    if out is None:
+        result: Tensor = call(ops.RMSNORM, (input, weight), how)
+        return result
+    call(ops.RMSNORM_OUT, (input, weight, out), how, _recorded_out)
+    return out
 
 
 def gemma_rmsnorm(
@@ -201,7 +168,7 @@ def gemma_rmsnorm(
     numerics: str = FP32.name,
 ) -> Tensor:
     """rmsnorm with 1 + weight, added in fp32. `out` may be `input` itself."""
-    return _rmsnorm(input, weight, eps, out, enable_pdl, numerics, True)
+    return rmsnorm(input, weight, eps, out, enable_pdl, numerics=numerics, gemma=True)
 
 
 def fused_add_rmsnorm(
@@ -214,7 +181,8 @@ def fused_add_rmsnorm(
     numerics: str = FP32.name,
 ) -> None:
     """residual += input; input = rmsnorm(residual). Both in place."""
-    _fused_add_rmsnorm(input, residual, weight, eps, enable_pdl, numerics, False)
+    how = (eps, numerics, False, None, enable_pdl)
+    call(ops.FUSED_ADD_RMSNORM, (input, residual, weight), how, recorded_add)
 
 
 def gemma_fused_add_rmsnorm(
@@ -227,7 +195,8 @@ def gemma_fused_add_rmsnorm(
     numerics: str = FP32.name,
 ) -> None:
     """fused_add_rmsnorm with 1 + weight, added in fp32. Both in place."""
-    _fused_add_rmsnorm(input, residual, weight, eps, enable_pdl, numerics, True)
+    how = (eps, numerics, True, None, enable_pdl)
+    call(ops.FUSED_ADD_RMSNORM, (input, residual, weight), how, recorded_add)
 
 
 def add_rmsnorm(

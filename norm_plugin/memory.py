@@ -70,6 +70,16 @@ def bytes_of_a_row(t: Tensor) -> int:
     return (reach + 1) * t.element_size()
 
 
+def packed(t: Tensor) -> bool:
+    """Whether t would be contiguous with any number of rows, and none of its strides is another than it seems."""
+    expected = 1
+    for size, stride in zip(reversed(t.shape), reversed(t.stride()), strict=True):
+        if stride != expected:
+            return False
+        expected *= max(size, 1)
+    return True
+
+
 def overlap(a: Tensor, b: Tensor) -> bool:
     """Whether an element of `a` and one of `b` share memory."""
     (a_first, a_end), (b_first, b_end) = span(a), span(b)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -73,23 +73,25 @@ Programs = Callable[[int], int]
 
 
 def launcher(
-    compiled: Any, pointers: int, integers: tuple[int, ...], programs: Programs, threads: int, pdl: bool
+    compiled: Any, slots: Sequence[int], integers: tuple[int, ...], programs: Programs, threads: int, pdl: bool
 ) -> Launcher:
-    """launch(stream, m, eps, addresses) for a kernel of `pointers` pointers, m, `integers` and eps, in this order.
+    """launch(stream, m, eps, addresses) for a kernel of pointers, m, `integers` and eps, in this order.
 
-    Triton appends two scratch pointers, which these kernels do not use.
+    `slots` says for each pointer which of the addresses it is: what is written in place is an input too. Triton appends
+    two scratch pointers, which these kernels do not use.
     """
+    pointers = max(slots) + 1
     function, metadata = getattr(compiled, "function", None), getattr(compiled, "metadata", None)
     if not isinstance(function, int) or metadata is None:
         raise Unsupported("this Triton's compiled kernels have no function handle or no metadata")
-    expected = [8] * pointers + [4] * (1 + len(integers) + 1) + [8, 8]
+    expected = [8] * len(slots) + [4] * (1 + len(integers) + 1) + [8, 8]
     found = parameter_sizes(function)
     if found != expected:
         raise Unsupported(f"the kernel's parameters take {found} bytes, not {expected}")
     if getattr(metadata, "global_scratch_size", 0) or getattr(metadata, "profile_scratch_size", 0):
         raise Unsupported("the kernel wants scratch memory")
 
-    order = [*range(pointers), pointers, *range(pointers + 2, pointers + 2 + len(integers)), pointers + 1]
+    order = [*slots, pointers, *range(pointers + 2, pointers + 2 + len(integers)), pointers + 1]
     order += [pointers + 2 + len(integers)] * 2  # both scratch pointers: one zero
     eps_at = 8 * (pointers + 1)
     fill = struct.Struct(f"={pointers}Qq").pack_into

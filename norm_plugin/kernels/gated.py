@@ -19,7 +19,7 @@ from norm_plugin.kernels.launch import (
     refuse_strange,
     use_pdl,
 )
-from norm_plugin.native.rms import new_output
+from norm_plugin.native.rms import maker_of_outputs
 from norm_plugin.numerics import FP32, GATED_NUMERICS
 
 
@@ -58,6 +58,7 @@ def bind_gated_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float, group_size: int | None,
     norm_before_gate: bool, is_rms_norm: bool, activation: str, numerics: str,
 ) -> Callable[..., Tensor]:  # fmt: skip
+    new_output = maker_of_outputs(x)
     out = new_output(x)
     launch = bind(x, weight, bias, z, out, group_size, norm_before_gate, is_rms_norm, activation, numerics)
     width = launch.constants["N"]

@@ -9,10 +9,11 @@ the JIT.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cache
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -29,6 +30,10 @@ VECTOR_BYTES = 16
 DIRECT_LIMIT = 2**31
 MOST_ROWS = 2**31 - 64  # the rows of a last program that is not full are counted as well, in 32 bits
 
+#: No pointer of a kernel is always another one.
+NOTHING: Mapping[int, int] = {}
+
+_address: Callable[[Tensor], int] = Tensor.data_ptr
 _current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 _raw_stream: Callable[[int], int] = getattr(
     torch._C, "_cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream
@@ -145,7 +150,7 @@ def processors(device: torch.device) -> int:
 class KernelLaunch:
     """One kernel for one signature: everything but pointers, the number of rows and eps is fixed.
 
-    A kernel that works on something else than rows has no layout.
+    A kernel that works on something else than rows has no layout. `in_place` says which pointers are always others.
     """
 
     def __init__(
@@ -158,8 +163,10 @@ class KernelLaunch:
         constants: dict[str, Any],
         programs: driver.Programs,
         registers: int | None = None,
+        in_place: Mapping[int, int] = NOTHING,
     ) -> None:
         self.kernel, self.warps, self.device, self.pdl, self.programs = kernel, warps, device, pdl, programs
+        self.in_place = in_place
         self.options: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": True}
         if pdl:
             self.options["launch_pdl"] = True
@@ -174,6 +181,7 @@ class KernelLaunch:
         self.lean_from = MOST_ROWS + 1
         self.compiled: set[tuple[bool, ...]] = set()  # the alignments of pointers that Triton has compiled for
         self.direct: driver.Launcher | None = None
+        self.different: Callable[[Sequence[Tensor | None]], Sequence[Any]] = tuple  # the pointers that are given, once
         self.direct_reason = ""
         self.index = device.index
         if device.type != "cuda" or torch.version.hip is not None:
@@ -187,7 +195,7 @@ class KernelLaunch:
             return
         direct = self.direct
         if direct is not None and _current_device() == self.index and not hooked():
-            addresses = [p.data_ptr() for p in pointers if p is not None]
+            addresses = list(map(_address, self.different(pointers)))
             for address in addresses:
                 if address % VECTOR_BYTES:
                     break
@@ -239,13 +247,18 @@ class KernelLaunch:
 
     def prepare_direct(self, compiled: Any, arguments: tuple[Any, ...]) -> None:
         """Launch through the driver from now on, or say why not."""
-        given = sum(isinstance(p, Tensor) for p in arguments)
+        given = [i for i, p in enumerate(arguments) if isinstance(p, Tensor)]
+        different = [i for i in given if i not in self.in_place]
+        slots = [different.index(self.in_place.get(i, i)) for i in given]
         integers = tuple(i for i in self.integers if i is not None)
         try:
-            self.direct = driver.launcher(compiled, given, integers, self.programs, self.warps * 32, self.pdl)
+            direct = driver.launcher(compiled, slots, integers, self.programs, self.warps * 32, self.pdl)
         except driver.Unsupported as reason:
             self.direct_reason = str(reason)
             log_once(f"kernels are launched by Triton itself, which takes longer: {reason}")
+        else:
+            self.different = itemgetter(*different)  # of one it would make no tuple; every kernel here has two
+            self.direct = direct
 
 
 class Launch(KernelLaunch):
@@ -263,6 +276,7 @@ class Launch(KernelLaunch):
         pdl: bool,
         constants: dict[str, Any],
         lean: bool = False,
+        in_place: Mapping[int, int] = NOTHING,
     ) -> None:
         made = {
             "POWER": 1 << (config.block * config.chunks - 1).bit_length(),
@@ -276,8 +290,8 @@ class Launch(KernelLaunch):
             **constants,
         }
         rows = config.rows
-        super().__init__(kernel, config.warps, layout, device, pdl, made, lambda m: -(-m // rows))
+        super().__init__(kernel, config.warps, layout, device, pdl, made, lambda m: -(-m // rows), in_place=in_place)
         self.config = config
         if config.lean and config.with_row and not lean:
-            self.lean = Launch(kernel, config, layout, device, pdl, constants, lean=True)
+            self.lean = Launch(kernel, config, layout, device, pdl, constants, True, in_place)
             self.lean_from = processors(device) * config.lean * config.rows

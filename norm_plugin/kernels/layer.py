@@ -10,13 +10,14 @@ from torch import Tensor
 from norm_plugin.kernels import Kernel
 from norm_plugin.kernels.gated import plain
 from norm_plugin.native.layer import linear
-from norm_plugin.native.rms import new_output
+from norm_plugin.native.rms import maker_of_outputs
 from norm_plugin.numerics import FP32
 
 
 def bind_layernorm(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, numerics: str = FP32.name
 ) -> Callable[..., Tensor]:
+    new_output = maker_of_outputs(input)
     launch = plain(input, weight, bias, new_output(input), numerics)
     width = input.shape[-1]
 

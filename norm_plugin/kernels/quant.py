@@ -14,7 +14,7 @@ from norm_plugin.kernels.launch import Launch
 from norm_plugin.kernels.rms import bind
 from norm_plugin.kernels.rms_kernel import PER_BLOCK, PER_TOKEN, STATIC
 from norm_plugin.native.quant import MIN_SCALE, QMAX
-from norm_plugin.native.rms import new_output
+from norm_plugin.native.rms import maker_of_outputs
 from norm_plugin.numerics import NUMERICS
 
 
@@ -61,6 +61,7 @@ def bind_rmsnorm_dynamic_quant(
     input: Tensor, weight: Tensor | None, residual: Tensor | None, scale_ub: Tensor | None, eps: float,
     quant_dtype: torch.dtype, numerics: str, gemma: bool, enable_pdl: bool | None,
 ) -> Callable[..., tuple[Tensor, Tensor]]:  # fmt: skip
+    new_output = maker_of_outputs(input)
     out = new_output(input, dtype=quant_dtype)
     launch = bind(
         input, residual, weight, out, residual, NUMERICS[numerics], gemma, None, enable_pdl,
@@ -84,6 +85,7 @@ def bind_rmsnorm_block_quant(
     input: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float, group_size: int,
     quant_dtype: torch.dtype, numerics: str, gemma: bool, enable_pdl: bool | None,
 ) -> Callable[..., tuple[Tensor, Tensor]]:  # fmt: skip
+    new_output = maker_of_outputs(input)
     out = new_output(input, dtype=quant_dtype)
     launch = bind(
         input, residual, weight, out, residual, NUMERICS[numerics], gemma, None, enable_pdl,

@@ -11,6 +11,7 @@ from torch import Tensor
 from norm_plugin.kernels import Kernel, Refusal
 from norm_plugin.kernels.configs import config
 from norm_plugin.kernels.launch import (
+    NOTHING,
     Launch,
     gpu_of,
     has_fp8_unit,
@@ -20,12 +21,15 @@ from norm_plugin.kernels.launch import (
     use_pdl,
 )
 from norm_plugin.kernels.rms_kernel import NO_QUANT, PER_BLOCK, PER_TOKEN, STATIC, rms_kernel
-from norm_plugin.native.rms import new_output
+from norm_plugin.native.rms import maker_of_outputs
 from norm_plugin.numerics import NUMERICS, Numerics
 
 #: The table of configurations by the quantisation of the output. With a residual, that decides.
 FAMILIES = {NO_QUANT: "rms", STATIC: "static", PER_TOKEN: "token", PER_BLOCK: "block"}
 
+
+#: The kernel's pointers X, R, W, Y, T, S, UB, of which a fused add writes Y where X is and T where R is.
+IN_PLACE, TOTAL_IN_PLACE = {3: 0, 4: 1}, {4: 1}
 
 #: What the kernel knows of a numerics.
 KNOWN_NUMERICS = ("variance_of_rounded_sum", "output_of_rounded_sum", "round_before_weight", "weight_before_scale")
@@ -34,7 +38,8 @@ KNOWN_NUMERICS = ("variance_of_rounded_sum", "output_of_rounded_sum", "round_bef
 def bind(
     input: Tensor, residual: Tensor | None, weight: Tensor | None, out: Tensor, total: Tensor | None,
     numerics: Numerics, gemma: bool = False, variance_size: int | None = None, enable_pdl: bool | None = None,
-    *, l2: bool = False, quant: int = NO_QUANT, group: int = 1, qmax: float = 1.0, min_scale: float = 1.0,
+    *, in_place: bool = False, l2: bool = False, quant: int = NO_QUANT, group: int = 1, qmax: float = 1.0,
+    min_scale: float = 1.0,
 ) -> Launch:  # fmt: skip
     """The launch for a signature, from tensors that have it."""
     if variance_size is not None:
@@ -66,6 +71,7 @@ def bind(
             "MIN_SCALE": min_scale,
             "FP8_UNIT": has_fp8_unit(input.device),
         },
+        in_place=IN_PLACE if in_place else TOTAL_IN_PLACE if total is residual else NOTHING,
     )
 
 
@@ -73,8 +79,9 @@ def bind_rmsnorm(
     input: Tensor, weight: Tensor | None, eps: float, numerics: str, gemma: bool, variance_size: int | None,
     enable_pdl: bool | None,
 ) -> Callable[..., Tensor]:  # fmt: skip
-    out = new_output(input)
-    launch = bind(input, None, weight, out, None, NUMERICS[numerics], gemma, variance_size, enable_pdl)
+    new_output = maker_of_outputs(input)
+    how = (NUMERICS[numerics], gemma, variance_size, enable_pdl)
+    launch = bind(input, None, weight, new_output(input), None, *how)
     width = input.shape[-1]
 
     def run(input: Tensor, weight: Tensor | None, eps: float, *_: Any) -> Tensor:
@@ -102,12 +109,13 @@ def bind_add_rmsnorm(
     input: Tensor, residual: Tensor, weight: Tensor | None, eps: float, numerics: str, gemma: bool,
     variance_size: int | None, enable_pdl: bool | None,
 ) -> Callable[..., tuple[Tensor, Tensor]]:  # fmt: skip
-    out, total = new_output(input), new_output(residual)
+    new_output, new_total = maker_of_outputs(input), maker_of_outputs(residual)
+    out, total = new_output(input), new_total(residual)
     launch = bind(input, residual, weight, out, total, NUMERICS[numerics], gemma, variance_size, enable_pdl)
     width = input.shape[-1]
 
     def run(input: Tensor, residual: Tensor, weight: Tensor | None, eps: float, *_: Any) -> tuple[Tensor, Tensor]:
-        out, total = new_output(input), new_output(residual)
+        out, total = new_output(input), new_total(residual)
         launch(input.numel() // width, eps, input, residual, weight, out, total, None, None)
         return out, total
 
@@ -118,7 +126,8 @@ def bind_fused_add_rmsnorm(
     input: Tensor, residual: Tensor, weight: Tensor | None, eps: float, numerics: str, gemma: bool,
     variance_size: int | None, enable_pdl: bool | None,
 ) -> Callable[..., None]:  # fmt: skip
-    launch = bind(input, residual, weight, input, residual, NUMERICS[numerics], gemma, variance_size, enable_pdl)
+    how = (NUMERICS[numerics], gemma, variance_size, enable_pdl)
+    launch = bind(input, residual, weight, input, residual, *how, in_place=True)
     width = input.shape[-1]
 
     def run(input: Tensor, residual: Tensor, weight: Tensor | None, eps: float, *_: Any) -> None:
@@ -128,6 +137,7 @@ def bind_fused_add_rmsnorm(
 
 
 def bind_l2norm(input: Tensor, eps: float, output_dtype: torch.dtype | None) -> Callable[..., Tensor]:
+    new_output = maker_of_outputs(input)
     out = new_output(input, dtype=output_dtype)
     refuse_strange(out)
     launch = bind(input, None, None, out, None, NUMERICS["fp32"], l2=True)

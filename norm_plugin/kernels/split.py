@@ -12,7 +12,7 @@ from norm_plugin.kernels import Kernel
 from norm_plugin.kernels.configs import config
 from norm_plugin.kernels.launch import Launch, gpu_of, layout_or_refuse, refuse_numerics, refuse_strange, use_pdl
 from norm_plugin.kernels.split_kernel import split_kernel
-from norm_plugin.native.rms import new_output
+from norm_plugin.native.rms import maker_of_outputs
 from norm_plugin.numerics import GATED_NUMERICS
 
 
@@ -54,6 +54,7 @@ def bind_sums(x: Tensor, z: Tensor | None, numerics: str) -> Callable[..., Tenso
 def bind_rmsnorm(
     x: Tensor, weight: Tensor | None, z: Tensor | None, sums: Tensor, full_width: int, eps: float, numerics: str
 ) -> Callable[..., Tensor]:
+    new_output = maker_of_outputs(x)
     launch = bind(x, weight, z, new_output(x), full_width, numerics)
 
     def run(

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from norm_plugin import memory
 from norm_plugin.numerics import FP32, NUMERICS, Numerics
 
 #: The least number of elements that PyTorch's CPU spreads over threads.
@@ -27,6 +28,11 @@ def wide(x: Tensor) -> Tensor:
 #: An output of a tensor's shape, and dtype if no other is given. It is contiguous, whatever the strides of the input:
 #: those of a single row of a wider tensor would say nothing of the output of the next call.
 new_output = partial(torch.empty_like, memory_format=torch.contiguous_format)
+
+
+def maker_of_outputs(like: Tensor) -> Callable[..., Tensor]:
+    """new_output for every tensor of this signature, by the quickest way."""
+    return torch.empty_like if memory.packed(like) else new_output
 
 
 def stored(y: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -75,7 +75,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeDriver], FakeDrive
 
 
 def launcher(pdl: bool = False, rows: int = 4) -> driver.Launcher:
-    return driver.launcher(KERNEL, POINTERS, INTEGERS, lambda m: -(-m // rows), 128, pdl)
+    return driver.launcher(KERNEL, range(POINTERS), INTEGERS, lambda m: -(-m // rows), 128, pdl)
 
 
 def test_the_structures_have_the_sizes_of_cuda_h() -> None:
@@ -164,7 +164,7 @@ def test_a_failed_launch_says_so(install: Any) -> None:
 def test_a_kernel_of_another_kind_is_refused(install: Any, kernel: Any, sizes: list[int], reason: str) -> None:
     install(FakeDriver(sizes))
     with pytest.raises(driver.Unsupported, match=reason):
-        driver.launcher(kernel, POINTERS, INTEGERS, lambda m: m, 32, False)
+        driver.launcher(kernel, range(POINTERS), INTEGERS, lambda m: m, 32, False)
 
 
 @pytest.mark.parametrize("library", [None, SimpleNamespace(cuLaunchKernelEx=print)], ids=["missing", "old"])
