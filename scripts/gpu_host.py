@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""What a call of each public function costs the host, here and in another checkout, beside the libraries that are there.
+
+  scripts/gpu_host.py --before /path/to/another/checkout --json host.json
+
+Each checkout has processes of its own, which take turns; of each call the least of the medians counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parents[1]
+ASK = "import json; from norm_plugin.bench.host import host_costs; print(json.dumps(host_costs()[0]))"
+
+
+def asked(checkout: Path) -> dict[str, dict[str, float]]:
+    """Call -> who -> microseconds, in a new process."""
+    path = os.pathsep.join([str(checkout), *filter(None, [os.environ.get("PYTHONPATH")])])
+    ran = subprocess.run(
+        [sys.executable, "-c", ASK], cwd=checkout, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+    )
+    if ran.returncode != 0:
+        sys.exit(ran.stderr[-3000:])
+    found: list[dict[str, Any]] = json.loads(ran.stdout.splitlines()[-1])
+    return {one["call"]: {who: time["median"] for who, time in one["times"].items()} for one in found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--before", type=Path, required=True)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, required=True)
+    options = parser.parse_args()
+    import torch
+    import triton
+
+    least: dict[str, dict[str, float]] = {}
+    for _ in range(options.rounds):
+        for which, checkout in (("before", options.before), ("now", HERE)):
+            for call, times in asked(checkout).items():
+                for who, time in times.items():
+                    who = f"{who}, {which}" if who == "norm_plugin" else who
+                    least.setdefault(call, {})[who] = min(time, least.get(call, {}).get(who, time))
+    facts = {"date": str(date.today()), "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    options.json.write_text(json.dumps({**facts, "triton": triton.__version__, "microseconds": least}, indent=1) + "\n")
+    for call, times in least.items():
+        print(f"{call:24}", "  ".join(f"{who} {time:.2f}" for who, time in times.items()))
+
+
+if __name__ == "__main__":
+    main()
