@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a call of each public function costs the host, here and in another checkout, beside the libraries that are there.
+"""What a call of each public function costs the host, here and in another checkout, beside the libraries there are.
 
   scripts/gpu_host.py --before /path/to/another/checkout --json host.json
 
