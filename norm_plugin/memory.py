@@ -59,9 +59,10 @@ def covers_itself(t: Tensor) -> bool:
 
 def may_cover_itself(t: Tensor) -> bool:
     """Whether a tensor of these strides and inner sizes could cover itself, had it another number of rows."""
-    if t.dim() < 2 or t.numel() == 0:
+    if t.dim() < 2 or 0 in t.shape[1:]:
         return covers_itself(t)
-    return t.stride(0) * t.element_size() < bytes_of_a_row(t) or covers_itself(t[:1])
+    row = t.as_strided((1, *t.shape[1:]), t.stride(), 0)
+    return t.stride(0) * t.element_size() < bytes_of_a_row(t) or covers_itself(row)
 
 
 def bytes_of_a_row(t: Tensor) -> int:

@@ -7,6 +7,7 @@ interface of torch: where they are missing or differ, every call takes the ordin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -123,7 +124,7 @@ def _reach(t: Tensor, by_row: bool) -> tuple[int, int]:
     if not by_row or t.dim() < 2:
         first, end = memory.span(t)
         return 0, end - first
-    row = t.numel() // t.shape[0]
+    row = math.prod(t.shape[1:])
     return -(-max(t.stride(0) * t.element_size(), memory.bytes_of_a_row(t)) // row), 0
 
 
@@ -132,7 +133,7 @@ def remember(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...], 
     given = tuple(i for i, t in enumerate(tensors) if t is not None)
     present = [t for t in tensors if t is not None]
     if any(i in given and memory.may_cover_itself(tensors[i]) for i in op.written):  # type: ignore[arg-type]
-        return
+        return  # whether it does is asked at every call
     recognises = guard(present, [op.by_row[i] for i in given])
     if recognises is not None:
         missing = tuple(i for i in range(len(tensors)) if i not in given)

@@ -31,6 +31,11 @@ class Sample:
         name = self.f.op.name
         return (name, f"{'rmsnorm' if name == 'add_rmsnorm' else name}_backward") if self.gradients else (name,)
 
+    def right(self, found: Bits) -> bool:
+        """Whether each tensor is the native one or Triton's: the flags may change between a call and its gradients."""
+        pairs = zip(found, self.native, self.triton, strict=True)
+        return all(torch.equal(one, native) or torch.equal(one, triton) for one, native, triton in pairs)
+
     def arguments(self) -> Arguments:
         """Tensors of this call's own, with the strides of the sample."""
         return {key: _copied(value) if isinstance(value, Tensor) else value for key, value in self.placed.a.items()}
