@@ -14,11 +14,10 @@ from torch import Tensor
 Dimensions = list[tuple[int, int]]
 
 
-def _runs(t: Tensor) -> tuple[int, Dimensions]:
+def _runs(shape: list[int], strides: list[int], itemsize: int) -> tuple[int, Dimensions]:
     """The bytes of one run, and how the runs lie."""
-    itemsize = t.element_size()
     run = itemsize
-    dimensions = sorted((size, stride * itemsize) for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1)
+    dimensions = [(size, stride * itemsize) for size, stride in zip(shape, strides, strict=True) if size > 1]
     dimensions.sort(key=lambda dimension: dimension[1])
     while dimensions and dimensions[0][1] == run:
         run *= dimensions.pop(0)[0]
@@ -44,9 +43,10 @@ def _starts(first: int, dimensions: Dimensions) -> Tensor:
 
 def covers_itself(t: Tensor) -> bool:
     """Whether two elements of `t` are one in memory."""
-    if t.numel() < 2:
-        return False
-    run, dimensions = _runs(t)
+    return t.numel() > 1 and _covers_itself(*_runs(list(t.shape), list(t.stride()), t.element_size()))
+
+
+def _covers_itself(run: int, dimensions: Dimensions) -> bool:
     extent = run
     for size, stride in dimensions:
         if stride < extent:
@@ -61,8 +61,8 @@ def may_cover_itself(t: Tensor) -> bool:
     """Whether a tensor of these strides and inner sizes could cover itself, had it another number of rows."""
     if t.dim() < 2 or 0 in t.shape[1:]:
         return covers_itself(t)
-    row = t.as_strided((1, *t.shape[1:]), t.stride(), 0)
-    return t.stride(0) * t.element_size() < bytes_of_a_row(t) or covers_itself(row)
+    inner = _runs(list(t.shape[1:]), list(t.stride()[1:]), t.element_size())
+    return t.stride(0) * t.element_size() < bytes_of_a_row(t) or _covers_itself(*inner)
 
 
 def bytes_of_a_row(t: Tensor) -> int:
@@ -86,7 +86,8 @@ def overlap(a: Tensor, b: Tensor) -> bool:
     (a_first, a_end), (b_first, b_end) = span(a), span(b)
     if a_first == a_end or b_first == b_end or a_end <= b_first or b_end <= a_first:
         return False
-    (a_run, a_dimensions), (b_run, b_dimensions) = _runs(a), _runs(b)
+    a_run, a_dimensions = _runs(list(a.shape), list(a.stride()), a.element_size())
+    b_run, b_dimensions = _runs(list(b.shape), list(b.stride()), b.element_size())
     strides = {stride for _, stride in a_dimensions + b_dimensions}
     if len(a_dimensions) < 2 and len(b_dimensions) < 2 and len(strides) == 1 and 0 not in strides:
         (stride,) = strides
