@@ -122,9 +122,13 @@ class Fresh:
         self.buffers.append(buffer)
         return made
 
-    def holds(self, t: Tensor) -> bool:
-        """Whether a tensor lies in one of the buffers."""
-        return any(t.untyped_storage().data_ptr() == b.raw.untyped_storage().data_ptr() for b in self.buffers)
+    def guards(self, t: Tensor) -> bool:
+        """Whether a tensor lies in one of the buffers, or has no elements; without bands, none is looked for."""
+        return (
+            not _band
+            or t.numel() == 0
+            or any(t.untyped_storage().data_ptr() == b.raw.untyped_storage().data_ptr() for b in self.buffers)
+        )
 
     def check(self) -> None:
         """Assert that nothing was written beside what was allocated."""

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck
 from norm_plugin import kernels
 from norm_plugin.dispatch import Op
 from norm_plugin.gradients import BACKWARD_OPS
-from tests.kernels.device import DEVICE
+from tests.kernels.device import DEVICE, INTERPRETED
 from tests.sequences.calls import APART, READABLE, ROWS, Step, steps
 from tests.sequences.guards import Buffer, extent
 from tests.sequences.placing import completed, place
@@ -89,6 +89,7 @@ def backward(step: Step, a: dict[str, Any], name: str) -> tuple[Any, ...]:
     return tuple(made.values())
 
 
+@pytest.mark.skipif(INTERPRETED, reason="nothing is launched here, so it is shown without the interpreter")
 @hypothesis.settings(
     max_examples=250, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
 )

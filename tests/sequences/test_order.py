@@ -60,7 +60,8 @@ def test_what_an_op_allocates_is_guarded() -> None:
         ]
     assert before == (torch.empty, torch.empty_like, torch.empty_strided)
     assert [t.stride() for t in found] == [(4, 1)] * 3 + [(9, 2), (4, 1), (1, 3)]
-    assert all(made.holds(t) and not t._is_view() for t in found)
+    assert not made.guards(x)
+    assert all(made.guards(t) and not t._is_view() for t in found)
     made.check()
     for t in found:
         t.fill_(1)
