@@ -4,6 +4,7 @@ What this sees: each write beside a tensor, before it, after it or between its r
 to a tensor that is only read; and a read beside a tensor, because the rest is NaN and a NaN reaches the result. An
 output that an op allocates itself comes out of such a buffer too: `fresh` puts its own torch.empty, empty_like,
 empty_strided, Tensor.new_empty and new_empty_strided in the place of torch's, with the strides that were asked for.
+running.py asserts that the outputs of kernels lie there, so none can be allocated unseen.
 
 What it cannot see: a write further away than BAND elements (compute-sanitizer does, with `banded(False)`), a write of
 the bits that were there already, a read whose value is thrown away, and what torch allocates for itself.
@@ -20,8 +21,13 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from norm_plugin.native import rms
+
 BAND = 4096  # elements; a multiple of every alignment
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+#: Where norm_plugin holds one of these functions, so that torch's name for it does not matter.
+HELD = (rms.new_output,)
 
 _empty, _like, _strided = torch.empty, torch.empty_like, torch.empty_strided
 _band = BAND
@@ -149,8 +155,15 @@ def fresh() -> Iterator[Fresh]:
         return
     torch_functions = {name: replaced(f) for name, f in (("empty", _empty), ("empty_like", _like))}
     methods = {name: replaced(getattr(torch.Tensor, name)) for name in ("new_empty", "new_empty_strided")}
+    states = [held.__reduce__()[2] for held in HELD]
     with (
         mock.patch.multiple(torch, empty_strided=replaced(_strided), **torch_functions),
         mock.patch.multiple(torch.Tensor, **methods),
     ):
-        yield made
+        try:
+            for held, (function, *rest) in zip(HELD, states, strict=True):
+                held.__setstate__((replaced(function), *rest))
+            yield made
+        finally:
+            for held, state in zip(HELD, states, strict=True):
+                held.__setstate__(state)

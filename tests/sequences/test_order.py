@@ -11,6 +11,7 @@ import os
 import pytest
 import torch
 
+from norm_plugin.native import rms
 from tests.kernels.device import INTERPRETED
 from tests.sequences import machine
 from tests.sequences.guards import BAND, Buffer, fresh
@@ -54,12 +55,14 @@ def test_what_an_op_allocates_is_guarded() -> None:
             torch.empty(3, 4),
             torch.empty((3, 4), dtype=torch.int8),
             torch.empty_like(x),
+            rms.new_output(x),
             torch.empty_strided((3, 4), (9, 2)),
             x.new_empty((3, 4), dtype=torch.float32),
             x.new_empty_strided((3, 4), (1, 3)),
         ]
+    assert rms.new_output.func is torch.empty_like
     assert before == (torch.empty, torch.empty_like, torch.empty_strided)
-    assert [t.stride() for t in found] == [(4, 1)] * 3 + [(9, 2), (4, 1), (1, 3)]
+    assert [t.stride() for t in found] == [(4, 1)] * 4 + [(9, 2), (4, 1), (1, 3)]
     assert not made.guards(x)
     assert all(made.guards(t) and not t._is_view() for t in found)
     made.check()
