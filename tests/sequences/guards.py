@@ -12,7 +12,7 @@ the bits that were there already, a read whose value is thrown away, and what to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -29,7 +29,7 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 #: Where norm_plugin holds one of these functions, so that torch's name for it does not matter.
 HELD = (rms.new_output,)
 
-_empty, _like, _strided = torch.empty, torch.empty_like, torch.empty_strided
+_empty = torch.empty
 _band = BAND
 
 
@@ -142,28 +142,40 @@ class Fresh:
             buffer.check("an output")
 
 
+_making: Fresh | None = None
+
+
+def _replaced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """One of torch's functions, with its tensors out of buffers while there is a Fresh. A launch that is bound then
+    keeps this function, so it must stay right for ever."""
+
+    def made(*args: Any, **named: Any) -> Tensor:
+        asked = function(*args, **named)
+        return asked if _making is None else _making.carved(asked)
+
+    return made
+
+
+_FUNCTIONS = {name: _replaced(getattr(torch, name)) for name in ("empty", "empty_like", "empty_strided")}
+_METHODS = {name: _replaced(getattr(torch.Tensor, name)) for name in ("new_empty", "new_empty_strided")}
+
+
 @contextmanager
 def fresh() -> Iterator[Fresh]:
-    """Have every allocation of a block of code lie between bands."""
+    """Have every allocation of a block of code lie between bands. Launches must be bound inside of such a block."""
+    global _making
     made = Fresh()
-
-    def replaced(function: Any) -> Any:
-        return lambda *args, **named: made.carved(function(*args, **named))
-
     if not _band:
         yield made
         return
-    torch_functions = {name: replaced(f) for name, f in (("empty", _empty), ("empty_like", _like))}
-    methods = {name: replaced(getattr(torch.Tensor, name)) for name in ("new_empty", "new_empty_strided")}
     states = [held.__reduce__()[2] for held in HELD]
-    with (
-        mock.patch.multiple(torch, empty_strided=replaced(_strided), **torch_functions),
-        mock.patch.multiple(torch.Tensor, **methods),
-    ):
+    with mock.patch.multiple(torch, **_FUNCTIONS), mock.patch.multiple(torch.Tensor, **_METHODS):
+        _making = made
         try:
-            for held, (function, *rest) in zip(HELD, states, strict=True):
-                held.__setstate__((replaced(function), *rest))
+            for held, (_, *rest) in zip(HELD, states, strict=True):
+                held.__setstate__((_FUNCTIONS["empty_like"], *rest))
             yield made
         finally:
+            _making = None
             for held, state in zip(HELD, states, strict=True):
                 held.__setstate__(state)

@@ -51,6 +51,7 @@ def test_what_an_op_allocates_is_guarded() -> None:
     x = torch.ones(3, 4, dtype=torch.float16)
     before = torch.empty, torch.empty_like, torch.empty_strided
     with fresh() as made:
+        kept = torch.empty_like
         found = [
             torch.empty(3, 4),
             torch.empty((3, 4), dtype=torch.int8),
@@ -65,6 +66,10 @@ def test_what_an_op_allocates_is_guarded() -> None:
     assert [t.stride() for t in found] == [(4, 1)] * 4 + [(9, 2), (4, 1), (1, 3)]
     assert not made.guards(x)
     assert all(made.guards(t) and not t._is_view() for t in found)
+    with fresh() as made_later:  # as a launch does that was bound in the block before
+        later = kept(x)
+    assert made_later.guards(later)
+    assert not made.guards(later)
     made.check()
     for t in found:
         t.fill_(1)
