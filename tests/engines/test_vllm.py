@@ -1,5 +1,9 @@
 """The real vLLM on tiny models: stock against patched, bit for bit, with the calls counted.
 
+Bits are compared where they are the same by construction, on whatever processor: where both sides call the same
+functions of PyTorch on the same values, or run the same compiled code. Inductor's own norms are neither: see
+tests/spec/test_inductor.py.
+
 Everything here runs in child processes that get the flags as a user sets them; only `vllm_wrong` has a hand in them.
 """
 
@@ -114,17 +118,22 @@ def test_only_the_families_that_were_asked_for():
 #: Inductor rounds where eager code does; otherwise it keeps more digits than any of us.
 AS_EAGER = 'compilation_config={"inductor_compile_config": {"emulate_precision_casts": true}}'
 COMPILED = ("llama", "gpt2", "mamba2_groups")
-SCOPES = {"stock": STOCK, "eager": NATIVE, "all": {**NATIVE, "NORM_PLUGIN_SCOPE": "all"}}
+ALL = {**NATIVE, "NORM_PLUGIN_SCOPE": "all"}
+SCOPES = {"stock": STOCK, "eager": NATIVE, "opaque": STOCK, "all": ALL}
 
 
 @functools.cache
 def compiled():
-    """By scope: the outcome of each model, and the folders of vLLM's cache, named by their keys, with their code."""
+    """By scope: the outcome of each model, and the folders of vLLM's cache, named by their keys, with their code.
+
+    "opaque" is vLLM without us whose own norms are opaque ops in the compiled code, as ours are under "all".
+    """
     started = {}
     for scope, flags in SCOPES.items():
-        models = [model(name) for name in (COMPILED[:1] if scope == "eager" else COMPILED)]
+        models = [model(name) for name in (COMPILED[:1] if scope in ("stock", "eager") else COMPILED)]
         told = {**flags, "VLLM_LOGGING_LEVEL": "INFO"}
-        started[scope] = Run("vllm", models, told, "--mode", "compiled", "--set", AS_EAGER)
+        child = (str(ROOT / "tests" / "engines" / "vllm_opaque.py"),) if scope == "opaque" else ()
+        started[scope] = Run("vllm", models, told, "--mode", "compiled", "--set", AS_EAGER, child=child)
     found = {scope: {outcome.model: outcome for outcome in run.outcomes()} for scope, run in started.items()}
     kept = re.compile(r"/\S*torch_aot_compile/[0-9a-f]+")
     return found, {scope: set(kept.findall(run.log.read_text())) for scope, run in started.items()}
@@ -145,17 +154,34 @@ def test_the_code_that_inductor_generates_is_the_same():
     }
     assert code["eager"]
     assert code["eager"] <= code["stock"]
-    assert not code["all"] <= code["stock"]
+    assert not code["stock"] <= code["all"]
 
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_code_with_ours_in_it(name):
-    stock_too, ours = (compiled()[0][scope][name] for scope in ("stock", "all"))
-    # Inductor's silu has last bits of its own, so a gated norm inside compiled code has those of eager code
-    expected = stock()[name] if "gated_norm" in CALLS[name] else stock_too
-    assert ours.answers == expected.answers
+    """The bits of vLLM's own norms, called in the same places of the same compiled code.
+
+    Not those of vLLM's compiled code as it is, in which Inductor has made the norms part of its loops and sums a row in
+    an order of its own, by the vectors of the processor. About three bf16 values in 100,000 of a norm are rounded the
+    other way for that, whoever wrote the norm. In these prompts a logit shows it on one processor and none on another:
+    equal bits there would be luck.
+    """
+    own, ours = (compiled()[0][scope][name] for scope in ("opaque", "all"))
+    assert len(own.answers[0].tokens) == TOKENS
+    assert own.rows == []
+    assert ours.answers == own.answers
     added = {"fused_add_rmsnorm": "add_rmsnorm"}  # a graph is functional
     assert per_forward(ours) == {added.get(op, op): number for op, number in CALLS[name].items()}
+
+
+def test_a_wrong_norm_in_compiled_code_does_not_pass():
+    """The code that the run above has compiled, around a norm whose eps is ten times larger."""
+    own = compiled()[0]["opaque"]["gpt2"]
+    child = (str(ROOT / "tests" / "engines" / "vllm_wrong.py"), "inside")
+    (ours,) = Run("vllm", [model("gpt2")], ALL, "--mode", "compiled", "--set", AS_EAGER, child=child).outcomes()
+    assert per_forward(ours) == CALLS["gpt2"]
+    assert ours.answers != own.answers
+    assert furthest(ours, own) > 0
 
 
 def test_a_switch_never_loads_code_compiled_for_another():

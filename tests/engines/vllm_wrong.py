@@ -1,7 +1,9 @@
-"""The vLLM child with norms that are wrong on purpose: python vllm_wrong.py scale|eps|alone and the child's arguments.
+"""The vLLM child with norms that are wrong on purpose: python vllm_wrong.py scale|eps|inside|alone and the child's
+arguments.
 
-What compares stock and patched must notice: a weight scaled by 1.01, an eps ten times larger, and a rank that leaves
-out what the others have of a row are bugs. vLLM's own processes import this file again.
+What compares stock and patched must notice: a weight scaled by 1.01, an eps ten times larger (also where only compiled
+code calls the op, "inside"), and a rank that leaves out what the others have of a row are bugs. vLLM's own processes
+import this file again.
 """
 
 import os
@@ -9,6 +11,7 @@ import sys
 from typing import Any
 
 from norm_plugin import functions, split
+from norm_plugin.native import layer
 from norm_plugin.verify import vllm_child
 
 KIND = "WRONG_NORM"
@@ -29,6 +32,15 @@ def wrong(kind: str, original: Any) -> Any:
     return norm
 
 
+def inside(original: Any) -> Any:
+    """What our LayerNorm op runs, with another eps."""
+
+    def norm(input: Any, weight: Any, bias: Any, eps: float) -> Any:
+        return original(input, weight, bias, 10 * eps)
+
+    return norm
+
+
 def alone(original: Any) -> Any:
     """rmsnorm_of_part of rows that have no other parts."""
 
@@ -43,6 +55,8 @@ if __name__ == "__main__":
 
 if os.environ[KIND] == "alone":
     split.rmsnorm_of_part = alone(split.rmsnorm_of_part)
+elif os.environ[KIND] == "inside":
+    layer.torch_layernorm = inside(layer.torch_layernorm)
 else:
     functions._call = wrong(os.environ[KIND], functions._call)  # type: ignore[assignment]
 
