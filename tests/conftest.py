@@ -19,7 +19,8 @@ FOLDER = pytest.StashKey[str]()
 def pytest_configure(config: pytest.Config) -> None:
     usual = Path(tempfile.gettempdir())
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(usual))
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(usual / f"torchinductor_{os.getuid()}"))
+    vectors = os.environ.get("ATEN_CPU_CAPABILITY", "")  # which Inductor's key lacks: code for others would not compile
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(usual / f"torchinductor_{os.getuid()}{vectors}"))
     made = tempfile.mkdtemp(prefix="norm_plugin.")  # short: a socket's path has room for 107 characters
     config.stash[FOLDER] = os.environ["TMPDIR"] = tempfile.tempdir = made
 
