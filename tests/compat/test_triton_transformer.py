@@ -143,6 +143,30 @@ def test_stable_gradients_are_finite(name: str) -> None:
 
 
 @pytest.mark.parametrize("stable", [False, True])
+@pytest.mark.parametrize("use_triton", [False, True])
+@pytest.mark.parametrize(
+    ("x", "gamma", "error", "message"),
+    [
+        (torch.ones(M, N, dtype=torch.int32), torch.ones(N), TypeError, "x has dtype int32; it must be float16, "),
+        (torch.ones(M, N, dtype=torch.bool), torch.ones(N), TypeError, r"x has dtype bool; .*\. Cast it\."),
+        (torch.ones(M, N), torch.ones(N, dtype=torch.int64), TypeError, "gamma has dtype int64; .* Cast it"),
+        (torch.ones(M, N), torch.ones(1), ValueError, rf"gamma has shape \[1\]; it must be \[{N}\]"),
+        (torch.ones(M, N), torch.tensor(2.0), ValueError, rf"gamma has shape \[\]; it must be \[{N}\]"),
+        (torch.ones(M, N), torch.ones(M, N), ValueError, rf"gamma has shape \[{M}, {N}\]; it must be \[{N}\]"),
+        (torch.ones(M, 1), torch.ones(N), ValueError, r"gamma has shape .* it must be \[1\], the last dimension of x"),
+        (torch.tensor(1.0), torch.ones(1), ValueError, r"x has shape \[\]; it must have a last dimension"),
+        (torch.ones(M, 0), torch.ones(0), ValueError, rf"x has shape \[{M}, 0\]; it must have a last dimension"),
+        (torch.ones(M, N), torch.ones(N, device="meta"), ValueError, "gamma is on meta and x on cpu; move gamma to"),
+    ],
+)
+def test_what_is_refused(
+    x: Tensor, gamma: Tensor, error: type[Exception], message: str, use_triton: bool, stable: bool
+) -> None:
+    with pytest.raises(error, match=message):
+        layernorm(x, gamma, use_triton=use_triton, stable=stable)
+
+
+@pytest.mark.parametrize("stable", [False, True])
 def test_what_ran_is_counted_where_triton_was_asked_for(stable: bool) -> None:
     x, gamma = draw(M, N), torch.ones(N)
     with settings.override(backend="triton", strict=False):
