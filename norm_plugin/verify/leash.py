@@ -5,6 +5,9 @@
 An engine starts processes in sessions of their own. Here they stay children of this one, however they were started,
 and all are killed when the command ends, when this process is told to end, or when standard input is closed, which
 happens when its parent dies in whatever way. It is run as a file, because importing norm_plugin takes seconds.
+
+It runs twice, one inside the other, because a killed process cannot clean up: whichever of the two is killed, the
+other one ends all that is left.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 POLL_SECONDS = 0.1
+INNER = "--inner"
 
 
 def prctl(option: int, value: int) -> None:
@@ -54,16 +58,26 @@ def end(child: subprocess.Popen[bytes]) -> None:
             child.returncode = os.waitstatus_to_exitcode(status)
 
 
-def main(command: list[str]) -> int:
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))
-    child = subprocess.Popen(
+def inner(command: list[str]) -> subprocess.Popen[bytes]:
+    """The second leash, which must outlive this one: it holds the command, and this one the other end of its input."""
+    return subprocess.Popen([sys.executable, __file__, INNER, *command], stdin=subprocess.PIPE, start_new_session=True)
+
+
+def started(command: list[str]) -> subprocess.Popen[bytes]:
+    """The command, in a session of its own, which dies with this process."""
+    return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=lambda: prctl(PR_SET_PDEATHSIG, signal.SIGKILL),
     )
+
+
+def main(arguments: list[str]) -> int:
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
+    child = started(arguments[1:]) if arguments[0] == INNER else inner(arguments)
     try:
         while child.poll() is None:
             held, _, _ = select.select([sys.stdin], [], [], POLL_SECONDS)

@@ -123,8 +123,8 @@ def test_killed_at_any_moment_nothing_is_left(moment: str, python: str, tmp_path
         process = subprocess.Popen(words, env={**os.environ, name: value}, stdout=log, stderr=log)
     reached = {
         "at once": lambda: True,
-        "an engine starts": lambda: len(list(marked(value))) >= 3,  # verify, its leash and the engine
-        "the second run": lambda: "stock: " in (tmp_path / "log").read_text() and len(list(marked(value))) >= 3,
+        "an engine starts": lambda: len(list(marked(value))) >= 4,  # verify, its two leashes and the engine
+        "the second run": lambda: "stock: " in (tmp_path / "log").read_text() and len(list(marked(value))) >= 4,
     }[moment]
     until(reached, 400)
     assert process.poll() is None

@@ -44,14 +44,14 @@ def marked(mark: str) -> set[int]:
 def start(mark: str, seconds: float, code: int = 0) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, leash.__file__, sys.executable, "-c", FAMILY, str(seconds), str(code)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "MARK": mark},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "MARK": mark}, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     end = time.monotonic() + 20
-    while (found := len(marked(mark))) != 4 and time.monotonic() < end:  # the one in between is on its way out
+    while (found := len(marked(mark))) != 5 and time.monotonic() < end:  # the one in between is on its way out
         time.sleep(0.05)
-    assert found == 4, "the leash, the command, and two that have left its session"
+    assert found == 5, "the two leashes, the command, and two that have left its session"
     return process
 
 
@@ -79,6 +79,26 @@ def test_nothing_outlives_it(stop: Callable[[subprocess.Popen[bytes]], None]) ->
     stop(process)
     assert process.wait(20) != 0
     assert gone(mark)
+
+
+def second(process: subprocess.Popen[bytes]) -> int:
+    """The leash inside the leash."""
+    (pid,) = leash.children(process.pid)
+    assert leash.INNER.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return pid
+
+
+@pytest.mark.parametrize("which", ["the outer", "the inner", "the outer and its group"])
+def test_nothing_outlives_a_killed_leash(which: str) -> None:
+    """It cannot clean up, and what has left its session is nobody's child then."""
+    mark = f"leash-{uuid.uuid4()}"
+    process = start(mark, 600)
+    if which == "the outer and its group":
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        os.kill(process.pid if which == "the outer" else second(process), signal.SIGKILL)
+    assert gone(mark)
+    assert process.wait(20) != 0
 
 
 def test_the_command_ends_by_itself() -> None:
