@@ -7,13 +7,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-try:
-    from rich.console import Console
-except ModuleNotFoundError:
-    sys.exit("norm-plugin prints with rich, which is not installed: pip install 'norm-plugin[cli]'.")
-
 from norm_plugin.commands import autoload, bench, doctor, patch, report, run, tune, verify
 from norm_plugin.commands.errors import NOT_RUN, WRONG_ARGUMENT, CommandError
+from norm_plugin.commands.signals import Ended, unwound
+from norm_plugin.commands.terminal import Console, printable
 from norm_plugin.settings import SettingError
 from norm_plugin.verify.runs import EngineFailed
 
@@ -58,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # a pipe has no width, and a table wants one
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     try:
-        code: int | None = options.do(options, console)
+        with unwound():
+            code: int | None = options.do(options, console)
         return code or 0
     except CommandError as error:
         sys.exit(_said(options.verb, str(error), error.code))
@@ -68,9 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.exit(_said(options.verb, str(error), WRONG_ARGUMENT))
     except OSError as error:
         what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
-        sys.exit(_said(options.verb, what, NOT_RUN))
+        sys.exit(_said(options.verb, printable(what), NOT_RUN))
     except KeyboardInterrupt:
         sys.exit(_said(options.verb, "stopped.", 130))
+    except Ended as end:
+        sys.exit(_said(options.verb, f"ended by {end.name}.", end.exit_code))
 
 
 def _said(verb: str, message: str, code: int) -> int:

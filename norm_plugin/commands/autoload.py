@@ -6,10 +6,9 @@ import argparse
 import json
 from typing import Any
 
-from rich.console import Console
-
 from norm_plugin import autoload
 from norm_plugin.commands.errors import NOT_RUN, CommandError
+from norm_plugin.commands.terminal import Console
 
 DESCRIPTION = (
     "SGLang loads no plugin in Ray actors, in encoder workers and in sglang.bench_one_batch. Switched on, a .pth file "

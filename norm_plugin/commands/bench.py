@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from rich.console import Console
-from rich.text import Text
-
 from norm_plugin.bench import arguments
 from norm_plugin.commands.errors import need_gpu
+from norm_plugin.commands.terminal import Console, Text
 
 
 def add(verbs: Any) -> None:

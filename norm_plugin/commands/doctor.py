@@ -9,11 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from norm_plugin.commands.errors import DIFFERENT, save
+from norm_plugin.commands.terminal import Console, Table, escape
 from norm_plugin.verify.health import Health, examine, line
 
 DESCRIPTION = (

@@ -7,11 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from norm_plugin.commands.errors import CommandError
+from norm_plugin.commands.terminal import Console, Table, Text, escape, printable
 from norm_plugin.patching import catalog, work
 from norm_plugin.patching.errors import PatchError
 from norm_plugin.patching.site import DISTRIBUTIONS, Site, find
@@ -51,7 +48,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
     except PatchError as reason:
         if options.json:
             print(json.dumps({"engine": options.engine, "refused": str(reason)}))
-        raise CommandError(f"{reason}.") from reason
+        raise CommandError(f"{printable(str(reason))}.") from reason
 
 
 def listed(options: argparse.Namespace, site: Site, console: Console) -> None:
@@ -63,12 +60,12 @@ def listed(options: argparse.Namespace, site: Site, console: Console) -> None:
         ]
         print(json.dumps({**_where(site), "patches": rows}, indent=1))
         return
-    table = Table(title=f"{site.engine} {site.version} in {site.folder}", title_justify="left")
+    table = Table(title=escape(_place(site)), title_justify="left")
     for heading in ("patch", "state", "what it does"):
         table.add_column(heading, no_wrap=heading != "what it does")
     for one in states:
-        told = one.patch.summary if not one.reason else f"{one.patch.summary}\n{one.reason}"
-        table.add_row(one.patch.name, one.state, told)
+        reason = escape(printable(one.reason))
+        table.add_row(one.patch.name, one.state, f"{one.patch.summary}\n{reason}".strip())
     console.print(table)
 
 
@@ -103,8 +100,16 @@ def _where(site: Site) -> dict[str, str]:
 
 
 def _told(options: argparse.Namespace, site: Site, console: Console, what: str, names: Any, files: list[str]) -> None:
+    links = work.links(site, names)
     if options.json:
-        print(json.dumps({**_where(site), what.replace(" ", "_"): list(names), **({"files": files} if files else {})}))
+        more = {name: found for name, found in (("files", files), ("links", links)) if found}
+        print(json.dumps({**_where(site), what.replace(" ", "_"): list(names), **more}))
         return
-    told = f"{what}: {', '.join(names) or 'nothing'} ({site.engine} {site.version} in {site.folder})"
-    console.print(Text("\n".join([told, *(f"  {path}" for path in files)])), soft_wrap=True)
+    told = f"{what}: {', '.join(names) or 'nothing'} ({_place(site)})"
+    behind = (f"  {path} is a link: what is changed is {real}" for path, real in links.items())
+    lines = [told, *(f"  {path}" for path in files), *behind]
+    console.print(Text("\n".join(map(printable, lines))), soft_wrap=True)
+
+
+def _place(site: Site) -> str:
+    return printable(f"{site.engine} {site.version} in {site.folder}")

@@ -9,12 +9,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from norm_plugin.commands import verify
 from norm_plugin.commands.errors import WRONG_ARGUMENT, CommandError, save
+from norm_plugin.commands.terminal import Console, Table, escape
 from norm_plugin.engines import ENGINES, report_file
 from norm_plugin.verify.runs import Plan, Run, execute
 

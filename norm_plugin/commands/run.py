@@ -8,10 +8,9 @@ import shutil
 import sys
 from typing import Any
 
-from rich.console import Console
-
 from norm_plugin.commands import doctor
 from norm_plugin.commands.errors import DIFFERENT, WRONG_ARGUMENT, CommandError
+from norm_plugin.commands.terminal import Console
 
 DESCRIPTION = (
     "Sets NORM_PLUGIN, checks this machine as `norm-plugin doctor` does, and becomes the command: signals reach it, "

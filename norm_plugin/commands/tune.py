@@ -7,10 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from norm_plugin.commands.errors import need_gpu, save
+from norm_plugin.commands.terminal import Console, Table
 
 DESCRIPTION = (
     "Measures every launch configuration on this GPU and makes the table that norm_plugin.kernels reads: configs.json "

@@ -14,11 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from norm_plugin.commands.errors import DIFFERENT, WRONG_ARGUMENT, CommandError, save
+from norm_plugin.commands.terminal import Console, Table, escape
 from norm_plugin.engines import ENGINES
 from norm_plugin.settings import FLAGS
 from norm_plugin.verify import by_prompt, page, tiny

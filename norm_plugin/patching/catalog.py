@@ -31,6 +31,10 @@ class Patch:
     unasked: bool
     files: dict[str, str]
 
+    def is_for(self, engine: str, version: str) -> bool:
+        """Whether it is one of these; what stands behind a + in a version is who built it."""
+        return engine == self.engine and version.split("+")[0] in self.versions
+
     @property
     def place(self) -> Path:
         """The diff."""
@@ -68,9 +72,8 @@ def patches() -> tuple[Patch, ...]:
 
 
 def of(engine: str, version: str) -> tuple[Patch, ...]:
-    """The patches of one version of an engine; what stands behind a + in a version is who built it."""
-    public = version.split("+")[0]
-    found = tuple(patch for patch in patches() if patch.engine == engine and public in patch.versions)
+    """The patches of one version of an engine."""
+    found = tuple(patch for patch in patches() if patch.is_for(engine, version))
     if not found:
         known = sorted({v for patch in patches() if patch.engine == engine for v in patch.versions})
         raise PatchError(f"there are no patches for {engine} {version}; there are for {', '.join(known)}")

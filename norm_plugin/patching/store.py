@@ -7,67 +7,54 @@ and then takes `pending.json` away, so whoever comes after a kill knows which of
 
 from __future__ import annotations
 
-import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from norm_plugin.patching import files, lock
+from norm_plugin.patching import lock
 from norm_plugin.patching.catalog import sha256
 from norm_plugin.patching.errors import PatchError
-
-STATE = ".norm_plugin_patches"
-
-
-@dataclass(frozen=True)
-class Change:
-    """The hashes of one file before any patch and with those that are applied."""
-
-    before: str
-    after: str
-
-
-@dataclass(frozen=True)
-class Record:
-    """A state of the engine's files: which patches are in, and what that makes of each file."""
-
-    version: str = ""
-    patches: tuple[str, ...] = ()
-    files: dict[str, Change] = field(default_factory=dict)
-
-    def wanted(self, path: str, other: Record) -> str:
-        """The hash of a file in this state; a file that only the other state names is as it was there before."""
-        change = self.files.get(path)
-        return change.after if change is not None else other.files[path].before
+from norm_plugin.patching.record import MOST_BYTES, NotARecord, Record, parse
+from norm_plugin.patching.tree import STATE, Changed, Tree
 
 
 class Store:
     """The state of one engine in one folder."""
 
     def __init__(self, site: Path, engine: str) -> None:
-        self.site = site
-        self.folder = site / STATE / engine
-        self.lock = site / STATE / f"{engine}.lock"
+        self.tree = Tree(site)
+        self.engine = engine
+        self.state = f"{STATE}/{engine}"
+        self.lock = f"{STATE}/{engine}.lock"
+
+    @property
+    def kept(self) -> Path:
+        """Where the texts are, for whoever needs one of them by hand."""
+        return self.tree.root / self.state / "kept"
 
     @contextmanager
     def changing(self) -> Iterator[None]:
         """Hold the engine's files, with whatever a killed run left behind put right, and undo what fails half-way."""
         try:
-            with lock.held(self.lock):
+            with lock.held(self.tree, self.lock):
+                self.tree.sweep(f"{self.state}/")
+                self.tree.sweep(f"{self.state}/kept/")
                 self._recover()
                 try:
                     yield
-                except BaseException:
-                    self._recover()
+                except BaseException as reason:
+                    self._recover(stays=reason.path if isinstance(reason, Changed) else None)
                     raise
                 finally:
                     if not self.interrupted():
                         self._tidy()
         except OSError as refused:
             state = "an unfinished change, which the next run takes back" if self.interrupted() else "what was there"
-            raise PatchError(f"{refused.filename or self.site}: {refused.strerror}; the files are {state}") from refused
+            who = ": run it as somebody who may write there" if refused.errno in (errno.EACCES, errno.EPERM) else ""
+            raise PatchError(
+                f"{refused.filename or self.tree.root}: {refused.strerror}{who}; the files are {state}"
+            ) from refused
 
     def record(self) -> Record:
         """What is applied."""
@@ -75,12 +62,11 @@ class Store:
 
     def interrupted(self) -> bool:
         """Whether a run was killed; the next one that changes anything goes back to what was before it."""
-        return (self.folder / "pending.json").exists()
+        return self.tree.there(f"{self.state}/pending.json")
 
     def current(self, path: str) -> bytes | None:
         """A file as it is now."""
-        place = self.site / path
-        return place.read_bytes() if place.is_file() else None
+        return self.tree.read(self.tree.real(path))
 
     def original(self, path: str, record: Record) -> bytes | None:
         """A file without the patches of a record: as kept, or as it is if none has touched it."""
@@ -90,66 +76,88 @@ class Store:
     def change(self, target: Record, texts: dict[str, bytes]) -> None:
         """Make `target` true. `texts` has every original and every wanted file by its hash."""
         now = self.record()
-        (self.folder / "kept").mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
             if not self._has(name):
-                files.write(self.folder / "kept" / name, text)
-        files.write(self.folder / "pending.json", json.dumps(asdict(target), indent=1).encode())
+                self.tree.write(f"{self.state}/kept/{name}", text)
+        self.tree.write(f"{self.state}/pending.json", target.text())
         paths = [*now.files, *(path for path in target.files if path not in now.files)]
         if len(target.files) < len(now.files):
             paths.reverse()  # what a file needs from another one goes after it, as it came before it
         for path in paths:
-            self._restore(path, target.wanted(path, now))
-        files.write(self.folder / "record.json", json.dumps(asdict(target), indent=1).encode())
-        (self.folder / "pending.json").unlink()
+            self._restore(path, now.wanted(path, target), target.wanted(path, now))
+        self.tree.write(f"{self.state}/record.json", target.text())
+        self.tree.remove(f"{self.state}/pending.json")
 
     def forget(self) -> None:
         """Drop the record of an engine that has been installed anew."""
-        (self.folder / "record.json").unlink(missing_ok=True)
+        self.tree.remove(f"{self.state}/record.json")
 
-    def _recover(self) -> None:
+    def _recover(self, stays: str | None = None) -> None:
+        """Back to the record; the one file that somebody else has changed just now stays as it is."""
         target = self._read("pending.json")
         if target is None:
             return
         now = self.record()
-        for path in {**now.files, **target.files}:
-            files.temporary(self.site / path).unlink(missing_ok=True)
+        paths = {**now.files, **target.files}
+        self._distinct(paths)
+        for path in paths:
+            real = self.tree.real(path)
+            self.tree.sweep(real)
+            if real == stays:
+                continue
             was, would = now.wanted(path, target), target.wanted(path, now)
             text = self.current(path)
             if text is None or sha256(text) not in (was, would):
                 raise PatchError(
                     f"a run that was killed had begun to change {path}, and somebody else has changed it since. "
-                    f"{self.folder / 'kept'} has it as it was ({was}): put it back, or install the engine again"
+                    f"{self.kept} has it as it was ({was}): put it back, or install the engine again"
                 )
-            self._restore(path, was)
-        (self.folder / "pending.json").unlink()
+            self._restore(path, sha256(text), was)
+        self.tree.remove(f"{self.state}/pending.json")
 
-    def _restore(self, path: str, name: str) -> None:
-        text = self.current(path)
-        if text is None or sha256(text) != name:
-            files.write_source(self.site / path, self._kept(name))
+    def _restore(self, path: str, now: str, name: str) -> None:
+        """Put the text of a name in the place of a file that must be the one of another."""
+        if now != name:
+            self.tree.write_source(self.tree.real(path), self._kept(name), instead_of=now)
 
     def _tidy(self) -> None:
         """Nothing is left behind where nothing is applied."""
         if not self.record().patches:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.lock.unlink(missing_ok=True)
-            with suppress(OSError):  # another engine's state, or another run's lock, is in it
-                self.lock.parent.rmdir()
+            self.tree.remove_files(f"{self.state}/kept")
+            self.tree.remove_files(self.state)
 
     def _read(self, name: str) -> Record | None:
-        place = self.folder / name
-        if not place.exists():
+        path = f"{self.state}/{name}"
+        text = self.tree.read(path, MOST_BYTES)
+        if text is None:
             return None
-        found = json.loads(place.read_text())
-        changes = {path: Change(**change) for path, change in found["files"].items()}
-        return Record(found["version"], tuple(found["patches"]), changes)
+        try:
+            found = parse(text, self.engine)
+        except NotARecord as wrong:
+            raise PatchError(
+                f"{self.tree.root / path} is no record of norm-plugin patch: {wrong}. Nothing was changed. "
+                f"Install the engine again, and remove {self.tree.root / self.state}"
+            ) from None
+        self._distinct(found.files)
+        return found
+
+    def _distinct(self, paths: Iterable[str]) -> None:
+        """Raise if two paths are one file, by a link or by the case of their letters."""
+        seen: dict[tuple[int, int], str] = {}
+        for path in paths:
+            identity = self.tree.identity(self.tree.real(path))
+            if identity is not None and seen.setdefault(identity, path) != path:
+                raise PatchError(
+                    f"{self.tree.root / path} and {seen[identity]} are one file, which cannot have two contents: "
+                    f"put a copy in the place of one of them"
+                )
 
     def _has(self, name: str) -> bool:
-        place = self.folder / "kept" / name
-        return place.is_file() and sha256(place.read_bytes()) == name
+        text = self.tree.read(f"{self.state}/kept/{name}")
+        return text is not None and sha256(text) == name
 
     def _kept(self, name: str) -> bytes:
-        if not self._has(name):
-            raise PatchError(f"{self.folder / 'kept' / name} is gone or damaged: install the engine again to go back")
-        return (self.folder / "kept" / name).read_bytes()
+        text = self.tree.read(f"{self.state}/kept/{name}")
+        if text is None or sha256(text) != name:
+            raise PatchError(f"{self.kept / name} is gone or damaged: install the engine again to go back")
+        return text

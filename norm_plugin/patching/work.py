@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from norm_plugin.patching import catalog, diff
 from norm_plugin.patching.catalog import Patch, sha256
 from norm_plugin.patching.errors import PatchError
+from norm_plugin.patching.record import Change, Record
 from norm_plugin.patching.site import Site
-from norm_plugin.patching.store import Change, Record, Store
+from norm_plugin.patching.store import Store
 
 
 @dataclass(frozen=True)
@@ -37,31 +38,38 @@ def states(site: Site) -> list[State]:
     if store.interrupted():
         reason = "a run was killed half-way here: apply or revert, whichever comes next, begins by taking that back"
         return [State(patch, "interrupted", reason) for patch in catalog.of(site.engine, site.version)]
-    found = []
-    for patch in catalog.of(site.engine, site.version):
-        if patch.name in record.patches:
-            found.append(State(patch, "applied"))
-        elif stands(site.folder, patch):
-            found.append(
-                State(patch, "refused", "its lines are in the files already, and were not put there by this tool")
-            )
-        else:
-            try:
-                plan(store, site, record, [patch.name])
-                found.append(State(patch, "ready"))
-            except PatchError as reason:
-                found.append(State(patch, "refused", str(reason)))
-    return found
+    return [_state(store, site, record, patch) for patch in catalog.of(site.engine, site.version)]
+
+
+def _state(store: Store, site: Site, record: Record, patch: Patch) -> State:
+    if patch.name in record.patches:
+        return State(patch, "applied")
+    try:
+        if _has(patch, store.current):
+            return State(patch, "refused", "its lines are in the files already, and were not put there by this tool")
+        plan(store, site, record, [patch.name])
+    except PatchError as reason:
+        return State(patch, "refused", str(reason))
+    return State(patch, "ready")
 
 
 def stands(folder: Path, patch: Patch) -> bool:
     """Whether every line that a patch adds is in the files, whoever put it there."""
-    for path, hunks in patch.diff.files.items():
-        place = folder / path
-        text = place.read_bytes() if place.is_file() else b""
-        if any(b"".join(hunk.added) not in text for hunk in hunks):
-            return False
-    return True
+    places = {path: folder / path for path in patch.files}
+    return _has(patch, lambda path: places[path].read_bytes() if places[path].is_file() else None)
+
+
+def _has(patch: Patch, read: Callable[[str], bytes | None]) -> bool:
+    texts = {path: read(path) or b"" for path in patch.diff.files}
+    return all(b"".join(hunk.added) in texts[path] for path, hunks in patch.diff.files.items() for hunk in hunks)
+
+
+def links(site: Site, names: Collection[str]) -> dict[str, str]:
+    """The files of these patches that are links, and the path in the tree that each leads to."""
+    tree = Store(site.folder, site.engine).tree
+    chosen = [patch for patch in catalog.patches() if patch.is_for(site.engine, site.version) and patch.name in names]
+    found = {path: tree.real(path) for patch in chosen for path in patch.files}
+    return {path: real for path, real in found.items() if path != real}
 
 
 def check(site: Site, names: Iterable[str]) -> Plan:
@@ -143,8 +151,8 @@ def _unchanged(store: Store, record: Record) -> None:
         text = store.current(path)
         if text is None or sha256(text) != change.after:
             raise PatchError(
-                f"{store.site / path} was changed after {', '.join(record.patches)} had been applied: "
-                f"its original is {store.folder / 'kept' / change.before}"
+                f"{store.tree.root / path} was changed after {', '.join(record.patches)} had been applied: "
+                f"its original is {store.kept / change.before}"
             )
 
 

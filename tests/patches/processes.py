@@ -11,7 +11,8 @@ from typing import Any
 
 from norm_plugin.patching.errors import PatchError
 
-#: What changes a file system, as sys.addaudithook tells it. os.replace and Path.rename are both os.rename.
+#: What changes a file system, as sys.addaudithook tells it. os.replace and Path.rename are both os.rename. A path that
+#: is not absolute is a name in a folder that is open, as all are that the patches write.
 CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate")
 REFUSED = 3
 
@@ -38,7 +39,7 @@ def _kill_at(step: int, under: str) -> None:
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
         nonlocal seen
-        if event not in CHANGES or under not in str(args[0]):
+        if event not in CHANGES or (os.path.isabs(str(args[0])) and under not in str(args[0])):
             return
         if event == "open" and not (isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)):
             return

@@ -45,12 +45,15 @@ def test_many_at_once_end_as_one_after_another(site: Site) -> None:
 
 def test_a_lock_is_waited_for_and_given_up_with_a_reason(site: Site) -> None:
     store = Store(site(ENGINE, WHEEL), ENGINE)
-    with lock.held(store.lock):
+    with lock.held(store.tree, store.lock):
         begin = time.monotonic()
-        with pytest.raises(PatchError, match="another run of norm-plugin patch"), lock.held(store.lock, 0.3):
+        with (
+            pytest.raises(PatchError, match="another run of norm-plugin patch"),
+            lock.held(store.tree, store.lock, 0.3),
+        ):
             pass
         assert time.monotonic() - begin >= 0.3
-    with lock.held(store.lock, 0):
+    with lock.held(store.tree, store.lock, 0):
         pass
 
 
@@ -58,9 +61,9 @@ def test_a_killed_runs_lock_is_free(site: Site) -> None:
     store = Store(site(ENGINE, WHEEL), ENGINE)
 
     def die() -> None:
-        with lock.held(store.lock):
+        with lock.held(store.tree, store.lock):
             os.kill(os.getpid(), 9)
 
     assert in_a_process(die) == -9
-    with lock.held(store.lock, 0):
+    with lock.held(store.tree, store.lock, 0):
         pass

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from norm_plugin.patching import files, work
 from norm_plugin.patching import site as sites
+from norm_plugin.patching import work
 from norm_plugin.patching.errors import PatchError
-from norm_plugin.patching.store import STATE
+from norm_plugin.patching.tree import STATE, Tree
 from tests.patches.conftest import Site, contents
 from tests.patches.processes import in_a_process
 
@@ -98,16 +98,16 @@ def test_what_fails_half_way_is_taken_back(site: Site, monkeypatch: pytest.Monke
     folder = site(ENGINE, WHEEL)
     before = contents(folder)
     found = sites.find(ENGINE, folder)
-    write, writes, full_at = files.write, 0, 0
+    write, writes, full_at = Tree.write, 0, 0
 
-    def limited(path: Path, text: bytes) -> None:
+    def limited(tree: Tree, path: str, text: bytes, instead_of: str | None = None) -> None:
         nonlocal writes
         writes += 1
         if writes == full_at:
             raise OSError(28, "No space left on device", str(path))
-        write(path, text)
+        write(tree, path, text, instead_of)
 
-    monkeypatch.setattr(files, "write", limited)
+    monkeypatch.setattr(Tree, "write", limited)
     work.apply(found, [FIRST, SECOND])
     needed = writes
     assert needed > 6

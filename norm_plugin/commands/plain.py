@@ -1,0 +1,95 @@
+"""What the commands use of rich, as plain text: for a machine that has torch and no more."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+#: What stands for an opening bracket that is no markup.
+_BRACKET = "\x02"
+
+
+def escape(markup: str) -> str:
+    """The text, with nothing in it taken for markup."""
+    return markup.replace("[", _BRACKET)
+
+
+def bare(text: str) -> str:
+    """The text without its markup."""
+    return re.sub(r"\[[a-z /]*\]", "", text).replace(_BRACKET, "[")
+
+
+class Text:
+    """Text that has no markup, whatever is in it."""
+
+    def __init__(self, text: str, style: str = "") -> None:
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Table:
+    """Columns beside each other. Cells may have several lines."""
+
+    def __init__(self, *headings: str, title: str | None = None, **look: Any) -> None:
+        self.title = title
+        self.headings = list(headings)
+        self.right = [False] * len(headings)
+        self.rows: list[list[str]] = []
+
+    def add_column(self, heading: str = "", justify: str = "left", **look: Any) -> None:
+        """One more."""
+        self.headings.append(heading)
+        self.right.append(justify == "right")
+
+    def add_row(self, *cells: str) -> None:
+        """One more; what it has too little of is empty."""
+        self.rows.append([bare(str(cell)) for cell in cells] + [""] * (len(self.headings) - len(cells)))
+
+    def __str__(self) -> str:
+        lines = [line for row in [self.headings, *self.rows] for line in _lines(row)]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        shown = ["  ".join(self._padded(line, widths)).rstrip() for line in lines]
+        return "\n".join([bare(self.title), *shown] if self.title else shown)
+
+    def _padded(self, line: Iterable[str], widths: list[int]) -> Iterator[str]:
+        for cell, width, right in zip(line, widths, self.right, strict=True):
+            yield cell.rjust(width) if right else cell.ljust(width)
+
+
+def _lines(row: list[str]) -> list[list[str]]:
+    cells = [cell.split("\n") for cell in row]
+    height = max(map(len, cells))
+    return [[cell[i] if i < len(cell) else "" for cell in cells] for i in range(height)]
+
+
+class Status:
+    """What would be shown while something runs: nothing, for a line that changes is no plain text."""
+
+    def update(self, status: str) -> None:
+        """Nothing is shown."""
+
+
+class Console:
+    """Prints to standard output, or to standard error."""
+
+    def __init__(self, stderr: bool = False, **look: Any) -> None:
+        self.stderr = stderr
+
+    def print(self, *shown: object, **look: Any) -> None:
+        """Each of them, and the end of the line."""
+        file = sys.stderr if self.stderr else sys.stdout
+        print(*(bare(one) if isinstance(one, str) else one for one in shown), file=file, flush=self.stderr)
+
+    def print_json(self, json: str) -> None:
+        """JSON, as it is."""
+        print(json, file=sys.stderr if self.stderr else sys.stdout)
+
+    @contextmanager
+    def status(self, status: str) -> Iterator[Status]:
+        """For as long as something runs."""
+        yield Status()

@@ -1,0 +1,42 @@
+"""A signal that ends a command ends it as an error does: temporary folders go, and processes are waited for."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+class Ended(SystemExit):
+    """A signal asked for the end; the exit code is the shell's for it."""
+
+    def __init__(self, number: int) -> None:
+        self.exit_code = 128 + number
+        super().__init__(self.exit_code)
+        self.name = signal.Signals(number).name
+
+
+@contextmanager
+def unwound() -> Iterator[None]:
+    """Raise `Ended` if a signal comes during a block of code; one that is ignored, as nohup does, stays ignored."""
+    if threading.current_thread() is not threading.main_thread():  # no other thread may set a handler
+        yield
+        return
+    before = {number: handler for number in ENDING if (handler := signal.getsignal(number)) == signal.SIG_DFL}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)  # a second one would end the cleaning up
+        raise Ended(number)
+
+    try:
+        for number in before:
+            signal.signal(number, end)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
