@@ -35,9 +35,15 @@ def add(verbs: Any) -> None:
         if action != "list":
             one.add_argument("names", nargs="*", metavar="PATCH", help=f"as `list` has it; without one: {every}")
         one.add_argument("--engine", required=True, choices=DISTRIBUTIONS, help="whose source it is")
-        one.add_argument("--site", type=Path, metavar="DIR", help="the folder the engine's package lies in")
+        one.add_argument("--site", type=_folder, metavar="DIR", help="the folder the engine's package lies in")
         one.add_argument("--json", action="store_true", help="print JSON")
         one.set_defaults(do=run, names=[])
+
+
+def _folder(text: str) -> Path:
+    if not text:  # a variable that is not set; Path("") is the folder that one happens to be in
+        raise argparse.ArgumentTypeError("it is empty; give a folder, or leave --site out")
+    return Path(text)
 
 
 def run(options: argparse.Namespace, console: Console) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import stat
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,6 +46,8 @@ class Tree:
 
     def __init__(self, root: Path) -> None:
         self.root = Path(os.path.realpath(root))
+        self._handle = os.open(self.root, _FOLDER)  # one for all: what has this name later may be another folder
+        weakref.finalize(self, os.close, self._handle)
 
     def real(self, path: str) -> str:
         """The path in the tree that this one leads to; raises if that is somewhere else."""
@@ -164,7 +167,7 @@ class Tree:
         What the system refuses, here and in the block, names the whole path.
         """
         *names, last = path.split("/")
-        handle = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        handle = os.open(os.curdir, _FOLDER, dir_fd=self._handle)
         try:
             for name in names:
                 if make:

@@ -17,7 +17,9 @@ CHANGES = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncat
 REFUSED = 3
 
 
-def in_a_process(do: Callable[[], Any], kill_at: int = 0, under: Path | None = None) -> int:
+def in_a_process(
+    do: Callable[[], Any], kill_at: int = 0, under: Path | None = None, with_signal: int = signal.SIGKILL
+) -> int:
     """The exit status of a process that does this; -9 if it killed itself before its nth change `under` a folder."""
     child = os.fork()
     if child:
@@ -25,16 +27,18 @@ def in_a_process(do: Callable[[], Any], kill_at: int = 0, under: Path | None = N
     status = 1
     try:
         if kill_at:
-            _kill_at(kill_at, str(under))
+            _kill_at(kill_at, str(under), with_signal)
         do()
         status = 0
     except PatchError:
         status = REFUSED
+    except SystemExit as end:
+        status = int(end.code or 0)
     finally:
         os._exit(status)
 
 
-def _kill_at(step: int, under: str) -> None:
+def _kill_at(step: int, under: str, with_signal: int) -> None:
     seen = 0
 
     def watch(event: str, args: tuple[Any, ...]) -> None:
@@ -45,6 +49,6 @@ def _kill_at(step: int, under: str) -> None:
             return
         seen += 1
         if seen == step:
-            os.kill(os.getpid(), signal.SIGKILL)
+            signal.raise_signal(with_signal)
 
     sys.addaudithook(watch)

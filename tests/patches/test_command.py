@@ -64,7 +64,15 @@ def test_json(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
-    [(["apply"], "--engine"), (["list", "--engine", "trt"], "invalid choice: 'trt'"), (["patch"], "invalid choice")],
+    [
+        (["apply"], "--engine"),
+        (["list", "--engine", "trt"], "invalid choice: 'trt'"),
+        (["patch"], "invalid choice"),
+        (
+            ["list", "--engine", "vllm", "--site", ""],
+            "argument --site: it is empty; give a folder, or leave",
+        ),
+    ],
 )
 def test_a_wrong_argument_is_one_line(arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = typed(capsys, *arguments)

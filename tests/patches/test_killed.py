@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from norm_plugin import cli
 from norm_plugin.patching import site as sites
 from norm_plugin.patching import work
 from norm_plugin.patching.errors import PatchError
@@ -117,3 +119,25 @@ def test_what_fails_half_way_is_taken_back(site: Site, monkeypatch: pytest.Monke
         with pytest.raises(PatchError, match="No space left on device; the files are what was there"):
             work.apply(found, [FIRST, SECOND])
         assert contents(folder) == before
+
+
+def test_ended_by_a_signal_at_every_step(site: Site) -> None:
+    """SIGTERM lets the command take back what it has begun, so nothing is interrupted afterwards."""
+    folder = site(ENGINE, WHEEL)
+    released = contents(folder)
+    found = sites.find(ENGINE, folder)
+    for step in range(1, 200):
+        status = in_a_process(
+            lambda: cli.main(["patch", "apply", FIRST, "--engine", ENGINE, "--site", str(folder)]),
+            step, folder, signal.SIGTERM,
+        )  # fmt: skip
+        assert status in (0, 128 + signal.SIGTERM)
+        states = {state.state for state in work.states(found)}
+        assert "interrupted" not in states
+        if "applied" not in states:
+            assert contents(folder) == released
+        if status == 0:
+            break
+        work.revert(found)
+        assert contents(folder) == released
+    assert step > 10, "the steps were not seen"

@@ -16,7 +16,7 @@ import pytest
 from norm_plugin import cli
 from norm_plugin.commands.errors import NOT_RUN
 from norm_plugin.patching.catalog import sha256
-from norm_plugin.patching.tree import STATE
+from norm_plugin.patching.tree import STATE, Tree
 from tests.patches.conftest import Site, contents
 from tests.patches.processes import in_a_process
 
@@ -377,6 +377,30 @@ def test_a_file_that_changes_between_the_look_and_the_writing(
     assert status == NOT_RUN
     assert f"{path} was changed by somebody else meanwhile, and stays as it is" in err
     assert contents(vllm) == {**before, path: VICTIM}
+
+
+@pytest.mark.parametrize("part", ["", "vllm/model_executor"], ids=["the tree", "a folder in it"])
+def test_a_folder_that_becomes_a_link_meanwhile(
+    part: str, vllm: Path, outside: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Between the look at where a path leads and its opening, as whoever owns a tree can do it to root."""
+    shutil.copytree(vllm, outside / "other")
+    before = contents(outside)
+    real = Tree.real
+
+    def swapped(tree: Tree, path: str) -> str:
+        found = real(tree, path)
+        place = vllm / part
+        if path == MIXER and not place.is_symlink():
+            place.rename(outside.parent / "away")
+            place.symlink_to(outside / "other" / part)
+        return found
+
+    monkeypatch.setattr(Tree, "real", swapped)
+    status, out, err = typed(capsys, "apply", vllm)
+    assert (status, out) == (NOT_RUN, "")
+    assert "is a link, or leads through one" in err or "leads through a link to" in err
+    assert contents(outside) == before
 
 
 @pytest.fixture
