@@ -22,7 +22,7 @@ from norm_plugin.patching.errors import PatchError
 #: Where the state of the patches lies in a tree.
 STATE = ".norm_plugin_patches"
 
-#: More than any source file has. A sparse file can say that it has terabytes.
+#: More than any source file has. A sparse file can say that it has far more.
 MOST_BYTES = 1 << 24
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC

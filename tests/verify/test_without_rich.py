@@ -18,7 +18,7 @@ BLOCKED = """
 import importlib.machinery, sys
 
 there = importlib.machinery.PathFinder.find_spec
-absent = ("rich", "matplotlib", "triton", "transformers", "vllm", "sglang")
+absent = ("rich", "matplotlib", "numpy", "triton", "transformers", "safetensors", "vllm", "sglang")
 
 def find_spec(name, path=None, target=None):
     return None if name.partition(".")[0] in absent else there(name, path, target)
