@@ -17,6 +17,9 @@ from tests.patches.released import fetch
 Site = Callable[..., Path]
 
 INDEX: list[dict[str, Any]] = json.loads((catalog.folder() / "index.json").read_text())
+#: What is the user's own, and no tree's.
+VICTIM = b"the user's own\n"
+
 #: (engine, what pip calls a version, the files) of every version that the index names.
 VERSIONS = [
     (entry["engine"], f"{entry['requirement'].split('==')[0]}=={version}", tuple(entry["files"]))
@@ -52,6 +55,22 @@ def site(tmp_path: Path, _fetched: None) -> Site:
         return tmp_path / under
 
     return make
+
+
+@pytest.fixture
+def tree(site: Site) -> Path:
+    """vLLM's in a folder that has something of the user's beside it."""
+    folder = site("vllm", "vllm==0.33.0")
+    (folder.parent / "victim.py").write_bytes(VICTIM)
+    return folder
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder of the user's that no tree should reach."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "own").write_bytes(VICTIM)
+    return tmp_path / "outside"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
