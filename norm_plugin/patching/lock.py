@@ -30,7 +30,7 @@ def held(tree: Tree, path: str, patience: float = PATIENCE) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):
+        with suppress(OSError, PatchError):  # what was done stays done
             tree.remove(path)
         os.close(handle)
         tree.remove_empty(os.path.dirname(path))

@@ -129,7 +129,7 @@ class Tree:
 
     def remove_empty(self, path: str) -> None:
         """Take a folder away, if it is there and nothing is in it."""
-        with suppress(OSError), self.at(path) as (folder, name):
+        with suppress(OSError, PatchError), self.at(path) as (folder, name):
             os.rmdir(name, dir_fd=folder)
 
     def names(self, path: str) -> list[str]:
