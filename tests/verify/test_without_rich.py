@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from norm_plugin.commands import plain
+from norm_plugin.commands.errors import NOT_RUN
 
 #: As in an environment that has torch, and nothing else that the package knows of.
 BLOCKED = """
@@ -76,13 +77,13 @@ def test_every_verb_that_a_machine_with_torch_alone_can_run(tmp_path: Path) -> N
     ]
     assert all("does not exist, which vllm 0.33.0 should have" in row for row in rows[1::2])
     assert [patch["state"] for patch in json.loads(listed_json[1])["patches"]] == ["refused"] * 4
-    assert (checked[0], checked[1], checked[2].count("\n")) == (3, "", 1)
+    assert (checked[0], checked[1], checked[2].count("\n")) == (NOT_RUN, "", 1)
     assert reverted[:2] == (0, f"reverted: nothing (vllm 0.33.0 in {tmp_path})\n")
 
     assert isinstance(json.loads(autoload[1])["on"], bool)
-    assert verify[0] == 3
+    assert verify[0] == NOT_RUN
     assert verify[2].startswith("norm-plugin verify: ")
-    assert report[0] == 3
+    assert report[0] == NOT_RUN
     assert report[2].startswith("norm-plugin report: there is no report in /nowhere")
     assert helped[0] == 0
     assert "examples:" in helped[1]
