@@ -14,9 +14,18 @@ def layernorm(x: Tensor, gamma: Tensor, eps: float = 1e-5, use_triton: bool = Fa
     use_triton leaves the backend to the flags, which count what ran and why; without it PyTorch runs. For rows whose
     maximum is 0 or negative, `native.layer.divided_by_max` says what is computed.
     """
-    call = checks.Call("x", {"x": x, "gamma": gamma, "eps": eps})
-    call.check()
-    call.per_column("gamma", gamma)
+    _check(x, gamma, eps)
     h = layer.divided_by_max(x) if stable else x
     normed = functions.layernorm(h, gamma, None, eps) if use_triton else layer.layernorm(h, gamma, None, eps)
     return normed.to(x.dtype)
+
+
+def _check(x: Tensor, gamma: Tensor, eps: float) -> None:
+    """The rules of the op, in this function's names."""
+    call = checks.Call("x", {"x": x, "gamma": gamma}, tensors=("x", "gamma"), required=("x", "gamma"))
+    call.given()
+    call.normalized("x", x)
+    call.per_column("gamma", gamma)
+    call.eps("eps", eps)
+    if gamma.device != x.device:
+        raise ValueError(f"gamma is on {gamma.device} and x on {x.device}; move gamma to {x.device}.")

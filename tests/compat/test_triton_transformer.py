@@ -157,6 +157,8 @@ def test_stable_gradients_are_finite(name: str) -> None:
         (torch.tensor(1.0), torch.ones(1), ValueError, r"x has shape \[\]; it must have a last dimension"),
         (torch.ones(M, 0), torch.ones(0), ValueError, rf"x has shape \[{M}, 0\]; it must have a last dimension"),
         (torch.ones(M, N), torch.ones(N, device="meta"), ValueError, "gamma is on meta and x on cpu; move gamma to"),
+        (torch.ones(M, N), None, TypeError, "gamma is None"),
+        ([1.0, 2.0], torch.ones(2), TypeError, "x is of type list; it must be a tensor"),
     ],
 )
 def test_what_is_refused(
@@ -164,6 +166,13 @@ def test_what_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         layernorm(x, gamma, use_triton=use_triton, stable=stable)
+
+
+@pytest.mark.parametrize("use_triton", [False, True])
+@pytest.mark.parametrize("eps", [float("nan"), -1.0, float("inf")])
+def test_an_eps_that_is_refused(eps: float, use_triton: bool) -> None:
+    with pytest.raises(ValueError, match=r"eps is .*; it must be a finite number of at least 0"):
+        layernorm(torch.ones(M, N), torch.ones(N), eps, use_triton)
 
 
 @pytest.mark.parametrize("stable", [False, True])
