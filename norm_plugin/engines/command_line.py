@@ -22,12 +22,15 @@ _SECRET = re.compile(_NAME, re.IGNORECASE)
 
 #: What stands inside a word. Of each, group 1 stays.
 _INSIDE = (
-    re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s@]*@", re.IGNORECASE),  # user:password@
-    re.compile(r"(\b(?:bearer|basic)\s+)\S+", re.IGNORECASE),
+    re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s]*@", re.IGNORECASE),  # user:password@
     re.compile(rf"""(["'][\w.-]*{_NAME}[\w.-]*["']\s*:\s*)(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^,}}\]\s]+)""", re.I),
     re.compile(rf"([?&;,\s][\w.-]*{_NAME}[\w.-]*=)[^&;\s]+", re.IGNORECASE),
     re.compile(r"(\b(?:hf_|sk-|ghp_|gho_|github_pat_|glpat-|xox[abp]-|AKIA))[\w-]{8,}"),
 )
+
+
+#: Its value may be a word of its own.
+_SCHEME = re.compile(r"(\b(?:bearer|basic)\s+)[^\s\"']+", re.IGNORECASE)
 
 
 def shown() -> str:
@@ -43,7 +46,7 @@ def shown() -> str:
 
 def redacted(words: Iterable[str]) -> str:
     """The words as one line. A secret flag hides everything up to the next flag: --api-key takes several keys."""
-    return " ".join(word for word in _redacted(words) if word)
+    return _SCHEME.sub(rf"\1{HIDDEN}", " ".join(word for word in _redacted(words) if word))
 
 
 def _redacted(words: Iterable[str]) -> Iterator[str]:

@@ -16,7 +16,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -53,6 +53,7 @@ _path: Path | None = None
 _file: int | None = None
 _counted: Sequence[Counted] = ()
 _block = (0, Struct(""))  # where the numbers begin, and what packs them
+_length = 0
 
 
 def put(one: Counted | None = None) -> None:
@@ -75,7 +76,7 @@ def write(head: dict[str, Any], rows: Sequence[str], graphs: Sequence[str], sile
     """Write the file of this process anew: objects as JSON, of which those of `counted`, rows before graphs, have
     numbers. False: it cannot be written, which is logged; the first time that is an error under NORM_PLUGIN_STRICT=1.
     """
-    global _block, _counted
+    global _block, _counted, _length
     text = json.dumps({**_process(), **head}, indent=1)[:-2]
     for name, objects in (("rows", rows), ("graphs", graphs), ("silent", silent)):
         text += f',\n "{name}": [' + ",".join(f"\n  {one}" for one in objects) + "]"
@@ -86,13 +87,14 @@ def write(head: dict[str, Any], rows: Sequence[str], graphs: Sequence[str], sile
     with _lock:
         first = _file is None
         try:
-            _put(f'{text}{numbers}"\n}}\n'.encode("ascii"))
+            data = f'{text}{numbers}"\n}}\n'.encode("ascii")
+            _put(data)
         except OSError as error:
             _give_up(error)
             if settings.get().strict and first:
                 raise ReportError(f"{_cannot(error)} NORM_PLUGIN_STRICT=1 forbids going on without.") from error
             return False
-        _counted, _block = counted, (len(text), packed)
+        _counted, _block, _length = counted, (len(text), packed), len(data)
         for i, one in enumerate(counted):
             one.place = len(text) + i * CELL
     return True
@@ -115,9 +117,9 @@ def _put(data: bytes) -> None:
         os.close(handle)
         Path(temporary).unlink(missing_ok=True)
         raise
-    if _file is not None:
-        os.close(_file)
-    _file = handle
+    before, _file = _file, handle  # at no moment a number that is closed: another thread may fork
+    if before is not None:
+        os.close(before)
 
 
 def _folder() -> Path:
@@ -133,10 +135,11 @@ def whole() -> bool:
             return True
         try:
             ours, there = os.fstat(_file), os.stat(_path, follow_symlinks=False)
+            before_numbers = os.pread(_file, 1, _block[0] - 1)  # a hole, where numbers were put behind a short file
         except OSError:
             return False
-        end = _block[0] + len(_counted) * CELL
-        return (ours.st_ino, ours.st_dev) == (there.st_ino, there.st_dev) and ours.st_size >= end
+        same = (ours.st_ino, ours.st_dev) == (there.st_ino, there.st_dev)
+        return same and ours.st_size == _length and before_numbers == b'"'
 
 
 def unwritable() -> str:
@@ -181,15 +184,15 @@ def close() -> None:
     with _lock:
         for one in _counted:
             one.place = -1
-        if _file is not None:
-            os.close(_file)
-        _path, _file, _counted = None, None, ()
+        before, _path, _file, _counted = _file, None, None, ()
+        if before is not None:
+            os.close(before)
 
 
-def forked(new_lock: Callable[[], Any] = threading.RLock) -> None:
+def forked() -> None:
     """In a child: nobody is left who would release the parent's lock, and the file is the parent's."""
     global _lock, _started
-    _lock = new_lock()
+    _lock = threading.RLock()
     _started = time.time()
     close()
 
