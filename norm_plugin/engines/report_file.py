@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -90,9 +91,9 @@ def write(head: dict[str, Any], rows: Sequence[str], graphs: Sequence[str], sile
             data = f'{text}{numbers}"\n}}\n'.encode("ascii")
             _put(data)
         except OSError as error:
-            _give_up(error)
+            why = _give_up(error)
             if settings.get().strict and first:
-                raise ReportError(f"{_cannot(error)} NORM_PLUGIN_STRICT=1 forbids going on without.") from error
+                raise ReportError(f"{why} NORM_PLUGIN_STRICT=1 forbids going on without.") from error
             return False
         _counted, _block, _length = counted, (len(text), packed), len(data)
         for i, one in enumerate(counted):
@@ -106,7 +107,7 @@ def _put(data: bytes) -> None:
     if _path is None:
         moment = datetime.fromtimestamp(_started, timezone.utc)
         name = f"{moment:%Y%m%dT%H%M%S}-{re.sub(r'[^A-Za-z0-9.-]', '_', socket.gethostname())}-{os.getpid()}.json"
-        _path = _folder() / name
+        _path = _folder(settings.get().report or "") / name
     handle, temporary = tempfile.mkstemp(prefix=f".{_path.stem}-", suffix=".tmp", dir=_path.parent)
     try:
         written = 0
@@ -122,8 +123,8 @@ def _put(data: bytes) -> None:
         os.close(before)
 
 
-def _folder() -> Path:
-    folder = Path(settings.get().report or "")
+def _folder(wanted: str) -> Path:
+    folder = Path(wanted)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
@@ -142,40 +143,42 @@ def whole() -> bool:
         return same and ours.st_size == _length and before_numbers == b'"'
 
 
-def unwritable() -> str:
-    """Why no report can be written where NORM_PLUGIN_REPORT says; "" where it can, or none is wanted.
+def unwritable(folder: str | None) -> str:
+    """Why no report can be written there; "" where it can, or none is wanted.
 
     For whoever starts a server: a process writes its first report once its model is loaded.
     """
-    if not settings.get().report:
+    if not folder:
         return ""
     try:
-        with tempfile.NamedTemporaryFile(dir=_folder(), prefix=".norm_plugin-", suffix=".tmp") as file:
-            file.write(b"\0" * 4096)
+        with tempfile.NamedTemporaryFile(dir=_folder(folder), prefix=".norm_plugin-", suffix=".tmp") as file:
+            file.write(b" " * 4096)
             file.flush()
     except OSError as error:
-        return _cannot(error)
+        return _cannot(folder, error)
     return ""
 
 
 def warn_if_unwritable() -> None:
     """Before a server has loaded its model, and not after."""
-    if why := unwritable():
-        if settings.get().strict:
+    wanted = settings.get()
+    if why := unwritable(wanted.report):
+        if wanted.strict:
             raise ReportError(f"{why} NORM_PLUGIN_STRICT=1 forbids going on without.")
         log.warning("%s", why)
 
 
-def _cannot(error: OSError) -> str:
+def _cannot(folder: str, error: OSError) -> str:
     return (
-        f"NORM_PLUGIN_REPORT={settings.get().report}: the report cannot be written: {error}. Name a folder in which "
-        "this user may write."
+        f"NORM_PLUGIN_REPORT={folder}: the report cannot be written: {error}. Name a folder that this user may write."
     )
 
 
-def _give_up(error: OSError) -> None:
+def _give_up(error: OSError) -> str:
+    why = _cannot(settings.get().report or "", error)
     close()
-    log.warning("%s This process goes on without.", _cannot(error))
+    log.warning("%s This process goes on without.", why)
+    return why
 
 
 def close() -> None:
@@ -204,6 +207,7 @@ def _process() -> dict[str, Any]:
         "pid": os.getpid(),
         "started": datetime.fromtimestamp(_started, timezone.utc).isoformat(timespec="seconds"),
         "command": command_line.shown(),
+        "started as": command_line.redacted(sys.argv),
         "flags": {flag.name: os.environ[flag.name] for flag in settings.FLAGS if flag.name in os.environ},
         "versions": about.versions(),
     }

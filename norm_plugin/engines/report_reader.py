@@ -91,7 +91,8 @@ _row = _object(
     width=_is_number, strides=_list(_list(_is_number)), implementations=_list(_how),
 )  # fmt: skip
 _PROCESS = {
-    **dict.fromkeys(("host", "started", "command"), _is_text), "pid": _is_number, "flags": _texts, "versions": _texts,
+    **dict.fromkeys(("host", "started", "command", "started as"), _is_text),
+    "pid": _is_number, "flags": _texts, "versions": _texts,
     "models": _list(_is_text),
     "engines": _list(_object(engine=_is_text, version=_is_text, hooks=_texts, missing=_texts)),
     "rows": _list(_row), "silent": _list(_row),

@@ -160,11 +160,12 @@ def _says_what(reason: str) -> bool:
 
 def about(process: dict[str, Any]) -> list[tuple[str, str]]:
     """What somebody who was not there wants to know of a process."""
-    found = [("command", process["command"]), ("model", ", ".join(process.get("models", [])))]
+    found = [("command line", process.get("started as", process["command"]))]
+    found.append(("model", ", ".join(process.get("models", []))))
     if "pid" in process:
-        alive = Path(f"/proc/{process['pid']}").exists()
-        state = f"{'runs' if alive else 'has ended'}, if on this host"
-        found.append(("process", f"{process['pid']} on {process['host']}, since {process['started']} ({state})"))
+        state = "runs" if Path(f"/proc/{process['pid']}").exists() else "has ended"
+        found.append(("process", f"{process['command']}, {process['pid']} on {process['host']}"))
+        found.append(("began", f"{process['started']}; if on this host, it {state}"))
     found.append(("versions", ", ".join(f"{name} {what}" for name, what in process.get("versions", {}).items()
                                         if name not in ("GPU", "driver"))))  # fmt: skip
     gpu, driver = (process.get("versions", {}).get(name, "") for name in ("GPU", "driver"))
