@@ -28,11 +28,12 @@ class Layer(NamedTuple):
 
 
 def norms(model: nn.Module, why: Why) -> Iterator[Layer]:
-    """All of them. A module is one by the name of its class, or by its own where it has a weight and nothing below."""
+    """All of them. A module is one by its class or a base of it, or by its own name where it has a weight and nothing below."""
     for path, module in model.named_modules():
         weight = _weight(module)
         below = next(module.children(), None)
-        by_class = _NAMED_NORM.search(type(module).__name__) and (below is None or weight is not None)
+        named = any(_NAMED_NORM.search(base.__name__) for base in type(module).__mro__)
+        by_class = named and (below is None or weight is not None)
         by_name = _NAMED_NORM.search(path.rpartition(".")[2]) and below is None and weight is not None
         if by_class or by_name:
             yield Layer(path, qualified(type(module)), 0 if weight is None else weight.data_ptr(), why(module))
