@@ -28,7 +28,7 @@ class Layer(NamedTuple):
 
 
 def norms(model: nn.Module, why: Why) -> Iterator[Layer]:
-    """All of them. A module is one by its class or a base of it, or by its own name where it has a weight and nothing below."""
+    """All of them. A module is one by its class or a base of it, or by its own name, where it has a weight."""
     for path, module in model.named_modules():
         weight = _weight(module)
         below = next(module.children(), None)

@@ -161,17 +161,6 @@ def test_a_folder_without_a_report_says_what_else_is_there(tmp_path: Path, capsy
     assert "\x1b" not in error
 
 
-def test_a_folder_that_cannot_be_written_is_said_before_the_server_starts(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    program = "import sys; from norm_plugin import cli; sys.exit(cli.main())"
-    words = ["run", "--report", str(tmp_path / "file"), "--", sys.executable, "-c", "print('started')"]
-    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
-    assert done.returncode == 3
-    assert done.stdout == ""
-    assert done.stderr.count("\n") == 1
-    assert f"NORM_PLUGIN_REPORT={tmp_path}/file: the report cannot be written" in done.stderr
-
-
 #: Added to the page by the test: what the browser made of it, as the title.
 MEASURE = """<script>
 const groups = [...document.querySelectorAll('details')];

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from norm_plugin.engines import command_line, report_reader
+from norm_plugin.engines import command_line, report_file, report_reader
 
 #: Layers that are called in turn, as a model calls them.
 MODEL = (
@@ -77,6 +77,18 @@ def test_a_folder_that_goes_away_is_said_once(strict: str, tmp_path: Path) -> No
     program += "assert [row.calls for row in ledger.rows()] == [600] * 5\n"
     said = ran(program, tmp_path / "report", NORM_PLUGIN_STRICT=strict)
     assert said.count("the report cannot be written") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_known_before_there_is_a_report(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert report_file.unwritable(None) == report_file.unwritable(str(tmp_path / "new" / "folder")) == ""
+    assert list((tmp_path / "new" / "folder").iterdir()) == []
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
+        assert str(folder) in report_file.unwritable(str(folder))
+        said = ran("from norm_plugin.engines import report_file\nreport_file.warn_if_unwritable()\n", folder)
+        assert said.count("the report cannot be written") == 1
+    ran("from norm_plugin.engines import report_file\nreport_file.warn_if_unwritable()\n", folder, code=1,
+        NORM_PLUGIN_STRICT="1")  # fmt: skip
 
 
 def test_a_full_disk_does_not_end_the_process(tmp_path: Path) -> None:
