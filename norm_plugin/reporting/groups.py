@@ -164,7 +164,8 @@ def about(process: dict[str, Any]) -> list[tuple[str, str]]:
     found.append(("model", ", ".join(process.get("models", []))))
     if "pid" in process:
         state = "runs" if Path(f"/proc/{process['pid']}").exists() else "has ended"
-        found.append(("process", f"{process['command']}, {process['pid']} on {process['host']}"))
+        named = "" if " " in process["command"] else f"{process['command']}, "  # by its engine
+        found.append(("process", f"{named}{process['pid']} on {process['host']}"))
         found.append(("began", f"{process['started']}; if on this host, it {state}"))
     found.append(("versions", ", ".join(f"{name} {what}" for name, what in process.get("versions", {}).items()
                                         if name not in ("GPU", "driver"))))  # fmt: skip
