@@ -1,7 +1,7 @@
 """The .pth that registers norm_plugin where SGLang loads no plugin: in Ray actors, encoder workers and one_batch.
 
-Python runs the one line of a .pth at every start. The line asks for two environment variables, and only where one is
-set does it import the module beside it, which waits for SGLang.
+Python runs the one line of a .pth at every start. The line asks for two environment variables, and only where one asks
+for norm_plugin does it import the module beside it, which waits for SGLang. pip knows nothing of the two files.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ import sysconfig
 from pathlib import Path
 
 MODULE = "norm_plugin_autoload"
-LINE = f'import os; ("NORM_PLUGIN" in os.environ or "USE_NATIVE_LAYERNORM" in os.environ) and __import__("{MODULE}")\n'
+LINE = (
+    'import os; ((os.environ.get("NORM_PLUGIN") or "off") != "off" '
+    'or (os.environ.get("USE_NATIVE_LAYERNORM") or "0") != "0") '
+    f'and __import__("importlib.util").util.find_spec("{MODULE}") and __import__("{MODULE}")\n'
+)
 
 
 class AutoloadError(Exception):
@@ -48,9 +52,10 @@ def switch_on(at: Path) -> None:
 
 
 def switch_off(at: Path) -> None:
-    """Remove both."""
+    """Remove both, and what Python compiled: the .pth first."""
+    compiled = (at / "__pycache__").glob(f"{MODULE}.*.pyc")
     try:
-        for path in files(at):
+        for path in (*files(at), *compiled):
             path.unlink(missing_ok=True)
     except OSError as error:
         raise AutoloadError(f"{at} cannot be written ({error.strerror}): run this as its owner") from error

@@ -8,12 +8,13 @@ from typing import Any
 
 from norm_plugin import autoload
 from norm_plugin.commands.errors import NOT_RUN, CommandError
-from norm_plugin.commands.terminal import Console
+from norm_plugin.commands.terminal import Console, escape
 
 DESCRIPTION = (
     "SGLang loads no plugin in Ray actors, in encoder workers and in sglang.bench_one_batch. Switched on, a .pth file "
-    "in this Python's site-packages registers norm_plugin there too, in every process that has one of the flags "
-    "NORM_PLUGIN and USE_NATIVE_LAYERNORM set; in all others it asks the environment for the two and does nothing."
+    "in this Python's site-packages registers norm_plugin there too, in every process where NORM_PLUGIN or "
+    "USE_NATIVE_LAYERNORM asks for it; in all others it asks the environment for the two and does nothing. pip does "
+    "not know the file: switch it off before you uninstall norm-plugin. One that stays behind does nothing either."
 )
 ACTIONS = ("on", "off", "status")
 
@@ -39,5 +40,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     on, line = autoload.is_on(at), autoload.files(at)[0]
     if options.json:
         console.print_json(json.dumps({"on": on, "file": str(line)}))
-    else:
-        console.print(f"autoload is {'on' if on else 'off'}: {line} {'is' if on else 'is not'} there", soft_wrap=True)
+        return
+    state = f"autoload is {'on' if on else 'off'}: {line} {'is' if on else 'is not'} there"
+    console.print(escape(state), soft_wrap=True)
+    if options.action == "on":
+        console.print("Switch it off before you uninstall norm-plugin: norm-plugin autoload off", soft_wrap=True)

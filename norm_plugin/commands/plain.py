@@ -28,6 +28,11 @@ class Text:
     def __init__(self, text: str, style: str = "") -> None:
         self.text = text
 
+    @classmethod
+    def assemble(cls, *pieces: tuple[str, str]) -> Text:
+        """One text of several, each with a style."""
+        return cls("".join(text for text, _ in pieces))
+
     def __str__(self) -> str:
         return self.text
 
@@ -76,6 +81,8 @@ class Status:
 
 class Console:
     """Prints to standard output, or to standard error."""
+
+    is_terminal = False
 
     def __init__(self, stderr: bool = False, **look: Any) -> None:
         self.stderr = stderr

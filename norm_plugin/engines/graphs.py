@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from norm_plugin.engines import forwards
 from norm_plugin.engines.record import Record
 
 #: Where a torch.cuda.CUDAGraph keeps its Graph.
@@ -20,18 +21,16 @@ _ATTRIBUTE = "_norm_plugin_graph"
 
 
 @dataclass(eq=False)
-class Graph:
-    """Calls by row, and how often they were replayed. `cell` is where that number stands in the report."""
+class Graph(forwards.InTurn):
+    """What it holds: calls by row. `calls` of itself are its replays."""
 
-    calls: dict[Any, int]
-    replays: int = 0
-    cell: memoryview | None = None
+    held: dict[Any, int]
 
     def replay(self) -> None:
         """One replay more."""
-        replays = self.replays = self.replays + 1
-        if self.cell is not None:
-            self.cell[:] = b"%16d" % replays
+        self.calls += 1
+        if self.place >= 0:
+            forwards.called(self)
 
 
 _graphs: dict[frozenset[tuple[Any, int]], Graph] = {}

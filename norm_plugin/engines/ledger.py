@@ -18,7 +18,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from norm_plugin import dispatch, settings
-from norm_plugin.engines import ENGINES, graphs, implementations, report_file
+from norm_plugin.engines import ENGINES, forwards, graphs, implementations, report_file
+from norm_plugin.engines.model_layers import Layer, Why, norms
 
 #: More than any model has norms; a weight that is made anew for every call would fill the memory.
 MOST_ROWS = 2048
@@ -27,26 +28,27 @@ BEYOND = f"(beyond the first {MOST_ROWS} layers)"
 Key = tuple[str, int, str]
 
 
+#: The reason of a layer that a hook would meet.
+NOT_CALLED = "not called so far"
+
+
 @dataclass(eq=False)
-class Row:
+class Row(forwards.InTurn):
     """One layer, one op, and one reason for not having taken it ("" where ours ran).
 
-    `inputs` are the (dtype, width, strides) that were seen at calls 1, 2, 4, 8 and so on. `cell` is where the number
-    of calls stands in the report.
+    `inputs` are the (dtype, width, strides) that were seen at calls 1, 2, 4, 8 and so on.
     """
 
     op: str
     weight: int
     reason: str
     inputs: list[implementations.Input] = field(default_factory=list)
-    calls: int = 0
-    cell: memoryview | None = None
     text: tuple[tuple[int, int], str] = ((-1, 0), "")
 
     @property
     def layer(self) -> tuple[str, str]:
-        """The layer's name in the model and its class."""
-        return _layers.get(self.weight, ("", ""))
+        """The layer's path in the model and its class."""
+        return _layers[self.weight][:2] if self.weight in _layers else ("", "")
 
     @property
     def dtype(self) -> str:
@@ -65,15 +67,16 @@ class Row:
 
     def replayed(self) -> int:
         """How many more calls replays of CUDA graphs have made."""
-        return sum(graph.replays * graph.calls.get(self, 0) for graph in graphs.captured())
+        return sum(graph.calls * graph.held.get(self, 0) for graph in graphs.captured())
 
 
 _rows: dict[Key, Row] = {}
 _counting = _rows  # other ones while a CUDA graph is captured
-_layers: dict[int, tuple[str, str]] = {}
-_unweighted: list[tuple[str, str]] = []
+_layers: dict[int, Layer] = {}  # by where the weight lies
+_known: dict[Layer, None] = {}  # all of them, each once
+_models: list[str] = []
 _lock = threading.RLock()
-_reported = False
+_reported: bool | None = None  # None: not begun; False: none is wanted, or none can be written
 _changes = 0
 
 
@@ -83,8 +86,8 @@ def count(op: str, x: Tensor, weight: Tensor | None, reason: str = "") -> None:
     if row is None:
         row = _open(op, 0 if weight is None else weight.data_ptr(), reason)
     calls = row.calls = row.calls + 1
-    if row.cell is not None:
-        row.cell[:] = b"%16d" % calls
+    if row.place >= 0:
+        forwards.called(row)
     if not calls & (calls - 1):
         _look(row, x)
 
@@ -99,27 +102,31 @@ def _open(op: str, weight: int, reason: str) -> Row:
 
 
 def _look(row: Row, x: Tensor) -> None:
-    """Learn what the row's inputs are like; the first look puts the row into the report."""
+    """Learn what the row's inputs are like, and whether somebody has damaged the report: then it is written anew."""
     seen = (str(x.dtype).removeprefix("torch."), x.shape[-1], tuple(x.stride()))
-    if seen not in row.inputs:
+    new = seen not in row.inputs
+    if new or not report_file.whole():
         with _lock:
-            row.inputs.append(seen)
+            if new:
+                row.inputs.append(seen)
             _write()
 
 
-def name_layers(model: nn.Module) -> None:
-    """Learn the names of the norms of a model that is loaded."""
+def name_layers(model: nn.Module, why: Why = lambda layer: "", called: str = "") -> None:
+    """Learn the norms of a model that is loaded: their names, why a hook will not meet one, and what the model is."""
     with _lock:
-        for name, module in model.named_modules():
-            if "norm" not in type(module).__name__.lower():
-                continue
-            weight = getattr(module, "weight", None)
-            if isinstance(weight, Tensor) and weight.numel() and not weight.is_meta:
-                _layers.setdefault(weight.data_ptr(), (name, type(module).__name__))
-            elif next(module.children(), None) is None:
-                _unweighted.append((name, type(module).__name__))
+        for layer in norms(model, why):
+            _known[layer] = None
+            if layer.weight:
+                _layers.setdefault(layer.weight, layer)
+        _models[:] = dict.fromkeys([*_models, f"{called or 'a model'} ({type(model).__name__})"])
         _begin()
         _changed()
+
+
+def layers() -> tuple[Layer, ...]:
+    """All norms of the models that were loaded."""
+    return tuple(_known)
 
 
 def rows() -> tuple[Row, ...]:
@@ -140,10 +147,11 @@ def reset() -> None:
         _counting = _rows
         _rows.clear()
         _layers.clear()
-        _unweighted.clear()
+        _known.clear()
+        _models.clear()
         graphs.forget()
         report_file.close()
-        _reported = False
+        _reported = None
 
 
 # --- the report ---------------------------------------------------------------------------------------------------
@@ -152,7 +160,7 @@ def reset() -> None:
 def facts() -> list[dict[str, Any]]:
     """The rows as plain values, and one for each layer that nobody has called."""
     found = [{**_fact(row), "calls": row.calls + row.replayed(), "replayed": row.replayed()} for row in rows()]
-    return found + [{**_nothing(*layer), "calls": 0, "replayed": 0} for layer in _silent()]
+    return found + [{**_nothing(layer), "calls": 0, "replayed": 0} for layer in _silent()]
 
 
 def _fact(row: Row) -> dict[str, Any]:
@@ -178,35 +186,30 @@ def _text(row: Row) -> str:
     return row.text[1]
 
 
-def _silent() -> list[tuple[str, str]]:
+def _silent() -> list[Layer]:
     """The layers that nobody has called, or whose calls cannot be told from others' because they have no weight."""
     called = {row.weight for row in rows()}
-    layers = [layer for weight, layer in _layers.items() if weight not in called]
-    return layers + ([] if 0 in called else _unweighted)
-
-
-def _nothing(layer: str, kind: str) -> dict[str, Any]:
-    """_fact of a layer that nobody has called."""
-    nothing: dict[str, Any] = {"op": "", "reason": "", "width": 0, "dtype": "", "strides": [], "implementations": []}
-    return {"layer": layer, "class": kind, **nothing}
+    return [layer for layer in _known if layer.weight not in called]
 
 
 @cache
-def _silent_text(layer: str, kind: str) -> str:
-    return json.dumps(_nothing(layer, kind))
+def _nothing(layer: Layer) -> dict[str, Any]:
+    """_fact of a layer that nobody has called."""
+    nothing: dict[str, Any] = {"op": "", "width": 0, "dtype": "", "strides": [], "implementations": []}
+    return {"layer": layer.path, "class": layer.kind, "reason": layer.why or NOT_CALLED, **nothing}
 
 
 def _begin() -> None:
     """The first time: follow CUDA graphs and open the report, if one is wanted."""
     global _reported
-    if _reported or not settings.get().report:
+    if _reported is not None:
         return
-    _reported = True
-    graphs.follow(_capture_begins, _capture_ends, _write)
-    if not _hooked:
-        _hooked.append(True)
-        dispatch.on_resolve(_changed)
-        os.register_at_fork(after_in_child=_forked)
+    _reported = bool(settings.get().report)
+    if _reported:
+        graphs.follow(_capture_begins, _capture_ends, _write)
+        if not _hooked:
+            _hooked.append(True)
+            dispatch.on_resolve(_changed)
 
 
 _hooked: list[bool] = []
@@ -226,22 +229,14 @@ def _write() -> None:
         if not _reported or _counting is not _rows:
             return
         places = {row: i for i, row in enumerate(rows())}
-        written = report_file.write(
-            {"engines": _engines()},
-            [
-                *((_text(row), row, row.calls) for row in places),
-                *((_silent_text(*layer), None, 0) for layer in _silent()),
-            ],
-            [
-                (
-                    json.dumps({"calls": {places[row]: calls for row, calls in graph.calls.items()}}),
-                    graph,
-                    graph.replays,
-                )
-                for graph in graphs.captured()
-            ],
+        captured = graphs.captured()
+        _reported = report_file.write(
+            {"engines": _engines(), "models": _models},
+            [_text(row) for row in places],
+            [json.dumps({"calls": {places[row]: calls for row, calls in graph.held.items()}}) for graph in captured],
+            [json.dumps(_nothing(layer)) for layer in _silent()],
+            [*places, *captured],
         )
-        _reported = written
 
 
 def _engines() -> list[dict[str, Any]]:
@@ -274,9 +269,17 @@ def _capture_ends() -> dict[Row, int]:
 
 
 def _forked() -> None:
-    """A child has a report of its own, and has called nothing yet; its layers are its parent's."""
-    global _reported
-    _reported = False
-    report_file.close()
+    """A child has locks and a report of its own, and has called nothing yet; its layers are its parent's.
+
+    The parent's lock may have been held by a thread that the child does not have.
+    """
+    global _lock, _counting, _reported
+    _lock = threading.RLock()
+    _counting = _rows
+    _reported = None
+    report_file.forked()
     graphs.forget()
     _rows.clear()
+
+
+os.register_at_fork(after_in_child=_forked)

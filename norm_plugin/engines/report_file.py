@@ -1,161 +1,213 @@
-"""The report of one process: a JSON file that is whole at every moment, whatever kills the process.
+"""The report of one process: a JSON file with a number for each layer, right at the end of each forward.
 
-Whatever changes rarely is written anew, to another file that takes the place of the first. The numbers of calls change
-all the time: each stands in the file right-aligned in 16 bytes, on a 16-byte boundary, and is written there through a
-memory map, which the kernel keeps when the process is gone.
+Whatever changes rarely is written anew, to another file that takes the place of the first. The numbers of calls stand
+in one block of the file, 16 hexadecimal digits each, and one write to an open descriptor brings all of them there: what
+a system call has written stays when the process is killed, and a file that somebody truncates or deletes cannot hurt
+the process, as it could where the file is mapped into memory.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import mmap
 import os
+import re
 import socket
 import sys
 import tempfile
+import threading
 import time
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Protocol
+from struct import Struct
+from typing import Any
 
 from norm_plugin import settings
+from norm_plugin.engines import about, command_line
+from norm_plugin.engines.report_reader import FORMAT, read
+
+__all__ = ["Counted", "ReportError", "close", "forked", "put", "read", "unwritable", "whole", "write"]
 
 log = logging.getLogger("norm_plugin")
 
+#: Digits of a number: one that does not lie across two lines of a cache is never read half written.
 CELL = 16
-STARTED = time.time()
 
 
-class Counted(Protocol):
-    """What has a number in the file."""
+@dataclass(eq=False, kw_only=True)
+class Counted:
+    """What has a number in the file: `calls`, which stands at `place`; -1: nowhere."""
 
-    cell: memoryview | None
-
-
-#: A JSON object as text, what has a number at its end, and the number.
-Entry = tuple[str, Counted | None, int]
+    calls: int = 0
+    place: int = -1
 
 
 class ReportError(OSError):
     """NORM_PLUGIN_STRICT=1, and the report cannot be written."""
 
 
+_lock = threading.RLock()
+_started = time.time()
 _path: Path | None = None
-_counters: list[Counted] = []
+_file: int | None = None
+_counted: Sequence[Counted] = ()
+_block = (0, Struct(""))  # where the numbers begin, and what packs them
+_length = 0
 
 
-def write(head: dict[str, Any], rows: Iterable[Entry], graphs: Iterable[Entry]) -> bool:
-    """Write the file of this process anew. False: it cannot be written, which is logged."""
-    text = Text()
-    text.add(json.dumps({**_process(), **head}, indent=1)[:-2] + ',\n "rows": [')
-    text.counted(rows, "eager")
-    text.add('],\n "graphs": [')
-    text.counted(graphs, "replays")
-    text.add("]\n}\n")
-    try:
-        view = _put(text.bytes())
-    except OSError as error:
-        close()
-        message = f"NORM_PLUGIN_REPORT={settings.get().report}: the report cannot be written: {error}"
-        if settings.get().strict:
-            raise ReportError(f"{message}. NORM_PLUGIN_STRICT=1 forbids going on without.") from error
-        log.warning("%s. This process goes on without.", message)
-        return False
-    _counters[:] = [counter for counter, _ in text.cells]
-    for counter, offset in text.cells:
-        counter.cell = view[offset : offset + CELL]
+def put(one: Counted | None = None) -> None:
+    """Write the number of one, or all numbers. It is a system call, so it is for the end of a forward."""
+    with _lock:
+        if _file is None:
+            return
+        at, packed = _block
+        try:
+            if one is not None:
+                os.pwrite(_file, b"%016x" % one.calls, one.place)
+            else:
+                os.pwrite(_file, packed.pack(*[counted.calls for counted in _counted]).hex().encode(), at)
+        except OSError as error:
+            _give_up(error)
+
+
+def write(head: dict[str, Any], rows: Sequence[str], graphs: Sequence[str], silent: Sequence[str],
+          counted: Sequence[Counted]) -> bool:  # fmt: skip
+    """Write the file of this process anew: objects as JSON, of which those of `counted`, rows before graphs, have
+    numbers. False: it cannot be written, which is logged; the first time that is an error under NORM_PLUGIN_STRICT=1.
+    """
+    global _block, _counted, _length
+    text = json.dumps({**_process(), **head}, indent=1)[:-2]
+    for name, objects in (("rows", rows), ("graphs", graphs), ("silent", silent)):
+        text += f',\n "{name}": [' + ",".join(f"\n  {one}" for one in objects) + "]"
+    text += ',\n "numbers":'
+    text += " " * (-len(text) % CELL + CELL - 1) + '"'
+    packed = Struct(f">{len(counted)}Q")
+    numbers = packed.pack(*[one.calls for one in counted]).hex()
+    with _lock:
+        first = _file is None
+        try:
+            data = f'{text}{numbers}"\n}}\n'.encode("ascii")
+            _put(data)
+        except OSError as error:
+            why = _give_up(error)
+            if settings.get().strict and first:
+                raise ReportError(f"{why} NORM_PLUGIN_STRICT=1 forbids going on without.") from error
+            return False
+        _counted, _block, _length = counted, (len(text), packed), len(data)
+        for i, one in enumerate(counted):
+            one.place = len(text) + i * CELL
     return True
 
 
-class Text:
-    """The file, and where in it the numbers stand."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.length = 0
-        self.cells: list[tuple[Counted, int]] = []
-
-    def add(self, text: str) -> None:
-        """Append."""
-        self.parts.append(text.encode("ascii"))
-        self.length += len(self.parts[-1])
-
-    def counted(self, entries: Iterable[Entry], name: str) -> None:
-        """Append objects, each with a number at its end."""
-        for i, (fields, counter, number) in enumerate(entries):
-            self.add(("," if i else "") + "\n  " + fields[:-1] + f', "{name}":')
-            self.add(" " * (-self.length % CELL))
-            if counter is not None:
-                self.cells.append((counter, self.length))
-            self.add(f"{number:{CELL}d}}}")
-
-    def bytes(self) -> bytes:
-        """All of it."""
-        return b"".join(self.parts)
-
-
-def _put(data: bytes) -> memoryview:
-    global _path
+def _put(data: bytes) -> None:
+    """A temporary file is its owner's alone from its first moment, and so is what it becomes."""
+    global _path, _file
     if _path is None:
-        folder = Path(settings.get().report or "")
-        folder.mkdir(parents=True, exist_ok=True)
-        moment = datetime.fromtimestamp(STARTED, timezone.utc)
-        _path = folder / f"{moment:%Y%m%dT%H%M%S}-{socket.gethostname()}-{os.getpid()}.json"
-    handle, name = tempfile.mkstemp(prefix=f".{_path.stem}-", suffix=".tmp", dir=_path.parent)
+        moment = datetime.fromtimestamp(_started, timezone.utc)
+        name = f"{moment:%Y%m%dT%H%M%S}-{re.sub(r'[^A-Za-z0-9.-]', '_', socket.gethostname())}-{os.getpid()}.json"
+        _path = _folder(settings.get().report or "") / name
+    handle, temporary = tempfile.mkstemp(prefix=f".{_path.stem}-", suffix=".tmp", dir=_path.parent)
     try:
-        with os.fdopen(handle, "r+b") as file:
-            file.write(data)
-            file.flush()
-            mapped = mmap.mmap(file.fileno(), 0)
-        os.chmod(name, 0o644)
-        os.replace(name, _path)
+        written = 0
+        while written < len(data):
+            written += os.write(handle, data[written:])
+        os.replace(temporary, _path)
     except OSError:
-        Path(name).unlink(missing_ok=True)
+        os.close(handle)
+        Path(temporary).unlink(missing_ok=True)
         raise
-    return memoryview(mapped)
+    before, _file = _file, handle  # at no moment a number that is closed: another thread may fork
+    if before is not None:
+        os.close(before)
+
+
+def _folder(wanted: str) -> Path:
+    folder = Path(wanted)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder
+
+
+def whole() -> bool:
+    """Whether the file is still the one that was written, or there is none to look after."""
+    with _lock:
+        if _file is None or _path is None:
+            return True
+        try:
+            ours, there = os.fstat(_file), os.stat(_path, follow_symlinks=False)
+            before_numbers = os.pread(_file, 1, _block[0] - 1)  # a hole, where numbers were put behind a short file
+        except OSError:
+            return False
+        same = (ours.st_ino, ours.st_dev) == (there.st_ino, there.st_dev)
+        return same and ours.st_size == _length and before_numbers == b'"'
+
+
+def unwritable(folder: str | None) -> str:
+    """Why no report can be written there; "" where it can, or none is wanted.
+
+    For whoever starts a server: a process writes its first report once its model is loaded.
+    """
+    if not folder:
+        return ""
+    try:
+        with tempfile.NamedTemporaryFile(dir=_folder(folder), prefix=".norm_plugin-", suffix=".tmp") as file:
+            file.write(b" " * 4096)
+            file.flush()
+    except OSError as error:
+        return _cannot(folder, error)
+    return ""
+
+
+def warn_if_unwritable() -> None:
+    """Before a server has loaded its model, and not after."""
+    wanted = settings.get()
+    if why := unwritable(wanted.report):
+        if wanted.strict:
+            raise ReportError(f"{why} NORM_PLUGIN_STRICT=1 forbids going on without.")
+        log.warning("%s", why)
+
+
+def _cannot(folder: str, error: OSError) -> str:
+    return (
+        f"NORM_PLUGIN_REPORT={folder}: the report cannot be written: {error}. Name a folder that this user may write."
+    )
+
+
+def _give_up(error: OSError) -> str:
+    why = _cannot(settings.get().report or "", error)
+    close()
+    log.warning("%s This process goes on without.", why)
+    return why
 
 
 def close() -> None:
     """Leave the file as it is; the next one is another."""
-    global _path
-    _path = None
-    for counter in _counters:
-        counter.cell = None
-    _counters.clear()
+    global _path, _file, _counted
+    with _lock:
+        for one in _counted:
+            one.place = -1
+        before, _path, _file, _counted = _file, None, None, ()
+        if before is not None:
+            os.close(before)
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
-    """The processes that have written there, the earliest first; `calls` of a row are those in graphs as well."""
-    return [_summed(json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
-
-
-def _summed(process: dict[str, Any]) -> dict[str, Any]:
-    replayed: Counter[int] = Counter()
-    for graph in process["graphs"]:
-        for row, calls in graph["calls"].items():
-            replayed[int(row)] += calls * graph["replays"]
-    for i, row in enumerate(process["rows"]):
-        row["calls"], row["replayed"] = row["eager"] + replayed[i], replayed[i]
-    return process
+def forked() -> None:
+    """In a child: nobody is left who would release the parent's lock, and the file is the parent's."""
+    global _lock, _started
+    _lock = threading.RLock()
+    _started = time.time()
+    close()
 
 
 def _process() -> dict[str, Any]:
     return {
+        "report": FORMAT,
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "started": datetime.fromtimestamp(STARTED, timezone.utc).isoformat(timespec="seconds"),
-        "command": _command(),
+        "started": datetime.fromtimestamp(_started, timezone.utc).isoformat(timespec="seconds"),
+        "command": command_line.shown(),
+        "started as": command_line.redacted(sys.argv),
         "flags": {flag.name: os.environ[flag.name] for flag in settings.FLAGS if flag.name in os.environ},
+        "versions": about.versions(),
     }
-
-
-def _command() -> str:
-    """What `ps` shows: engines write the role of a process there."""
-    try:
-        words = Path("/proc/self/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return " ".join(sys.argv)
-    return b" ".join(words).decode(errors="replace").strip()

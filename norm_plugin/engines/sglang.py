@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import logging
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
@@ -21,7 +20,16 @@ from torch import Tensor, nn
 
 from norm_plugin import settings
 from norm_plugin.dispatch import BackendError
-from norm_plugin.engines import calls, heads, ledger, sglang_gated, sglang_norms, source_patches
+from norm_plugin.engines import (
+    calls,
+    heads,
+    ledger,
+    model_layers,
+    report_file,
+    sglang_gated,
+    sglang_norms,
+    source_patches,
+)
 from norm_plugin.engines.common import asked, traced
 from norm_plugin.engines.on_import import after_import
 from norm_plugin.engines.record import Record
@@ -50,6 +58,7 @@ def register() -> None:
     calls.prepare()
     record = _record = Record("sglang", _version("sglang"))
     source_patches.note(record, "sglang")
+    report_file.warn_if_unwritable()
     for module, hook in _hooks():
         record.on_undo(after_import(module, partial(_apply, hook, record)))
 
@@ -183,7 +192,7 @@ def _hook_loading(module: ModuleType, record: Record) -> None:
         def load_model(self: Any, *args: Any, **named: Any) -> Any:
             result = original(self, *args, **named)
             if record is _record:
-                _loaded(self.model, record)
+                _loaded(self.model, record, str(getattr(getattr(self, "model_config", None), "model_path", "")))
             return result
 
         return load_model
@@ -191,19 +200,43 @@ def _hook_loading(module: ModuleType, record: Record) -> None:
     record.replace("layer names", module.ModelRunner, "load_model", make)
 
 
-def _loaded(model: nn.Module, record: Record) -> None:
+def _loaded(model: nn.Module, record: Record, called: str) -> None:
     """By now SGLang's logger is set up, and an error stops the server where the user sees it."""
-    ledger.name_layers(model)
     heads.learn(model)
+    ledger.name_layers(model, partial(_why, record), called)
     _count_torch(model)
     source_patches.warn(record)
     for hook, reason in record.missing.items():
         log.warning("norm_plugin: %s stays as it is: %s", hook, reason)
     if record.missing and settings.get().strict:
         raise BackendError(f"NORM_PLUGIN_STRICT=1, and these hooks are missing: {record.missing}.")
-    kinds = Counter(type(layer).__name__ for layer in model.modules() if "Norm" in type(layer).__name__)
-    layers = ", ".join(f"{kind} x{number}" for kind, number in sorted(kinds.items())) or "none"
+    layers = model_layers.described(model_layers.norms(model, partial(_why, record))) or "none"
     log.info("norm_plugin %s, %s in %s; norm layers: %s", _version("norm-plugin"), _asked_for(), record.line(), layers)
+
+
+def _why(record: Record, layer: nn.Module) -> str:
+    """Why no hook will meet a layer."""
+    kind, method = type(layer), _method()
+    families = next((families for base in kind.__mro__ if (families := _families(base))), ())
+    if not families:
+        return model_layers.not_hooked(kind)
+    family = heads.family(layer, families[0])
+    if not asked(family):
+        return model_layers.left_out(family)
+    modules = {base.__module__ for base in kind.__mro__}
+    for missing, reason in record.missing.items():
+        if missing in modules or missing == kind.__name__:
+            return reason
+    if kind.__module__.startswith(_GATED):  # it calls a function that is hooked
+        return ""
+    return "" if model_layers.is_ours(kind, method) else model_layers.overridden(kind, method)
+
+
+def _families(kind: type) -> tuple[str, ...]:
+    """Those that layers of a class of SGLang's may be; () of one that is not hooked."""
+    if kind.__module__ == _NORMS:
+        return next((families for cls, families, _ in sglang_norms.CLASSES if cls == kind.__name__), ())
+    return ("mixer2",) if kind.__module__ == _MIXER2 else ("gated",) if kind.__module__.startswith(_GATED) else ()
 
 
 def _asked_for() -> str:

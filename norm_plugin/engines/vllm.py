@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable
 from functools import partial, wraps
 from types import ModuleType
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from norm_plugin import dispatch, settings, split
 from norm_plugin.dispatch import BackendError, Declined, Op
-from norm_plugin.engines import calls, heads, ledger, source_patches, vllm_ir, vllm_layers
+from norm_plugin.engines import calls, heads, ledger, model_layers, report_file, source_patches, vllm_ir, vllm_layers
 from norm_plugin.engines.common import asked, refused, traced
 from norm_plugin.engines.fingerprint import fingerprint
 from norm_plugin.engines.on_import import after_import
@@ -79,6 +78,7 @@ def register() -> None:
     source_patches.note(record, "vllm")
     source_patches.warn(record)
     _say_what_is_missing(record)
+    report_file.warn_if_unwritable()
     _say_once_vllm_logs(record, wanted)
 
 
@@ -247,24 +247,51 @@ def _load_model(record: Record, original: Callable[..., nn.Module]) -> Callable[
     @wraps(original)
     def load_model(*args: Any, **named: Any) -> nn.Module:
         model = original(*args, **named)
-        if config := next((c for c in (*args, *named.values()) if hasattr(c, "compilation_config")), None):
+        config = next((c for c in (*args, *named.values()) if hasattr(c, "compilation_config")), None)
+        if config is not None:
             how = config.compilation_config.inductor_compile_config
             vllm_layers.rounds_as_eager = bool(how.get("emulate_precision_casts"))
         vllm_layers.forget_choices()
-        ledger.name_layers(model)
         heads.learn(model)
+        ledger.name_layers(model, _why(record, model), str(getattr(getattr(config, "model_config", None), "model", "")))
         log.info("norm_plugin in %s; %s has %s", record.line(), type(model).__name__, _kinds(record, model))
         return model
 
     return load_model
 
 
+COMPILED = "compiled by vLLM"
+
+
+def _why(record: Record, model: nn.Module) -> model_layers.Why:
+    """Why no hook will meet a layer of this model."""
+    parts = [part for part in model.modules() if getattr(part, "do_not_compile", True) is False]
+    compiled = {id(layer) for part in parts for layer in part.modules()}
+
+    def why(layer: nn.Module) -> str:
+        return _not_hooked(record, layer) or (COMPILED if id(layer) in compiled else "")
+
+    return why
+
+
+def _not_hooked(record: Record, layer: nn.Module) -> str:
+    known = {(hook.module, hook.layer): hook for hook in HOOKS if not hook.function}
+    kind = type(layer)
+    hook = next((known[at] for base in kind.__mro__ if (at := (base.__module__, base.__name__)) in known), None)
+    if kind.__module__ in {hook.module for hook in HOOKS if hook.function}:
+        return ""  # it calls a function that is hooked
+    if hook is None:
+        return model_layers.not_hooked(kind)
+    family = heads.family(layer, hook.families[0])
+    if not asked(family):
+        return model_layers.left_out(family)
+    for missing in ("everything", hook.layer):
+        if missing in record.missing:
+            return record.missing[missing]
+    return "" if model_layers.is_ours(kind, "forward") else model_layers.overridden(kind, "forward")
+
+
 def _kinds(record: Record, model: nn.Module) -> str:
     """The norm layers of a model, and whose each is."""
-    kinds = Counter(type(layer) for layer in model.modules() if "Norm" in type(layer).__name__)
-    described = []
-    for kind, number in kinds.items():
-        package = kind.__module__.partition(".")[0]
-        whose = "ours" if any(base.__name__ in record.live for base in kind.__mro__) else f"{package}'s own"
-        described.append(f"{number} {kind.__name__} ({whose})")
-    return ", ".join(described) or "no norm layers"
+    why = _why(record, model)
+    return model_layers.described(model_layers.norms(model, why)) or "no norm layers"

@@ -103,7 +103,7 @@ def test_the_log_says_so_and_the_server_ends_well(served):
     lines = [line for line in log.splitlines() if "norm_plugin" in line and "backend native on cpu" in line]
     assert len(lines) == 1
     assert "RMSNorm=RMSNorm.forward_native" in lines[0]
-    assert "norm layers: RMSNorm x7" in lines[0]
+    assert "norm layers: 7 RMSNorm (ours)" in lines[0]
     assert status == 0
 
 

@@ -66,7 +66,7 @@ if NAMES and "norm_plugin.verify.vllm_child" in sys.orig_argv:
     seen = []
     name_layers = ledger.name_layers
 
-    def next_fault(model):
+    def next_fault(model, *how):
         if model not in seen:
             seen.append(model)
             for op, native in NATIVE.items():
@@ -77,6 +77,6 @@ if NAMES and "norm_plugin.verify.vllm_child" in sys.orig_argv:
             elif name != "none":
                 globals()[name]()
             dispatch.reset()
-        name_layers(model)
+        name_layers(model, *how)
 
     ledger.name_layers = next_fault

@@ -1,0 +1,38 @@
+"""What a process runs on: the versions and the GPU, for whoever reads its report elsewhere."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from functools import cache
+from pathlib import Path
+
+import torch
+
+
+def versions() -> dict[str, str]:
+    """norm_plugin, Python, torch, Triton, the GPU and its driver. A GPU that this process does not use stays asleep."""
+    found = {"norm_plugin": _version("norm-plugin"), "python": platform.python_version(), "torch": torch.__version__}
+    found["triton"] = _version("triton")
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        found["GPU"] = torch.cuda.get_device_name()
+        found["driver"] = _driver()
+    else:
+        found["GPU"] = "none in this process"
+    return found
+
+
+@cache
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@cache
+def _driver() -> str:
+    try:
+        return Path("/sys/module/nvidia/version").read_text().strip()
+    except OSError:  # another maker's, or a container that hides it
+        return "unknown"

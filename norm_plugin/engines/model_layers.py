@@ -1,0 +1,82 @@
+"""The norm-like modules of a model that is loaded: where each is, of which class, and why a hook will not meet it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+#: Why a hook will not meet a layer; "" where it will, if it is called.
+Why = Callable[[nn.Module], str]
+
+NO_HOOK = "no hook of norm_plugin takes this class"
+TORCHS = "PyTorch's own class; norm_plugin takes those of the engine"
+
+_NAMED_NORM = re.compile(r"norm(?!al(?!iz))", re.IGNORECASE)
+
+
+class Layer(NamedTuple):
+    """A module. `weight` is where its weight lies, by which calls of it are known; 0 without one."""
+
+    path: str
+    kind: str
+    weight: int
+    why: str
+
+
+def norms(model: nn.Module, why: Why) -> Iterator[Layer]:
+    """All of them. A module is one by its class or a base of it, or by its own name, where it has a weight."""
+    for path, module in model.named_modules():
+        weight = _weight(module)
+        below = next(module.children(), None)
+        named = any(_NAMED_NORM.search(base.__name__) for base in type(module).__mro__)
+        by_class = named and (below is None or weight is not None)
+        by_name = _NAMED_NORM.search(path.rpartition(".")[2]) and below is None and weight is not None
+        if by_class or by_name:
+            yield Layer(path, qualified(type(module)), 0 if weight is None else weight.data_ptr(), why(module))
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    found = getattr(module, "weight", None)
+    if not isinstance(found, Tensor):  # gamma, scale
+        found = next(module.parameters(recurse=False), None)
+    return found if found is not None and found.numel() and not found.is_meta else None
+
+
+def qualified(kind: type) -> str:
+    """The class with its module: engines have several classes of one name."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def is_ours(kind: type, method: str) -> bool:
+    """Whether what a class has for a method was put there by norm_plugin, and not overridden by a subclass."""
+    globals_of = getattr(getattr(kind, method, None), "__globals__", {})
+    return str(globals_of.get("__name__")).startswith("norm_plugin.")
+
+
+def left_out(family: str) -> str:
+    """Why a layer of a family that was not asked for is the engine's."""
+    return f"NORM_PLUGIN_OPS leaves the family {family} out"
+
+
+def overridden(kind: type, method: str) -> str:
+    """Why a subclass of a class that is hooked is not."""
+    owner = next((base for base in kind.__mro__ if method in vars(base)), kind)
+    return f"{qualified(owner)} has a {method} of its own, which no hook takes"
+
+
+def not_hooked(kind: type) -> str:
+    """Why a class that no hook knows is left alone."""
+    return TORCHS if kind.__module__.startswith("torch.nn.") else NO_HOOK
+
+
+def described(layers: Iterable[Layer]) -> str:
+    """What a model has, by class and reason, for the log."""
+    kinds = Counter((layer.kind, layer.why) for layer in layers)
+    return ", ".join(
+        f"{number} {kind if why else kind.rpartition('.')[2]} ({why or 'ours'})"
+        for (kind, why), number in kinds.items()
+    )

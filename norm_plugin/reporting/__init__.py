@@ -1,0 +1,1 @@
+"""What `norm-plugin report` shows of the processes that have written a report."""
