@@ -72,6 +72,8 @@ def show(health: Health, console: Console) -> None:
         console.print()
         console.print(probed(health.probe))
     console.print()
+    for one in health.misspelt:
+        console.print(f"[yellow]misspelt?[/]  {escape(one)}", soft_wrap=True)
     for one in health.wrong:
         console.print(f"[bold red]wrong[/]  {escape(one)}", soft_wrap=True)
     console.print(f"[{'green' if health.well else 'bold red'}]{line(health)}[/]", soft_wrap=True)

@@ -41,7 +41,7 @@ def others(options: argparse.Namespace) -> dict[str, Any]:
 
 def flags() -> dict[str, str]:
     """Ours, as they are set."""
-    return {flag.name: os.environ[flag.name] for flag in settings.FLAGS if flag.name in os.environ}
+    return settings.given(os.environ)
 
 
 def tokens(prompts: list[Any], model: Path) -> list[list[int]]:

@@ -49,6 +49,7 @@ class Health:
     engines: list[dict[str, Any]] = field(default_factory=list)
     bypassed: list[str] = field(default_factory=list)
     probe: list[dict[str, Any]] = field(default_factory=list)
+    misspelt: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     @property
@@ -59,7 +60,7 @@ class Health:
 
 def examine(command: Sequence[str] = (), probe: bool = True) -> Health:
     """Everything; a command that serves is read for what it switches off."""
-    health = Health(versions(), {f.name: os.environ[f.name] for f in settings.FLAGS if f.name in os.environ})
+    health = Health(versions(), settings.given(os.environ), misspelt=settings.misspelt(os.environ))
     try:
         settings.read(os.environ)
     except settings.SettingError as error:
@@ -83,7 +84,9 @@ def line(health: Health) -> str:
     """All of it in a few words."""
     engines = ", ".join(f"{e['engine']} {e['version']} with {len(e['hooks'])} hooks" for e in health.engines)
     probed = f"{sum(row['passed'] for row in health.probe)} of {len(health.probe)} op cases within their bounds"
-    said = [engines or "no engine is installed here", *([probed] if health.probe else [])]
+    installed = any(importlib.util.find_spec(engine) is not None for engine in ENGINES)
+    none = "no engine was looked at" if installed else "no engine is installed here"
+    said = [engines or none, *([probed] if health.probe else [])]
     return "; ".join([*said, f"{len(health.wrong)} wrong" if health.wrong else "nothing wrong"])
 
 

@@ -211,3 +211,25 @@ def test_doctor_finds_an_op_that_is_off(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "1 of 2 op cases within their bounds" in out
     monkeypatch.setattr(table, "rows", lambda device: iter([good]))
     assert cli.main(["doctor"]) == 0
+
+
+def test_doctor_names_a_flag_that_is_misspelt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(health, "look_at", lambda engine, found: None)
+    monkeypatch.setenv("NORM_PLUGIN_BACKEND", "native")
+    assert cli.main(["doctor", "--no-probe"]) == 0
+    assert "NORM_PLUGIN_BACKEND is not a flag of norm_plugin, and does nothing. Was NORM_PLUGIN" in (
+        capsys.readouterr().out
+    )
+
+
+def test_doctor_says_what_is_wrong_with_a_flag_and_not_that_there_is_no_engine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(health.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("NORM_PLUGIN", "yes")
+    assert cli.main(["doctor", "--no-probe"]) == 1
+    out = capsys.readouterr().out
+    assert "NORM_PLUGIN='yes' is not one of its values: off, auto, triton, native." in out
+    assert "no engine was looked at; 1 wrong" in out
