@@ -45,6 +45,10 @@ EXIT_CODES = (
     "run, or nothing of ours ran in the mode that was asked for"
 )
 
+NOT_THE_SERVER = (
+    "this was eager, as with --enforce-eager. `norm-plugin verify -- vllm serve MODEL` tests the mode of your server."
+)
+
 FLOOR = (
     "what the second stock run changes: the order of the requests (default on a CPU), or the sizes of batches too "
     "(default on a GPU, where they change the order of sums)"
@@ -99,9 +103,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
         if path and not os.access(path.parent, os.W_OK):  # now, and not after three runs
             raise CommandError(f"{path} cannot be written: {path.parent} is not a folder, or not yours to write in.")
     device = options.device or find_device()
-    if reason := backends.why_not(options.backend, device):
-        raise CommandError(f"--backend {options.backend} cannot run: {reason}")
     command = what_is_served(options)
+    if reason := backends.why_not(options.backend, device, options.dtype):
+        raise CommandError(f"--backend {options.backend} cannot run: {reason}")
     settings.read({**os.environ, **patched_flags(options.backend), "USE_NATIVE_LAYERNORM": ""})
     check_engine(options.engine, options.python)
     folders = [find_models(model, options.engine, device) for model in options.model]
@@ -129,6 +133,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
         save(options.json, text + "\n")
     if options.html:
         save(options.html, page.page(verdicts, about))
+    if command is None and (options.engine, options.mode) == ("vllm", EAGER):
+        print("norm-plugin verify: " + NOT_THE_SERVER, file=sys.stderr)
     return exit_code(verdicts)
 
 

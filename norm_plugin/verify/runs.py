@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -36,8 +38,21 @@ def workplace() -> Iterator[Path]:
             f"the temporary folder {at} has {free >> 20} MiB left, and an engine needs {ROOM >> 20}. "
             "Make room, or name another in TMPDIR."
         )
-    with tempfile.TemporaryDirectory(prefix="norm-plugin-") as folder:
+    with tempfile.TemporaryDirectory(prefix="norm-plugin-") as folder, terminable():
         yield Path(folder)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends this process as an exception does, so that what has to be undone is. Only a main thread may ask."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True)

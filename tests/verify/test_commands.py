@@ -148,7 +148,8 @@ def test_what_was_asked_for_and_did_not_run_is_no_success(
         return list(found)
 
     monkeypatch.setattr(verify, "execute", execute)
-    assert cli.main(["verify", "--engine", "vllm", "--backend", "triton", "--device", "cpu"]) == 2
+    given = ["verify", "--engine", "vllm", "--backend", "triton", "--device", "cpu", "--dtype", "float32"]
+    assert cli.main(given) == 2
     out = capsys.readouterr().out
     assert "stock against native (triton was asked for)" in out
     assert "triton was asked for, and native ran instead: asked for" in out

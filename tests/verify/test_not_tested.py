@@ -3,8 +3,10 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,15 +25,24 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def verify(
-    prompts: Path, folder: Path, limit: Callable[[], None] | None = None, **environ: str
-) -> subprocess.CompletedProcess[str]:
-    """The command, with an engine that is none."""
+def command(prompts: Path) -> list[str]:
+    """With an engine that is none, once PYTHONPATH has it."""
     words = ["verify", "--engine", "vllm", "--prompts", str(prompts), "--max-tokens", "400", "--backend", "native"]
     code = "import sys; from norm_plugin import cli; sys.exit(cli.main())"
-    wanted = {**os.environ, "PYTHONPATH": str(FAKE), "TMPDIR": str(folder), **environ}
+    return [sys.executable, "-c", code, *words]
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """This one's, with the engine and a temporary folder."""
+    return {**os.environ, "PYTHONPATH": str(FAKE), "TMPDIR": str(folder), **more}
+
+
+def verify(
+    prompts: Path, folder: Path, limit: Callable[[], None] | None = None, **more: str
+) -> subprocess.CompletedProcess[str]:
+    """The command, to its end."""
     return subprocess.run(
-        [sys.executable, "-c", code, *words], env=wanted, capture_output=True, text=True, timeout=300, preexec_fn=limit
+        command(prompts), env=environment(folder, **more), capture_output=True, text=True, timeout=300, preexec_fn=limit
     )
 
 
@@ -78,3 +89,18 @@ def test_nothing_of_ours_in_what_ran_is_not_the_same_and_not_another(prompts: Pa
     assert "nothing was patched" in done.stdout
     assert "there was nothing to test" in done.stdout
     assert "identical" not in done.stdout
+
+
+def test_sigterm_leaves_nothing_in_the_temporary_folder(prompts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    wanted = environment(folder, FAKE_VLLM="waits")
+    process = subprocess.Popen(command(prompts), env=wanted, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 200
+    while not list(folder.glob("norm-plugin-*/stock.log")):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert list(folder.iterdir()) == []

@@ -97,6 +97,8 @@ def test_triton_needs_a_gpu_or_its_interpreter(monkeypatch: pytest.MonkeyPatch) 
     for backend, device in (("triton", "cuda"), ("auto", "cpu"), ("native", "cpu")):
         assert backends.why_not(backend, device) == ""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert backends.why_not("triton", "cpu") == ""
+    assert backends.why_not("triton", "cpu") == backends.why_not("triton", "cpu", "float32") == ""
+    assert "--dtype float32" in backends.why_not("triton", "cpu", "bfloat16"), "its interpreter does not round to bf16"
+    assert backends.why_not("triton", "cuda", "bfloat16") == ""
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
     assert "Triton is not installed" in backends.why_not("triton", "cuda")

@@ -1,6 +1,7 @@
-"""TESTS ONLY. As much of vLLM as verify's child process asks for: it repeats tokens, or fails as $FAKE_VLLM says."""
+"""TESTS ONLY. As much of vLLM as verify asks for: it repeats tokens, fails or waits, as $FAKE_VLLM says."""
 
 import os
+import time
 from types import SimpleNamespace
 
 __version__ = "0.0.fake"
@@ -18,6 +19,8 @@ class LLM:
                 raise KeyError("sliding_window" + " and more" * 40)
             except KeyError as error:
                 raise ValueError("the config lacks a field") from error
+        while os.environ.get("FAKE_VLLM") == "waits":
+            time.sleep(1)
         config = SimpleNamespace(
             compilation_config=SimpleNamespace(mode=0), model_config=SimpleNamespace(dtype="torch.bfloat16")
         )
