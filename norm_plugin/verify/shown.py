@@ -10,7 +10,7 @@ from rich.table import Table
 
 from norm_plugin.verify import by_prompt
 from norm_plugin.verify.by_prompt import number
-from norm_plugin.verify.comparison import IDENTICAL
+from norm_plugin.verify.comparison import INSIDE, OUTSIDE
 from norm_plugin.verify.verdict import Verdict, heading, remarks, summary
 
 
@@ -38,7 +38,7 @@ def show(verdicts: list[Verdict], about: dict[str, Any], console: Console) -> No
     for v in verdicts:
         for line in remarks(v, about):
             console.print(f"[yellow]{escape(v.model)}[/]: {escape(line)}", soft_wrap=True)
-    if len(verdicts) == 1 and verdicts[0].verdict != IDENTICAL:
+    if len(verdicts) == 1 and verdicts[0].verdict in (INSIDE, OUTSIDE):
         console.print(each_prompt(verdicts[0]))
     what = "the requests in another order" + (", in smaller batches" if about["floor"] == "batches" else "")
     console.print(
