@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from norm_plugin.commands import autoload, bench, doctor, patch, report, run, tune, verify
-from norm_plugin.commands.errors import NOT_RUN, WRONG_ARGUMENT, CommandError
+from norm_plugin.commands.errors import EXIT_CODES, NOT_RUN, WRONG_ARGUMENT, CommandError
 from norm_plugin.commands.signals import Ended, unwound
 from norm_plugin.commands.terminal import Console, printable
 from norm_plugin.settings import SettingError
@@ -24,12 +24,16 @@ examples:
   norm-plugin run -- vllm serve /models/llama                   serve with the plugin on
   norm-plugin report /tmp/report                                who normalized, and why not another
 
-Each verb has --help and --json.
+Each verb has --help and --json. Exit codes: 0 well; 1 tested, and it is not; 2 it could not be tested or done, with the
+reason on standard error. `run` has those of what it runs.
 """
 
 
 class Parser(argparse.ArgumentParser):
-    """One line for a wrong argument: argparse prints the whole usage before it."""
+    """One line for a wrong argument, as argparse prints the whole usage before it; and exit codes in every help."""
+
+    def __init__(self, **named: Any) -> None:
+        super().__init__(**{"epilog": EXIT_CODES, **named})
 
     def error(self, message: str) -> NoReturn:
         self.exit(WRONG_ARGUMENT, f"{self.prog}: {message} ({self.prog} --help)\n")

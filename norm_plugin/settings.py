@@ -5,12 +5,16 @@ Flags are read from the environment once, at the first use; `override` changes t
 
 from __future__ import annotations
 
+import difflib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+
+log = logging.getLogger("norm_plugin")
 
 BACKENDS = ("off", "auto", "triton", "native")
 FAMILIES = ("rmsnorm", "gemma", "layernorm", "gated", "mixer2", "qknorm")
@@ -114,16 +118,37 @@ FLAGS: tuple[Flag, ...] = (
 
 
 def read(environ: Mapping[str, str]) -> Settings:
-    """The settings of an environment; a wrong value raises SettingError, which names the flag and its values."""
-    values = {flag.field: flag.parse(flag.name, environ.get(flag.name, flag.default)) for flag in FLAGS}
+    """The settings of an environment; a wrong value raises SettingError, which names the flag and its values.
+
+    An empty value is no value: compose files and Helm write one for a variable that nobody has set.
+    """
+    values = {flag.field: flag.parse(flag.name, environ.get(flag.name) or flag.default) for flag in FLAGS}
     if values["native_layernorm"]:
-        backend = environ.get("NORM_PLUGIN", "native")
+        backend = environ.get("NORM_PLUGIN") or "native"
         if backend in ("triton", "off"):
             raise SettingError(
                 f"USE_NATIVE_LAYERNORM=1 asks for the native path and NORM_PLUGIN={backend} for another: unset one."
             )
         values["backend"] = "native"
     return Settings(**values)  # type: ignore[arg-type]
+
+
+def given(environ: Mapping[str, str]) -> dict[str, str]:
+    """The flags that an environment sets."""
+    return {flag.name: environ[flag.name] for flag in FLAGS if environ.get(flag.name)}
+
+
+def misspelt(environ: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable that looks like a flag and is none, with the flag that was probably meant."""
+    names = {flag.name: flag.name for flag in FLAGS}
+    known = {f"NORM_PLUGIN_{flag.field.upper()}": flag.name for flag in FLAGS} | names  # NORM_PLUGIN_BACKEND
+    found = []
+    for name in sorted(set(environ) - set(names)):
+        if name.startswith(("NORM_PLUGIN", "USE_NATIVE_LAYER")):
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.85)
+            meant = f"Was {known[near[0]]} meant?" if near else f"The flags are {', '.join(names)}."
+            found.append(f"{name} is not a flag of norm_plugin, and does nothing. {meant}")
+    return found
 
 
 _current: Settings | None = None
@@ -149,6 +174,8 @@ def _merged() -> Settings:
     global _current, _asked
     with _lock:
         if _asked is None:
+            for sentence in misspelt(os.environ):
+                log.warning("norm_plugin: %s", sentence)
             _asked = read(os.environ)
         fields = {name: value for fields in _overrides for name, value in fields.items()}
         _current = replace(_asked, **fields)  # type: ignore[arg-type]

@@ -11,20 +11,23 @@ from typing import Any
 
 from norm_plugin.commands.errors import DIFFERENT, save
 from norm_plugin.commands.terminal import Console, Table, escape
-from norm_plugin.verify.health import Health, examine, line
+from norm_plugin.verify.health import Health, before_start, examine, line
 
 DESCRIPTION = (
     "Says what is installed, which hooks of the installed engines are live or missing, what will go past them, and "
-    "compares every op with its fp64 oracle on this machine. The exit code is 1 if anything is marked as wrong. "
+    "compares every op with its fp64 oracle on this machine. "
     "A command after -- is looked at too: norm-plugin doctor -- vllm serve /models/llama"
 )
+EXIT_CODES = "exit codes: 0 nothing is wrong; 1 something is, and is named; 2 it could not look, with the reason"
 
-__all__ = ["add", "examine", "line", "run", "show", "typed", "write"]
+__all__ = ["add", "before_start", "examine", "line", "run", "show", "typed", "write"]
 
 
 def add(verbs: Any) -> None:
     """The verb and its options."""
-    options = verbs.add_parser("doctor", help="check this machine and its engines", description=DESCRIPTION)
+    options = verbs.add_parser(
+        "doctor", help="check this machine and its engines", description=DESCRIPTION, epilog=EXIT_CODES
+    )
     options.add_argument("--no-probe", action="store_true", help="leave the numeric probe out")
     options.add_argument("--json", metavar="FILE", help="write everything there")
     options.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what you would serve with")
@@ -69,6 +72,8 @@ def show(health: Health, console: Console) -> None:
         console.print()
         console.print(probed(health.probe))
     console.print()
+    for one in health.misspelt:
+        console.print(f"[yellow]misspelt?[/]  {escape(one)}", soft_wrap=True)
     for one in health.wrong:
         console.print(f"[bold red]wrong[/]  {escape(one)}", soft_wrap=True)
     console.print(f"[{'green' if health.well else 'bold red'}]{line(health)}[/]", soft_wrap=True)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-DIFFERENT, WRONG_ARGUMENT, NOT_RUN = 1, 2, 3
+#: 0 is well. 1: it was tested and is not. 2: it could not be tested, or done, which a wrong argument is a reason for.
+DIFFERENT, NOT_RUN = 1, 2
+WRONG_ARGUMENT = NOT_RUN
+
+EXIT_CODES = "exit codes: 0 done, 2 not done, with the reason on standard error"
 
 
 class CommandError(Exception):

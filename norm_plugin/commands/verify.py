@@ -5,32 +5,46 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from norm_plugin.commands.errors import DIFFERENT, WRONG_ARGUMENT, CommandError, save
-from norm_plugin.commands.terminal import Console, Table, escape
+from norm_plugin import settings
+from norm_plugin.commands.errors import DIFFERENT, NOT_RUN, WRONG_ARGUMENT, CommandError, save
+from norm_plugin.commands.terminal import Console, escape
 from norm_plugin.engines import ENGINES
 from norm_plugin.settings import FLAGS
-from norm_plugin.verify import by_prompt, page, tiny
-from norm_plugin.verify.by_prompt import number
-from norm_plugin.verify.comparison import IDENTICAL
+from norm_plugin.verify import backends, page, tiny
+from norm_plugin.verify.models import find_models as find_models  # report asks here too
+from norm_plugin.verify.models import names
 from norm_plugin.verify.outcome import Outcome
 from norm_plugin.verify.prompts import PROMPTS
-from norm_plugin.verify.runs import Plan, Run, execute
-from norm_plugin.verify.verdict import Verdict, judged, left_to_inductor, summary
+from norm_plugin.verify.runs import Plan, Run, execute, workplace
+from norm_plugin.verify.served import COMPILED, EAGER, Served, plan, served
+from norm_plugin.verify.shown import show
+from norm_plugin.verify.verdict import Verdict, judged
 
 DESCRIPTION = (
     "Runs the engine three times, each in a process of its own: stock; stock again with the requests in another order, "
     "which shows how much its answers change by themselves (the floor); and patched. Compares tokens and logprobs. "
-    "The exit code is 0 if patched is identical or inside the floor, 1 if it is not, 3 if an engine did not run. "
+    "With a command after --, in the mode of that server: norm-plugin verify -- vllm serve /models/llama "
+    "(as vLLM compiles it; eager with --enforce-eager). How large the server is (context, batches, memory) does not "
+    "matter for a few short requests, and is left out. "
     "Other flags (NORM_PLUGIN_OPS, NORM_PLUGIN_SCOPE, ...) are taken from the environment, for the patched run."
+)
+EXIT_CODES = (
+    "exit codes: 0 patched is identical or inside the floor; 1 it is not; 2 it could not be tested: an engine did not "
+    "run, or nothing of ours ran in the mode that was asked for"
+)
+
+NOT_THE_SERVER = (
+    "this was eager, as with --enforce-eager. `norm-plugin verify -- vllm serve MODEL` tests the mode of your server."
 )
 
 FLOOR = (
@@ -48,24 +62,37 @@ LARGE = {"vllm": f"kv_cache_memory_bytes={4 << 30}", "sglang": "mem_fraction_sta
 
 def add(verbs: Any) -> None:
     """The verb and its options."""
-    options = verbs.add_parser("verify", help="show that a patched engine answers as before", description=DESCRIPTION)
-    options.add_argument("--engine", required=True, choices=ENGINES)
-    options.add_argument("--model", default="tiny:llama", metavar="PATH|tiny:NAME[,NAME]|tiny:all",
-                         help="a model's folder, or tiny ones made here: " + ", ".join(tiny.NAMES))  # fmt: skip
+    options = verbs.add_parser(
+        "verify", help="show that a patched engine answers as before", description=DESCRIPTION, epilog=EXIT_CODES
+    )
+    options.add_argument("--engine", choices=ENGINES, help="where no command is given")
+    options.add_argument("--model", nargs="+", metavar="MODEL",
+                         help="models' folders, names that the Hugging Face cache has, or tiny ones made here: "
+                              f"tiny:all, tiny:NAME[,NAME] of {', '.join(tiny.NAMES)}; default tiny:llama")  # fmt: skip
     options.add_argument("--backend", choices=("auto", "triton", "native"), default="auto")
     options.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if torch has it here")
-    options.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    options.add_argument("--dtype", choices=("bfloat16", "float16", "float32"),
+                         help="default: bfloat16; of a command, its own")  # fmt: skip
     options.add_argument("--prompts", type=Path, metavar="FILE", help="a JSON list of texts or of lists of token ids")
-    options.add_argument("--max-tokens", type=int, default=16, metavar="N", help="tokens an answer, default 16")
+    options.add_argument("--max-tokens", type=positive, default=16, metavar="N", help="tokens an answer, default 16")
     modes = options.add_mutually_exclusive_group()
-    modes.add_argument("--eager", dest="mode", action="store_const", const="eager", help="the default")
-    modes.add_argument("--compile", dest="mode", action="store_const", const="compiled", help="as the engine compiles")
+    modes.add_argument("--eager", dest="mode", action="store_const", const=EAGER,
+                       help="as --enforce-eager; the default without a command")  # fmt: skip
+    modes.add_argument("--compile", dest="mode", action="store_const", const=COMPILED, help="as the engine compiles")
     options.add_argument("--floor", choices=("order", "batches"), help=FLOOR)
     options.add_argument("--set", nargs="+", default=[], metavar="NAME=JSON", help="other arguments of the engine")
     options.add_argument("--python", default=sys.executable, metavar="PATH", help="the interpreter with the engine")
     options.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     options.add_argument("--html", type=Path, metavar="FILE", help="write a page with pictures there")
-    options.set_defaults(do=run, mode="eager")
+    options.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what you would serve with")
+    options.set_defaults(do=run)
+
+
+def positive(text: str) -> int:
+    """A number of tokens."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
+    return int(text)
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -73,21 +100,30 @@ def run(options: argparse.Namespace, console: Console) -> int:
     for path in (options.json, options.html):
         if path and not os.access(path.parent, os.W_OK):  # now, and not after three runs
             raise CommandError(f"{path} cannot be written: {path.parent} is not a folder, or not yours to write in.")
-    check_engine(options.engine, options.python)
     device = options.device or find_device()
-    models = find_models(options.model, options.engine, device)
+    command = what_is_served(options)
+    if reason := backends.why_not(options.backend, device, options.dtype):
+        raise CommandError(f"--backend {options.backend} cannot run: {reason}")
+    settings.read({**os.environ, **patched_flags(options.backend), "USE_NATIVE_LAYERNORM": ""})
+    check_engine(options.engine, options.python)
+    folders = [find_models(model, options.engine, device) for model in options.model]
     arguments = ["--dtype", options.dtype, "--device", device, "--mode", options.mode]
-    if device == "cuda" and not options.model.startswith("tiny:"):
+    if command:
+        arguments += ["--served", json.dumps(command.words)]
+    if device == "cuda" and not all(model.startswith("tiny:") for model in options.model):
         options.set = [LARGE[options.engine], *options.set]
     arguments += ["--max-tokens", str(options.max_tokens), *(["--set", *options.set] if options.set else [])]
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="norm-plugin-") as folder:
-        plan = Plan(options.engine, options.python, models, find_prompts(options.prompts), Path(folder), arguments)
+    with workplace() as folder:
+        models = [model for several in folders for model in several]
+        common = Plan(options.engine, options.python, models, find_prompts(options.prompts), folder, arguments)
         outcomes = []
         for one in three_runs(options, device):
-            with watching(one.name, plan) as watch:
-                outcomes.append(execute(plan, one, watch))
+            with watching(one.name, common) as watch:
+                outcomes.append(execute(common, one, watch))
     verdicts = [judged(*three) for three in zip(*outcomes, strict=True)]
+    for verdict, name in zip(verdicts, names(options.model, folders), strict=True):
+        verdict.model = name
     about = facts(options, device, outcomes[-1][0], time.monotonic() - begin)
     show(verdicts, about, console)
     if options.json:
@@ -95,7 +131,40 @@ def run(options: argparse.Namespace, console: Console) -> int:
         save(options.json, text + "\n")
     if options.html:
         save(options.html, page.page(verdicts, about))
-    return 0 if all(verdict.passed for verdict in verdicts) else DIFFERENT
+    if command is None and (options.engine, options.mode) == ("vllm", EAGER):
+        print("norm-plugin verify: " + NOT_THE_SERVER, file=sys.stderr)
+    return exit_code(verdicts)
+
+
+def exit_code(verdicts: list[Verdict]) -> int:
+    """What differs matters more than what could not be tested."""
+    if any(verdict.differs for verdict in verdicts):
+        return DIFFERENT
+    return 0 if all(verdict.passed for verdict in verdicts) else NOT_RUN
+
+
+def what_is_served(options: argparse.Namespace) -> Served | None:
+    """The command, whose engine, model and mode become the options; without one, what the options say."""
+    words = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not words:
+        if options.engine is None:
+            raise CommandError("give --engine, or the command that you serve with after --.", WRONG_ARGUMENT)
+        options.model, options.mode = options.model or ["tiny:llama"], options.mode or EAGER
+        options.dtype = options.dtype or "bfloat16"
+        return None
+    command = served(words, os.environ)
+    if command is None:
+        raise CommandError(f"{shlex.join(words)} starts no engine that is known: {', '.join(ENGINES)}.", WRONG_ARGUMENT)
+    for name in ("engine", "model", "mode"):
+        if getattr(options, name) is not None:
+            raise CommandError(f"the command says what the {name} is; leave that option out.", WRONG_ARGUMENT)
+    if command.model is None:
+        raise CommandError(f"{shlex.join(words)} names no model. Put it first, or after --model.", WRONG_ARGUMENT)
+    options.engine, options.model, options.mode = command.engine, [command.model], command.mode
+    options.dtype = options.dtype or "auto"
+    wanted = settings.read(patched_flags(options.backend))
+    print(f"norm-plugin verify: {plan(command, wanted, os.environ)}.", file=sys.stderr)
+    return command
 
 
 def check_engine(engine: str, python: str) -> None:
@@ -107,21 +176,6 @@ def check_engine(engine: str, python: str) -> None:
         raise CommandError(f"--python {python} does not run: {error}") from error
     if missing := asked.stdout.split():
         raise CommandError(f"{python} has no {' and no '.join(missing)}; --python names an interpreter that has both.")
-
-
-def find_models(model: str, engine: str, device: str) -> list[Path]:
-    """The folders of the models that are asked for; tiny ones are made."""
-    sizes = tiny.sizes_for(device)
-    if model == "tiny:all":
-        return [tiny.make(name, sizes=sizes) for name in tiny.names(engine)]
-    if model.startswith("tiny:"):
-        names = model.removeprefix("tiny:").split(",")
-        if not set(names) <= set(tiny.NAMES):
-            raise CommandError(f"--model {model}: there are {', '.join(tiny.NAMES)}, and tiny:all.", WRONG_ARGUMENT)
-        return [tiny.make(name, sizes=sizes) for name in names]
-    if not (Path(model) / "config.json").is_file():
-        raise CommandError(f"--model {model}: there is no {model}/config.json; give a model's folder, or tiny:NAME.")
-    return [Path(model).resolve()]
 
 
 def find_device() -> str:
@@ -169,9 +223,23 @@ def watching(name: str, plan: Plan) -> Iterator[Callable[[str, float], None]]:
     console.print(f"{name}: {time.monotonic() - begin:.0f} s")
 
 
+def versions_of(python: str) -> dict[str, str]:
+    """The versions of what ran: those of the interpreter that has the engine."""
+    ask = "import json; from norm_plugin.verify.health import versions; print(json.dumps(versions()))"
+    try:
+        said = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True, timeout=120).stdout
+        found: dict[str, str] = json.loads(said.splitlines()[-1])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
+        return {"versions": f"unknown ({error})"}
+    return found
+
+
 def facts(options: argparse.Namespace, device: str, patched: Outcome, seconds: float) -> dict[str, Any]:
     """What was compared."""
     return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["norm-plugin", *sys.argv[1:]]),
+        "versions": versions_of(options.python),
         "engine": patched.engine,
         "version": patched.version,
         "backend": options.backend,
@@ -185,70 +253,3 @@ def facts(options: argparse.Namespace, device: str, patched: Outcome, seconds: f
         "hooks": patched.hooks,
         "seconds": round(seconds, 1),
     }
-
-
-# --- what is printed ----------------------------------------------------------------------------------------------
-
-
-def show(verdicts: list[Verdict], about: dict[str, Any], console: Console) -> None:
-    """The table, what stayed the engine's, and one line for all."""
-    title = (
-        f"{about['engine']} {about['version']}, {about['mode']}, {about['dtype']} on {about['device']}: "
-        f"stock against {about['backend']}, {about['prompts']} prompts, {about['max_tokens']} tokens each"
-    )
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    table.add_column("model", no_wrap=True)
-    table.add_column("norms", justify="right")
-    table.add_column("runs on")
-    table.add_column("numerics")
-    for heading in ("same tokens", "max |Δ|", "mean |Δ|", "floor max", "floor mean"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for v in verdicts:
-        colour = "green" if v.passed else "bold red"
-        table.add_row(
-            v.model, f"{len(v.taken)}/{len(v.taken) + len(v.others)}", ", ".join(v.backends), ", ".join(v.numerics),
-            f"{len(v.patched.prompts) - v.patched.diverged}/{len(v.patched.prompts)}",
-            *(number(x) for x in (v.patched.max, v.patched.mean, v.floor.max, v.floor.mean)),
-            f"[{colour}]{v.verdict}[/]",
-        )  # fmt: skip
-    console.print(table)
-    for v in verdicts:
-        for line in remarks(v, about):
-            console.print(f"[yellow]{v.model}[/]: {escape(line)}", soft_wrap=True)
-    if len(verdicts) == 1 and verdicts[0].verdict != IDENTICAL:
-        console.print(each_prompt(verdicts[0]))
-    what = "the requests in another order" + (", in smaller batches" if about["floor"] == "batches" else "")
-    console.print(
-        f"{summary(verdicts)}. |Δ|: of logprobs, up to the first other token; its mean: where anything differs. "
-        f"Floor: stock against stock with {what}. {about['seconds']:.0f} s.",
-        soft_wrap=True,
-    )
-
-
-def remarks(verdict: Verdict, about: dict[str, Any]) -> Iterator[str]:
-    """What stayed the engine's, and why."""
-    for hook, reason in verdict.missing.items():
-        yield f"the hook {hook} is missing: {reason}"
-    for reason, layers in verdict.kept.items():
-        yield f"kept by the engine in {several(layers)}: {reason}"
-    if verdict.silent:
-        yield f"never called through a hook: {several(verdict.silent)}"
-    if why := left_to_inductor(verdict, about):
-        yield why
-
-
-def several(layers: list[str]) -> str:
-    """A few names, and how many more."""
-    shown = ", ".join(layers[:3])
-    return shown if len(layers) <= 3 else f"{shown} and {len(layers) - 3} more layers"
-
-
-def each_prompt(verdict: Verdict) -> Table:
-    """A row a prompt."""
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in by_prompt.HEADINGS:
-        table.add_column(heading, justify="right")
-    for row in by_prompt.rows(verdict):
-        table.add_row(*row)
-    return table

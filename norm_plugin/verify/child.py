@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ def parser(prog: str, description: str | None, engine: str) -> argparse.Argument
     found.add_argument("--mode", choices=("eager", "compiled"), default="eager")
     found.add_argument("--max-tokens", type=int, default=16, metavar="N")
     found.add_argument("--tp", type=int, default=1, metavar="N", help="tensor parallelism")
+    found.add_argument("--served", type=json.loads, metavar="JSON", help=f"the words of a command that starts {engine}")
     found.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help=f"other arguments of {engine}")
     return found
 
@@ -39,9 +40,15 @@ def others(options: argparse.Namespace) -> dict[str, Any]:
     return {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in options.set)}
 
 
+def from_command(words: Sequence[str], parser: argparse.ArgumentParser, known: Container[str]) -> dict[str, Any]:
+    """What a command that serves says to its engine otherwise than the engine's own parser has it by default."""
+    options = vars(parser.parse_args(list(words)))
+    return {name: value for name, value in options.items() if name in known and value != parser.get_default(name)}
+
+
 def flags() -> dict[str, str]:
     """Ours, as they are set."""
-    return {flag.name: os.environ[flag.name] for flag in settings.FLAGS if flag.name in os.environ}
+    return settings.given(os.environ)
 
 
 def tokens(prompts: list[Any], model: Path) -> list[list[int]]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from norm_plugin.verify import rounding
 from norm_plugin.verify.outcome import Answer
 
 #: Two runs that differ by chance alone exceed each other half of the time. That is what is given to chance where stock
@@ -134,13 +135,15 @@ def kl(first: dict[str, float], second: dict[str, float]) -> float:
     return max(0.0, sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0))
 
 
-def judge(floor: Difference, patched: Difference) -> str:
-    """What patched is, beside what stock does to itself.
+def judge(floor: Difference, patched: Difference, step: float = 0.0) -> str:
+    """What patched is, beside what stock does to itself, and to what a `step` of rounding may do where sums have
+    another order (0 where they have the same).
 
     Tokens have no rule of their own: another one is chosen only where the best two are closer than their logprobs
     differ, and those are judged.
     """
     if patched.identical:
         return IDENTICAL
-    inside = patched.max <= MAX_MARGIN * floor.max and patched.mean <= MEAN_MARGIN * floor.mean
+    largest, mean = max(floor.max, step), max(floor.mean, step * rounding.MEAN)
+    inside = patched.max <= MAX_MARGIN * largest and patched.mean <= MEAN_MARGIN * mean
     return INSIDE if inside else OUTSIDE

@@ -9,7 +9,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +17,8 @@ import torch
 
 from norm_plugin import settings
 from norm_plugin.engines import ENGINES
-from norm_plugin.verify import table
+from norm_plugin.verify import backends, table
+from norm_plugin.verify.served import plan, served
 
 GROUPS = {"vllm": "vllm.general_plugins", "sglang": "sglang.srt.plugins"}
 FILTERS = {"vllm": "VLLM_PLUGINS", "sglang": "SGLANG_PLUGINS"}
@@ -49,6 +50,7 @@ class Health:
     engines: list[dict[str, Any]] = field(default_factory=list)
     bypassed: list[str] = field(default_factory=list)
     probe: list[dict[str, Any]] = field(default_factory=list)
+    misspelt: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     @property
@@ -59,7 +61,7 @@ class Health:
 
 def examine(command: Sequence[str] = (), probe: bool = True) -> Health:
     """Everything; a command that serves is read for what it switches off."""
-    health = Health(versions(), {f.name: os.environ[f.name] for f in settings.FLAGS if f.name in os.environ})
+    health = Health(versions(), settings.given(os.environ), misspelt=settings.misspelt(os.environ))
     try:
         settings.read(os.environ)
     except settings.SettingError as error:
@@ -71,19 +73,44 @@ def examine(command: Sequence[str] = (), probe: bool = True) -> Health:
     health.bypassed += bypasses(command)
     if probe:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        health.probe = [asdict(row) for row in table.rows(device)]
-        for row in health.probe:
-            if not row["passed"]:
-                what = f"{row['op']} {row['variant']}, {row['numerics']}, {row['dtype']}, on {row['backend']}"
-                health.wrong.append(f"{what} is {row['error']:.3f} ulps off; {row['bound']:.3f} are allowed")
+        judge(table.rows(device), health)
     return health
+
+
+def before_start(engine: str | None, probe: bool = True) -> Health:
+    """What can be known in seconds before an engine starts: examine without importing it, and with one op."""
+    health = Health(versions(), settings.given(os.environ), misspelt=settings.misspelt(os.environ))
+    try:
+        wanted = settings.read(os.environ)
+    except settings.SettingError as error:
+        health.wrong.append(str(error))
+        return health
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if engine is not None and importlib.util.find_spec(engine) is not None:
+        loads(engine, health)
+    if reason := backends.why_not(wanted.backend, device.type):
+        health.wrong.append(f"NORM_PLUGIN={wanted.backend} cannot run: {reason}")
+    elif probe:
+        judge([next(iter(table.rows(device)))], health)
+    return health
+
+
+def judge(rows: Iterable[table.Row], health: Health) -> None:
+    """Ops beside their oracles."""
+    health.probe = [asdict(row) for row in rows]
+    for row in health.probe:
+        if not row["passed"]:
+            what = f"{row['op']} {row['variant']}, {row['numerics']}, {row['dtype']}, on {row['backend']}"
+            health.wrong.append(f"{what} is {row['error']:.3f} ulps off; {row['bound']:.3f} are allowed")
 
 
 def line(health: Health) -> str:
     """All of it in a few words."""
     engines = ", ".join(f"{e['engine']} {e['version']} with {len(e['hooks'])} hooks" for e in health.engines)
     probed = f"{sum(row['passed'] for row in health.probe)} of {len(health.probe)} op cases within their bounds"
-    said = [engines or "no engine is installed here", *([probed] if health.probe else [])]
+    installed = any(importlib.util.find_spec(engine) is not None for engine in ENGINES)
+    none = "no engine was looked at" if installed else "no engine is installed here"
+    said = [engines or none, *([probed] if health.probe else [])]
     return "; ".join([*said, f"{len(health.wrong)} wrong" if health.wrong else "nothing wrong"])
 
 
@@ -116,8 +143,8 @@ def _driver() -> str:
         return f"unknown ({error})"
 
 
-def look_at(engine: str, health: Health) -> None:
-    """Hook one engine in a process of its own."""
+def loads(engine: str, health: Health) -> None:
+    """Whether an engine will load the plugin."""
     points = importlib.metadata.entry_points(group=GROUPS[engine])
     if not any(point.value.startswith("norm_plugin.") for point in points):
         health.wrong.append(
@@ -128,6 +155,11 @@ def look_at(engine: str, health: Health) -> None:
         health.wrong.append(
             f"{FILTERS[engine]}={allowed} keeps {engine} from loading norm_plugin; add it, or unset that"
         )
+
+
+def look_at(engine: str, health: Health) -> None:
+    """Hook one engine in a process of its own."""
+    loads(engine, health)
     environ = dict(os.environ)
     if settings.read(environ).backend == "off":
         environ["NORM_PLUGIN"] = "auto"  # the question is what would be hooked
@@ -159,10 +191,10 @@ def bypasses(command: Sequence[str]) -> Iterator[str]:
     wanted = settings.read(os.environ)
     if wanted.backend == "off":
         yield "NORM_PLUGIN is off: every norm is the engine's own; set NORM_PLUGIN=auto, or use `norm-plugin run`"
-    if os.environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0"):
+    if (serves := served(command, os.environ)) and wanted.backend != "off":
+        yield f"{serves.engine}: {plan(serves, wanted, os.environ)}"
+    elif os.environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0"):
         yield "VLLM_BATCH_INVARIANT=1: vLLM's own norms stay"
-    if "vllm" in " ".join(command[:3]) and "--enforce-eager" not in command and wanted.scope == "eager":
-        yield "vLLM compiles (no --enforce-eager): what Inductor compiles stays vLLM's, but for NORM_PLUGIN_SCOPE=all"
     for word, meaning in WORDS.items():
         if word in command:
             yield f"{word}: {meaning}"

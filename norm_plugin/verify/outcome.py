@@ -41,8 +41,10 @@ class Outcome:
 
 
 def write(outcomes: list[Outcome], path: Path) -> None:
-    """One file a child process."""
-    path.write_text(json.dumps([asdict(outcome) for outcome in outcomes]))
+    """One file a child process: whole, or as it was before, where the disk is full."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps([asdict(outcome) for outcome in outcomes]))
+    new.replace(path)
 
 
 def read(path: Path) -> list[Outcome]:

@@ -9,7 +9,7 @@ from typing import Any
 from norm_plugin.verify import by_prompt
 from norm_plugin.verify.by_prompt import number
 from norm_plugin.verify.comparison import Difference
-from norm_plugin.verify.verdict import Verdict, left_to_inductor, summary
+from norm_plugin.verify.verdict import Verdict, heading, remarks, summary
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1f; background: #fff; max-width: 60rem;
@@ -19,23 +19,31 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .
 th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid #ddd } th { font-weight: 600 }
 th:first-child, td:first-child { text-align: left }
 .wide { overflow-x: auto }
-.pass { color: #1a7f37 } .fail { color: #cf222e; font-weight: 600 }
+.pass { color: #1a7f37 } .fail { color: #cf222e; font-weight: 600 } .untested { color: #9a6700 }
 svg { max-width: 100%; height: auto } svg text { font: 12px system-ui, sans-serif; fill: #57575f }
 .floor { fill: #8c8c96 } .patched { fill: #d4620b } .line { stroke: #e4e4e8 }
+figure { margin: 1rem 0 } figcaption { color: #57575f; font-size: .9rem }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; margin: 0 } dd { margin: 0 }
+code, dd { overflow-wrap: anywhere }
 footer { color: #57575f; margin-top: 3rem; border-top: 1px solid #ddd; padding-top: .5rem }
 """
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 760, 260, 56, 36, 24
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 760, 280, 76, 52, 24
+
+CAPTION = (
+    "Each point is one position of one answer. Grey: stock beside stock with the requests in another order, which is "
+    "how much the engine changes by itself. Orange: stock beside patched. Patched is as good as stock where orange "
+    "lies no higher than grey, or on 0."
+)
 
 
 def page(verdicts: list[Verdict], about: dict[str, Any]) -> str:
     """All of it."""
-    title = f"{about['engine']} {about['version']}: stock against {about['backend']}"
+    title = heading(verdicts, about)
     flags = ", ".join(f"{flag}={value}" for flag, value in about["flags"].items())
     smaller = ", in smaller batches" if about["floor"] == "batches" else ""
     head = (
-        f"<p>{escape(about['mode'])}, {escape(about['dtype'])} on {escape(about['device'])}, "
-        f"{about['prompts']} prompts, {about['max_tokens']} tokens each. "
+        f"<p>{about['prompts']} prompts, {about['max_tokens']} tokens each. "
         f"Flags of the patched run: <code>{escape(flags)}</code>.</p>"
         f"<p><strong>{escape(summary(verdicts))}.</strong> The floor is stock against stock with the requests in "
         f"another order{smaller}. Differences are of logprobs, up to the first token that differs. "
@@ -46,23 +54,29 @@ def page(verdicts: list[Verdict], about: dict[str, Any]) -> str:
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
         f"<style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n{head}\n{body}\n"
-        f"<footer>norm-plugin verify, {about['seconds']:.0f} s</footer></body></html>\n"
+        f"<footer>{provenance(about)}</footer></body></html>\n"
+    )
+
+
+def provenance(about: dict[str, Any]) -> str:
+    """When, by what command and with which versions: what a colleague asks first."""
+    versions = {about["engine"]: about["version"], **about["versions"]}
+    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in versions.items())
+    return (
+        f"<p><code>{escape(about['command'])}</code></p>"
+        f"<p>{escape(about['date'])}, {about['seconds']:.0f} s</p><dl>{listed}</dl>"
     )
 
 
 def section(verdict: Verdict, about: dict[str, Any]) -> str:
     """One model."""
-    colour = "pass" if verdict.passed else "fail"
+    colour = "pass" if verdict.passed else "fail" if verdict.differs else "untested"
     total = len(verdict.taken) + len(verdict.others)
     facts = f"{len(verdict.taken)} of {total} norm layers patched"
     facts += (
         f", on {', '.join(verdict.backends)}, with numerics {', '.join(verdict.numerics)}." if verdict.taken else "."
     )
-    notes = [f"Kept by the engine ({reason}): {', '.join(layers)}" for reason, layers in verdict.kept.items()]
-    notes += [f"Never called through a hook: {', '.join(verdict.silent)}"] if verdict.silent else []
-    notes += [why] if (why := left_to_inductor(verdict, about)) else []
-    notes += [f"The hook {hook} is missing: {reason}" for hook, reason in verdict.missing.items()]
-    listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    listed = "".join(f"<li>{escape(note)}</li>" for note in remarks(verdict, about))
     return (
         f'<section><h2>{escape(verdict.model)}: <span class="{colour}">{escape(verdict.verdict)}</span></h2>'
         f"<p>{escape(facts)}</p>{f'<ul>{listed}</ul>' if listed else ''}"
@@ -108,7 +122,7 @@ def picture(floor: Difference, patched: Difference) -> str:
     ]
     step = max(1, longest // 16)
     parts += [
-        f'<text x="{x(i):.1f}" y="{HEIGHT - 14}" text-anchor="middle">{i + 1}</text>' for i in range(0, longest, step)
+        f'<text x="{x(i):.1f}" y="{HEIGHT - 32}" text-anchor="middle">{i + 1}</text>' for i in range(0, longest, step)
     ]
     for kind, shift, difference in (("floor", -4, floor), ("patched", 4, patched)):
         for prompt in difference.prompts:
@@ -124,7 +138,14 @@ def picture(floor: Difference, patched: Difference) -> str:
         )
     )
     label = "The largest difference of a logprob at each position of each answer"
+    middle = (TOP + floor_of_axis) / 2
+    titles = (
+        f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 10}" text-anchor="middle">'
+        "position in the answer, in tokens</text>"
+        f'<text transform="rotate(-90 14 {middle})" x="14" y="{middle}" text-anchor="middle">largest |Δ logprob|</text>'
+    )
     return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{label}">'
-        f"<title>{label}</title>{''.join(parts)}{legend}</svg>"
+        f'<figure><svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" '
+        f'aria-label="{label}">'
+        f"<title>{label}</title>{''.join(parts)}{titles}{legend}</svg><figcaption>{CAPTION}</figcaption></figure>"
     )

@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from norm_plugin import settings
-from norm_plugin.verify import leash, outcome
+from norm_plugin.verify import failure, leash, outcome
 from norm_plugin.verify.outcome import Outcome
 
-#: The engine's last words in an error.
-LAST_LINES = 12
+#: What an engine may want for sockets, compiled code and its log.
+ROOM = 64 << 20
 
 
 class EngineFailed(RuntimeError):
-    """A run did not come to its end; the message has the engine's own last lines."""
+    """A run did not come to its end; the message has the engine's own reason."""
+
+
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A temporary folder with room for the runs of an engine."""
+    at = Path(tempfile.gettempdir())
+    free = shutil.disk_usage(at).free
+    if free < ROOM:
+        raise EngineFailed(
+            f"the temporary folder {at} has {free >> 20} MiB left, and an engine needs {ROOM >> 20}. "
+            "Make room, or name another in TMPDIR."
+        )
+    with tempfile.TemporaryDirectory(prefix="norm-plugin-") as folder:
+        yield Path(folder)
 
 
 @dataclass(frozen=True)
@@ -52,7 +69,13 @@ def execute(plan: Plan, run: Run, watch: Callable[[str, float], None]) -> list[O
     """
     words = run.name.replace(",", "").replace(" ", "-")
     prompts, out, log = (plan.folder / f"{words}.{end}" for end in ("prompts.json", "out.json", "log"))
-    prompts.write_text(json.dumps(plan.prompts[::-1] if run.reverse else plan.prompts))
+    try:
+        prompts.write_text(json.dumps(plan.prompts[::-1] if run.reverse else plan.prompts))
+    except OSError as error:
+        raise EngineFailed(
+            f"the temporary folder {plan.folder.parent} cannot be written ({error.strerror}). "
+            "Make room, or name another in TMPDIR."
+        ) from error
     command = [
         *(plan.python, "-m", f"norm_plugin.verify.{plan.engine}_child"),
         *("--models", *map(str, plan.models), "--prompts", str(prompts), "--out", str(out)),
@@ -63,7 +86,10 @@ def execute(plan: Plan, run: Run, watch: Callable[[str, float], None]) -> list[O
     code = _wait(command, environment(run.flags) | {"TMPDIR": str(plan.folder)}, log, watch)
     if code:
         raise EngineFailed(_failure(plan, run, code, log, out))
-    found = outcome.read(out)
+    try:
+        found = outcome.read(out)
+    except (OSError, ValueError) as error:
+        raise EngineFailed(f"the answers of {plan.engine} in {out} cannot be read: {error}") from error
     if run.reverse:
         for one in found:
             one.answers.reverse()
@@ -105,6 +131,10 @@ def _last_line(log: Path) -> str:
 def _failure(plan: Plan, run: Run, code: int, log: Path, out: Path) -> str:
     done = len(outcome.read(out)) if out.exists() else 0
     model = plan.models[min(done, len(plan.models) - 1)]
-    lines = [line.rstrip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    said = "\n".join(f"  | {line[:200]}" for line in lines[-LAST_LINES:]) or "  | (nothing)"
-    return f"{plan.engine} did not finish the run '{run.name}' of {model} (exit code {code}). It said last:\n{said}"
+    said = "\n".join(f"  | {line}" for line in failure.reason(log.read_text(errors="replace")).splitlines())
+    full = shutil.disk_usage(plan.folder).free < 1 << 20
+    return (
+        f"{plan.engine} did not finish the run '{run.name}' of {model} (exit code {code}). It said:\n{said}\n"
+        + f"The temporary folder {plan.folder.parent} is full. " * full
+        + failure.kept(log, plan.engine)
+    )

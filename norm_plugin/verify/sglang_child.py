@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import multiprocessing
 import os
@@ -28,6 +29,24 @@ ALWAYS = {"HF_HUB_OFFLINE": "1"}
 ON_CPU = {"SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1", "SGLANG_MAMBA_CONV_DTYPE": "float32"}
 
 
+#: What of a server's command is not for a few short requests: how large it is, and how it is spread over machines.
+OF_A_SERVER = (
+    "model_path", "tokenizer_path", "context_length", "max_running_requests", "max_total_tokens", "mem_fraction_static",
+    "disable_radix_cache", "host", "port", "dp_size", "nnodes", "node_rank", "dist_init_addr", "log_level",
+    "skip_server_warmup", "skip_tokenizer_init",
+)  # fmt: skip
+
+
+def from_command(words: list[str]) -> dict[str, Any]:
+    """What a command that serves says to sglang.Engine, as SGLang's own parser reads it."""
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    known = set(inspect.signature(ServerArgs).parameters).difference(OF_A_SERVER)
+    return child.from_command(words, parser, known)
+
+
 def engine_arguments(model: Path, options: argparse.Namespace) -> dict[str, Any]:
     """What sglang.Engine is given: few requests at a time, and nothing that a norm does not need."""
     given: dict[str, Any] = {
@@ -42,6 +61,9 @@ def engine_arguments(model: Path, options: argparse.Namespace) -> dict[str, Any]
         given |= {"attention_backend": "triton", "mem_fraction_static": 0.3}
     compiled = options.mode == "compiled"
     given |= {"enable_torch_compile": compiled, "disable_cuda_graph": not compiled}
+    if options.served is not None:
+        given["disable_cuda_graph"] &= options.device == "cpu"  # on a GPU a server has them
+        given |= from_command(options.served)
     return given | child.others(options)
 
 

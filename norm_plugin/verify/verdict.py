@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from norm_plugin.verify import rounding
 from norm_plugin.verify.comparison import IDENTICAL, INSIDE, OUTSIDE, Difference, compare, judge
 from norm_plugin.verify.outcome import Outcome
 
+#: Not a word on the answers: nothing of ours was among what ran, so there was nothing to test.
 INERT = "nothing was patched"
+LEFT = "left to the compiler"
 
 
 @dataclass
@@ -27,11 +31,18 @@ class Verdict:
     kept: dict[str, list[str]]
     silent: list[str]
     missing: dict[str, str]
+    step: float
+    instead: dict[str, str]
 
     @property
     def passed(self) -> bool:
         """Whether this model may be served patched."""
-        return self.verdict in (IDENTICAL, INSIDE)
+        return self.verdict in (IDENTICAL, INSIDE) and not self.instead
+
+    @property
+    def differs(self) -> bool:
+        """Whether patched answers otherwise; neither this nor passed: it could not be tested as asked."""
+        return self.verdict == OUTSIDE
 
     def as_json(self) -> dict[str, Any]:
         """All of it, with the sums that are worked out."""
@@ -57,11 +68,17 @@ def judged(stock: Outcome, again: Outcome, patched: Outcome) -> Verdict:
     taken = {name(row) for row in ours}
     silent = [name(row) for row in patched.rows if not row["op"]]
     how = [entry for row in ours for entry in row["implementations"]]
+    sums = (max((row["width"] for row in ours), default=1), len(taken))
+    step = 0.0 if same_sums(patched, ours) else rounding.step(stock.answers, patched.dtype, *sums)
+    word = judge(floor, difference, step)
+    if not ours and word != OUTSIDE:
+        word = LEFT if left_out(patched.mode, patched.flags) else INERT
+    asked = patched.flags.get("NORM_PLUGIN")
     return Verdict(
         model=stock.model,
         floor=floor,
         patched=difference,
-        verdict=judge(floor, difference) if ours else INERT,
+        verdict=word,
         taken=sorted(taken),
         others=sorted(layers - taken),
         backends=[backend for backend, _ in Counter(entry["backend"] for entry in how).most_common()],
@@ -69,6 +86,8 @@ def judged(stock: Outcome, again: Outcome, patched: Outcome) -> Verdict:
         kept=kept,
         silent=silent,
         missing=patched.missing,
+        step=step,
+        instead={entry["backend"]: entry["because"] for entry in how if asked == "triton" != entry["backend"]},
     )
 
 
@@ -77,18 +96,60 @@ def name(row: dict[str, Any]) -> str:
     return str(row["layer"] or f"({row['op']} of {row['width']} columns, no layer's weight)")
 
 
-def left_to_inductor(verdict: Verdict, about: dict[str, Any]) -> str:
-    """Why layers of a compiled model were not called through a hook, "" where it is not that."""
-    scope = about["flags"].get("NORM_PLUGIN_SCOPE", "eager")
-    if not verdict.silent or about["mode"] != "compiled" or scope != "eager":
-        return ""
+def same_sums(patched: Outcome, ours: list[dict[str, Any]]) -> bool:
+    """Whether what ran does what stock does bit for bit: nothing of ours, or our PyTorch on a CPU, not compiled."""
+    ran = {entry["backend"] for row in ours for entry in row["implementations"]}
+    return not ran or (patched.device == "cpu" and patched.mode == "eager" and ran == {"native"})
+
+
+def left_out(mode: str, flags: dict[str, str]) -> bool:
+    """Whether the layers of a model stay the engine's because it compiles them."""
+    return mode == "compiled" and flags.get("NORM_PLUGIN_SCOPE", "eager") == "eager"
+
+
+def heading(verdicts: list[Verdict], about: dict[str, Any]) -> str:
+    """What was compared: the backends that ran, and the one that was asked for where that is another."""
+    ran = list(dict.fromkeys(backend for verdict in verdicts for backend in verdict.backends))
+    asked = about["backend"]
+    against = " and ".join(ran) or "nothing of ours"
+    if not ran or (asked != "auto" and ran != [asked]):
+        against += f" ({asked} was asked for)"
     return (
-        "what the engine compiles is left to Inductor; NORM_PLUGIN_SCOPE=all puts ours there, --eager runs all of them"
+        f"{about['engine']} {about['version']}, {about['mode']}, {about['dtype']} on {about['device']}: "
+        f"stock against {against}"
     )
+
+
+def remarks(verdict: Verdict, about: dict[str, Any]) -> Iterator[str]:
+    """What stayed the engine's, and why."""
+    for backend, because in verdict.instead.items():
+        yield f"triton was asked for, and {backend} ran instead: {because}"
+    for hook, reason in verdict.missing.items():
+        yield f"the hook {hook} is missing: {reason}"
+    for reason, layers in verdict.kept.items():
+        yield f"kept by the engine in {several(layers)}: {reason}"
+    compiled = left_out(about["mode"], about["flags"])
+    if verdict.silent and compiled:
+        yield f"compiled by {about['engine']}, which is as fast: {several(verdict.silent)}"
+    elif verdict.silent:
+        yield f"never called through a hook: {several(verdict.silent)}"
+    if verdict.verdict == LEFT:
+        yield (
+            "so in this mode nothing of norm_plugin runs, the answers are the engine's own, and there was nothing to "
+            "test. NORM_PLUGIN_SCOPE=all puts ours into compiled code, --enforce-eager runs all of them"
+        )
+    elif verdict.verdict == INERT:
+        yield "no call reached an op of ours, so there was nothing to test: `norm-plugin doctor` looks for the reason"
+
+
+def several(layers: list[str]) -> str:
+    """A few names, and how many more."""
+    shown = ", ".join(layers[:3])
+    return shown if len(layers) <= 3 else f"{shown} and {len(layers) - 3} more layers"
 
 
 def summary(verdicts: list[Verdict]) -> str:
     """One line for all models."""
     words = Counter(verdict.verdict for verdict in verdicts)
-    ordered = [word for word in (IDENTICAL, INSIDE, OUTSIDE, INERT) if words[word]]
+    ordered = [word for word in (IDENTICAL, INSIDE, OUTSIDE, LEFT, INERT) if words[word]]
     return f"{len(verdicts)} model{'s' * (len(verdicts) > 1)}: " + ", ".join(f"{words[w]} {w}" for w in ordered)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import gc
+import importlib.util
+import inspect
 import os
 import time
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 
 from norm_plugin import dispatch
 from norm_plugin.engines import ledger
-from norm_plugin.verify import child
+from norm_plugin.verify import child, served
 from norm_plugin.verify.outcome import Answer, Outcome
 
 #: What every run has; a variable that is set already stays.
@@ -23,6 +25,26 @@ ALWAYS = {
     "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }  # fmt: skip
+
+
+#: What of a server's command is not for a few short requests: how large it is, and how it is spread over machines.
+OF_A_SERVER = (
+    "model", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes",
+    "gpu_memory_utilization", "enable_prefix_caching", "data_parallel_size", "data_parallel_address",
+    "data_parallel_rpc_port", "data_parallel_backend", "api_process_count", "disable_log_stats",
+)  # fmt: skip
+
+
+def from_command(words: list[str]) -> dict[str, Any]:
+    """What a `vllm serve` says to vllm.LLM, as vLLM's own parser reads it."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    places = (f"vllm.entrypoints.{package}" for package in ("launchers", "openai"))  # newer, older
+    place = next(package for package in places if importlib.util.find_spec(package))
+    make_arg_parser = importlib.import_module(f"{place}.cli_args").make_arg_parser
+    known = set(inspect.signature(EngineArgs).parameters).difference(OF_A_SERVER)
+    return child.from_command(words, make_arg_parser(FlexibleArgumentParser()), known)
 
 
 def engine_arguments(model: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -36,6 +58,9 @@ def engine_arguments(model: Path, options: argparse.Namespace) -> dict[str, Any]
     }  # fmt: skip
     if options.device == "cuda":
         given |= {"attention_backend": "TRITON_ATTN", "gpu_memory_utilization": 0.3}
+    if options.served is not None:
+        del given["enforce_eager"]
+        given |= from_command(options.served)
     return given | child.others(options)
 
 
@@ -68,6 +93,9 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
         llm.collective_rpc("norm_plugin_forget")
         answers = ask(llm, prompts, options.max_tokens)
         reports = llm.collective_rpc("norm_plugin_report")
+        config = llm.llm_engine.vllm_config
+        mode = "compiled" if config.compilation_config.mode else "eager"  # what was asked for, as vLLM understood it
+        dtype = str(config.model_config.dtype).removeprefix("torch.")
     finally:
         llm.llm_engine.engine_core.shutdown()
         del llm
@@ -76,7 +104,7 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
         cleanup_dist_env_and_memory()
         gc.collect()
     return Outcome(
-        "vllm", vllm.__version__, model.name, options.dtype, options.device, options.mode, child.flags(), answers,
+        "vllm", vllm.__version__, model.name, dtype, options.device, mode, child.flags(), answers,
         rows=[row for report in reports for row in report["rows"]],
         hooks=reports[0]["hooks"], missing=reports[0]["missing"], seconds=time.perf_counter() - begin,
     )  # fmt: skip
@@ -88,6 +116,9 @@ def main() -> None:
     options = parser.parse_args()
     for name, value in ALWAYS.items():
         os.environ.setdefault(name, value)
+    if options.served is not None:  # the engine's own parser reads them again
+        options.tp = served.number(options.served, "--tensor-parallel-size", "-tp")
+        options.processes |= options.tp * served.number(options.served, "--pipeline-parallel-size", "-pp") > 1
     if not options.processes:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if options.mode == "eager" and options.device == "cpu":  # else a small function of the sampler is compiled

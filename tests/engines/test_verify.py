@@ -147,12 +147,33 @@ def test_an_engine_that_does_not_start_says_so_in_its_own_words(python: str, tmp
         json.dumps({**config, "architectures": ["NoSuchModel"], "num_hidden_layers": -1})
     )
     done = said(python, "verify", "--engine", "vllm", "--model", str(broken))
-    assert done.returncode == 3
+    assert done.returncode == 2
     assert done.stdout == ""
     message = done.stderr[done.stderr.index("norm-plugin verify:") :]
     assert message.startswith(f"norm-plugin verify: vllm did not finish the run 'stock' of {broken} (exit code 1)")
     assert "Error" in message
     assert 2 < len(message.splitlines()) < 20
+    log = Path(message.rstrip().rpartition("The whole log: ")[2])
+    assert "Traceback (most recent call last):" in log.read_text()
+    log.unlink()
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "says"),
+    [
+        ((), 2, "compiled, bfloat16 on cpu: stock against nothing of ours (native was asked for)"),
+        (("--enforce-eager",), 0, "eager, bfloat16 on cpu: stock against native, "),
+    ],
+    ids=["compiled", "eager"],
+)
+def test_the_mode_of_a_server_is_tested(more: tuple[str, ...], code: int, says: str, python: str) -> None:
+    """As it is typed, with what is not for a few short requests in it."""
+    serve = ["vllm", "serve", str(tiny.make("llama")), "--port", "1", "--max-model-len", "1024", *more]
+    done = said(python, "verify", "--backend", "native", "--max-tokens", "4", "--", *serve)
+    assert done.returncode == code, done.stderr
+    assert says in done.stdout
+    assert ("1 left to the compiler" in done.stdout) is (code == 2)
+    assert ("1 identical" in done.stdout) is (code == 0)
 
 
 def test_report_runs_an_engine(python: str, tmp_path: Path) -> None:
@@ -178,7 +199,7 @@ def test_doctor_says_what_is_hooked(python: str, tmp_path: Path) -> None:
     (engine,) = found["engines"]
     assert {"RMSNorm", "GemmaRMSNorm", "LayerNorm", "RMSNormGated", "Mixer2RMSNormGated"} <= set(engine["hooks"])
     assert engine["missing"] == {}
-    assert any("--enforce-eager" in one for one in found["bypassed"])
+    assert any(one.startswith("vllm: compiled (its default): ") for one in found["bypassed"])
 
 
 def test_doctor_says_that_a_filter_keeps_the_plugin_out(python: str) -> None:

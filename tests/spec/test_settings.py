@@ -32,7 +32,6 @@ VALUES: dict[str, dict[str, object]] = {
 MISSPELT = [
     ("NORM_PLUGIN", "on", "off, auto, triton, native"),
     ("NORM_PLUGIN", "Native", "off, auto, triton, native"),
-    ("NORM_PLUGIN", "", "off, auto, triton, native"),
     ("USE_NATIVE_LAYERNORM", "true", "0, 1"),
     ("NORM_PLUGIN_OPS", "rmsnorm,rmsnrom", ", ".join(FAMILIES)),
     ("NORM_PLUGIN_SCOPE", "everything", "eager, all"),
@@ -70,6 +69,30 @@ def test_a_misspelt_value_is_an_error_that_lists_the_right_ones(name: str, text:
         settings.read({name: text})
     assert str(raised.value).startswith(f"{name}={text!r}")
     assert right in str(raised.value)
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+def test_an_empty_value_is_no_value(flag: settings.Flag) -> None:
+    assert settings.read({flag.name: ""}) == settings.read({})
+    assert settings.given({flag.name: ""}) == {}
+    assert settings.read({"USE_NATIVE_LAYERNORM": "1", "NORM_PLUGIN": ""}).backend == "native"
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("NORM_PLUGINS", "Was NORM_PLUGIN meant?"),
+        ("NORM_PLUGIN_BACKEND", "Was NORM_PLUGIN meant?"),
+        ("NORM_PLUGIN_SCOP", "Was NORM_PLUGIN_SCOPE meant?"),
+        ("NORM_PLUGIN_OP", "Was NORM_PLUGIN_OPS meant?"),
+        ("NORM_PLUGIN_REPORTS", "Was NORM_PLUGIN_REPORT meant?"),
+        ("USE_NATIVE_LAYER_NORM", "Was USE_NATIVE_LAYERNORM meant?"),
+        ("NORM_PLUGIN_SERVICE_HOST", "The flags are NORM_PLUGIN, USE_NATIVE_LAYERNORM, "),
+    ],
+)
+def test_a_misspelt_name_is_told_the_right_one(name: str, meant: str) -> None:
+    (said,) = settings.misspelt({name: "1", "PATH": "/bin", **dict.fromkeys(VALUES, "")})
+    assert said.startswith(f"{name} is not a flag of norm_plugin, and does nothing. {meant}")
 
 
 @pytest.mark.parametrize("other", ["triton", "off"])
@@ -136,6 +159,9 @@ def test_the_environment_reaches_a_call() -> None:
     )
     native = in_a_process(code, NORM_PLUGIN="native")
     assert native.stdout.split("\n")[1] == "the native backend was asked for", native.stderr
+    assert "NORM_PLUGIN" not in native.stderr
+    other = in_a_process(code, NORM_PLUGIN_BACKEND="native")
+    assert "NORM_PLUGIN_BACKEND is not a flag of norm_plugin, and does nothing. Was NORM_PLUGIN meant?" in other.stderr
     wrong = in_a_process(code, NORM_PLUGIN="nativ")
     assert wrong.returncode != 0
     assert wrong.stdout == "imported\n"

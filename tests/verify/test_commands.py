@@ -30,16 +30,26 @@ def failed(given: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[object
 @pytest.mark.parametrize(
     ("given", "code", "message"),
     [
-        (["verify"], 2, "required: --engine"),
+        (["verify"], 2, "give --engine, or the command"),
+        (["verify", "--", "true"], 2, "true starts no engine that is known: vllm, sglang"),
+        (["verify", "--engine", "vllm", "--", "vllm", "serve", "/m"], 2, "the command says what the engine is"),
+        (["verify", "--", "vllm", "serve", "--enforce-eager"], 2, "names no model"),
+        (["verify", "--engine", "vllm", "--max-tokens", "0"], 2, "'0' is not a number from 1 on"),
+        (["verify", "--engine", "vllm", "--backend", "triton", "--device", "cpu"], 2, "--backend triton cannot run"),
         (["verify", "--engine", "trt"], 2, "invalid choice: 'trt'"),
         (["verify", "--engine", "vllm", "--eager", "--compile"], 2, "not allowed with"),
-        (["verify", "--engine", "vllm", "--max-tokens", "many"], 2, "invalid int value"),
+        (["verify", "--engine", "vllm", "--max-tokens", "many"], 2, "'many' is not a number from 1 on"),
         (["report"], 2, "give a FOLDER"),
-        (["report", "/nowhere"], 3, "there is no report in /nowhere"),
+        (["report", "/nowhere"], 2, "there is no report in /nowhere"),
         (["run"], 2, "no command to run"),
-        (["run", "--", "no-such-program"], 127, "no-such-program"),
-        (["verify", "--engine", "vllm", "--html", "/nowhere/v.html"], 3, "/nowhere is not a folder"),
-        (["verify", "--engine", "vllm", "--python", "/nowhere/python"], 3, "/nowhere/python does not run"),
+        (["run", "--", "no-such-program"], 2, "no-such-program"),
+        (
+            ["run", "--report", "/dev/null/r", "--", "true"],
+            2,
+            "NORM_PLUGIN_REPORT=/dev/null/r: the report cannot be written",
+        ),
+        (["verify", "--engine", "vllm", "--html", "/nowhere/v.html"], 2, "/nowhere is not a folder"),
+        (["verify", "--engine", "vllm", "--python", "/nowhere/python"], 2, "/nowhere/python does not run"),
     ],
 )
 def test_what_is_wrong_gets_one_line(
@@ -60,7 +70,9 @@ def test_help_names_every_verb_and_every_verb_has_json(capsys: pytest.CaptureFix
         assert f"\n    {verb} " in help
         with pytest.raises(SystemExit):
             cli.main([verb, "list", "--help"] if verb == "patch" else [verb, "--help"])
-        assert "--json" in capsys.readouterr().out
+        own = capsys.readouterr().out
+        assert "--json" in own
+        assert "exit codes: " in own
 
 
 # --- verify, up to the engine -------------------------------------------------------------------------------------
@@ -90,6 +102,61 @@ def test_the_exit_code_says_it(shift: float, code: int, engine: Callable[..., No
     found = json.loads((tmp_path / "v.json").read_text())
     assert found["models"][0]["passed"] is (code == 0)
     assert found["models"][0]["patched"]["max"] == pytest.approx(shift)
+    assert {"norm_plugin", "torch", "triton", "GPU", "vllm"} <= set(found["versions"])
+    assert found["command"].startswith("norm-plugin ")
+    assert found["date"].endswith("+00:00")
+
+
+@pytest.mark.parametrize(("shift", "taken", "code"), [(0.0, False, 2), (0.01, False, 1), (0.0, True, 0)])
+def test_what_the_compiler_has_is_not_tested_and_not_another(
+    shift: float, taken: bool, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `vllm serve` is by default; an answer that differs all the same stays one that differs."""
+    plans: list[runs.Plan] = []
+
+    def execute(plan: runs.Plan, run: runs.Run, watch: object) -> list[object]:
+        plans.append(plan)
+        rows = [row("model.norm", op="rmsnorm" if taken else "", calls=3 * taken)] if run.name == "patched" else []
+        found = outcome([answer([5, 6, 7], shift=shift * (run.name == "patched"))], rows)
+        found.mode = "compiled"
+        return [found]
+
+    monkeypatch.setattr(verify, "execute", execute)
+    monkeypatch.setattr(verify, "check_engine", lambda engine, python: None)
+    model = str(verify.find_models("tiny:llama", "vllm", "cpu")[0])
+    given = ["verify", "--backend", "native", "--", "vllm", "serve", model, "--port", "1"]
+    assert cli.main(given) == code
+    out, error = capsys.readouterr()
+    assert error.startswith("norm-plugin verify: compiled (its default): norm layers that vLLM compiles stay vLLM's")
+    arguments = list(plans[0].arguments)
+    assert arguments[arguments.index("--mode") + 1] == "compiled"
+    assert json.loads(arguments[arguments.index("--served") + 1]) == [model, "--port", "1"]
+    assert ("identical" in out) is taken
+    if code == 2:
+        assert "1 left to the compiler" in out
+        assert "compiled by vllm, which is as fast: model.norm" in out
+        assert "there was nothing to test. NORM_PLUGIN_SCOPE=all" in out
+
+
+def test_what_was_asked_for_and_did_not_run_is_no_success(
+    engine: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows say native."""
+    engine(0.0)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    asked = verify.execute
+
+    def execute(*given: object) -> list[object]:
+        found = asked(*given)  # type: ignore[arg-type]
+        found[0].flags = {"NORM_PLUGIN": "triton"}
+        return list(found)
+
+    monkeypatch.setattr(verify, "execute", execute)
+    given = ["verify", "--engine", "vllm", "--backend", "triton", "--device", "cpu", "--dtype", "float32"]
+    assert cli.main(given) == 2
+    out = capsys.readouterr().out
+    assert "stock against native (triton was asked for)" in out
+    assert "triton was asked for, and native ran instead: asked for" in out
 
 
 @pytest.mark.parametrize("option", ["--json", "--html"])
@@ -98,7 +165,7 @@ def test_a_full_disk_is_said_in_one_line(
 ) -> None:
     engine(0.0)
     code, error = failed(["verify", "--engine", "vllm", option, "/dev/full"], capsys)
-    assert code == 3
+    assert code == 2
     assert error.splitlines()[-1] == "norm-plugin verify: /dev/full cannot be written: No space left on device."
 
 
@@ -118,7 +185,7 @@ def test_prompts_that_are_none(
     if content is not None:
         (tmp_path / "prompts.json").write_text(content)
     code, error = failed(["verify", "--engine", "vllm", "--prompts", f"{tmp_path}/prompts.json"], capsys)
-    assert code == 3
+    assert code == 2
     assert message in error
 
 
@@ -128,7 +195,7 @@ def test_a_model_that_does_not_exist(
 ) -> None:
     engine(0.0)
     code, error = failed(["verify", "--engine", "vllm", "--model", model], capsys)
-    assert code in (2, 3)
+    assert code == 2
     assert error.count("\n") == 1
     assert error.startswith(f"norm-plugin verify: --model {model}: ")
 
@@ -167,8 +234,22 @@ def test_run_becomes_the_command() -> None:
     out, error = process.communicate(timeout=120)
     assert process.returncode == 7
     assert out.split() == ["native", str(process.pid)]
-    assert error.count("\n") == 1
-    assert error.startswith("norm-plugin run: ")
+    assert error == (
+        "norm-plugin run: this starts no engine that norm_plugin knows; the flags are set for whatever it starts.\n"
+    )
+
+
+def test_run_says_before_the_start_what_will_be_ours(tmp_path: Path) -> None:
+    program = tmp_path / "vllm"
+    program.write_text("#!/bin/sh\necho started\n")
+    program.chmod(0o755)
+    modes = {"--port=1": "compiled (its default): norm layers", "--enforce-eager": "eager (--enforce-eager)"}
+    for more, expected in modes.items():
+        words = norm_plugin("run", "--report", f"{tmp_path}/r", "--", str(program), "serve", "/m", more)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+        assert (done.returncode, done.stdout) == (0, "started\n"), done.stderr
+        assert done.stderr.startswith(f"norm-plugin run: {expected}")
+        assert done.stderr.count("\n") == 1
 
 
 def test_ctrl_c_reaches_the_command() -> None:
@@ -193,7 +274,7 @@ def test_run_does_not_start_what_doctor_warns_of() -> None:
     words = norm_plugin("run", "--backend", "triton", "--", sys.executable, "-c", "print('started')")
     environ = {**os.environ, "USE_NATIVE_LAYERNORM": "1"}
     done = subprocess.run(words, capture_output=True, text=True, env=environ, timeout=120)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "started" not in done.stdout
     assert "USE_NATIVE_LAYERNORM=1" in done.stderr
     assert "was not started" in done.stderr
@@ -211,3 +292,25 @@ def test_doctor_finds_an_op_that_is_off(monkeypatch: pytest.MonkeyPatch, capsys:
     assert "1 of 2 op cases within their bounds" in out
     monkeypatch.setattr(table, "rows", lambda device: iter([good]))
     assert cli.main(["doctor"]) == 0
+
+
+def test_doctor_names_a_flag_that_is_misspelt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(health, "look_at", lambda engine, found: None)
+    monkeypatch.setenv("NORM_PLUGIN_BACKEND", "native")
+    assert cli.main(["doctor", "--no-probe"]) == 0
+    assert "NORM_PLUGIN_BACKEND is not a flag of norm_plugin, and does nothing. Was NORM_PLUGIN" in (
+        capsys.readouterr().out
+    )
+
+
+def test_doctor_says_what_is_wrong_with_a_flag_and_not_that_there_is_no_engine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(health.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setenv("NORM_PLUGIN", "yes")
+    assert cli.main(["doctor", "--no-probe"]) == 1
+    out = capsys.readouterr().out
+    assert "NORM_PLUGIN='yes' is not one of its values: off, auto, triton, native." in out
+    assert "no engine was looked at; 1 wrong" in out

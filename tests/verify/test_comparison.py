@@ -1,7 +1,6 @@
 """The comparison: what is the same is said to be, what differs is measured, and chance is given what stock gives it."""
 
 import math
-from typing import Any
 
 import pytest
 
@@ -82,6 +81,41 @@ def test_where_stock_differs_from_itself_patched_may_as_much() -> None:
     assert judge(floor, compare(stock, [answer([5, 60, 7])])) == OUTSIDE
 
 
+def ran(backend: str, dtype: str, shift: float, mode: str = "eager") -> verdict.Verdict:
+    """Stock that is the same twice, and patched that is off by `shift`; the median of the largest logprobs is 3.6."""
+    stock = [answer([5, 6, 7])]
+    rows = [row("model.norm")]
+    rows[0]["implementations"][0]["backend"] = backend
+    patched = outcome([answer([5, 6, 7], shift=shift)], rows)
+    patched.dtype, patched.mode, patched.flags = dtype, mode, {"NORM_PLUGIN": backend}
+    return verdict.judged(outcome(stock), outcome(stock), patched)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "step"),
+    [("bfloat16", 2.0**-7 * 2), ("float16", 2.0**-10 * 2), ("float32", 2.0**-23 * 2 * math.sqrt(128))],
+)
+def test_where_sums_have_another_order_the_floor_has_the_rounding_of_the_dtype(dtype: str, step: float) -> None:
+    assert ran("triton", dtype, step).step == pytest.approx(step)
+    assert ran("triton", dtype, step).verdict == INSIDE
+    assert ran("native", dtype, step, "compiled").verdict == INSIDE
+    for shift in (2.1 * step, -2.1 * step):
+        assert ran("triton", dtype, shift).verdict == OUTSIDE
+    everywhere = compare([answer([5, 6])], [answer([5, 6])])
+    everywhere.prompts[0].deltas = everywhere.prompts[0].means = [step, step]
+    assert judge(compare([answer([5])], [answer([5])]), everywhere, step) == OUTSIDE, "all tokens moved by a step"
+
+
+def test_where_sums_have_the_same_order_nothing_is_given_to_rounding() -> None:
+    for dtype in ("bfloat16", "float32"):
+        assert ran("native", dtype, 1e-7).verdict == OUTSIDE
+
+
+def test_a_fault_of_a_hundredth_of_a_percent_is_more_than_the_rounding_of_fp32() -> None:
+    """Logits that are 1.0001 times as large move the logprobs here, of about 3, by as much."""
+    assert ran("triton", "float32", 1e-4 * 3).verdict == OUTSIDE
+
+
 def test_an_inert_plugin_does_not_pass() -> None:
     stock = outcome([answer([5, 6])])
     found = verdict.judged(stock, stock, outcome([answer([5, 6])], [row("model.norm", op="", calls=0)]))
@@ -89,15 +123,27 @@ def test_an_inert_plugin_does_not_pass() -> None:
     assert found.silent == ["model.norm"]
 
 
-def test_layers_that_are_compiled_are_said_to_be_left_to_inductor() -> None:
+@pytest.mark.parametrize(
+    ("mode", "flags", "word"),
+    [
+        ("compiled", {"NORM_PLUGIN": "auto"}, verdict.LEFT),
+        ("compiled", {"NORM_PLUGIN": "auto", "NORM_PLUGIN_SCOPE": "all"}, verdict.INERT),
+        ("eager", {"NORM_PLUGIN": "auto"}, verdict.INERT),
+    ],
+)
+def test_layers_that_are_compiled_are_said_to_be_left_to_the_compiler(
+    mode: str, flags: dict[str, str], word: str
+) -> None:
     stock = outcome([answer([5, 6])])
-    inert = verdict.judged(stock, stock, outcome([answer([5, 6])], [row("model.norm", op="", calls=0)]))
-    reached = verdict.judged(stock, stock, outcome([answer([5, 6])], [row("model.norm")]))
-    compiled: dict[str, Any] = {"mode": "compiled", "flags": {"NORM_PLUGIN": "auto"}}
-    assert "NORM_PLUGIN_SCOPE=all" in verdict.left_to_inductor(inert, compiled)
-    assert not verdict.left_to_inductor(inert, compiled | {"mode": "eager"})
-    assert not verdict.left_to_inductor(inert, compiled | {"flags": {"NORM_PLUGIN_SCOPE": "all"}})
-    assert not verdict.left_to_inductor(reached, compiled)
+    patched = outcome([answer([5, 6])], [row("model.norm", op="", calls=0)])
+    patched.mode, patched.flags = mode, flags
+    found = verdict.judged(stock, stock, patched)
+    assert (found.verdict, found.passed, found.differs) == (word, False, False)
+    said = " ".join(verdict.remarks(found, {"engine": "vllm", "mode": mode, "flags": flags}))
+    assert ("compiled by vllm" in said) is (word == verdict.LEFT)
+    other = outcome([answer([5, 6], shift=0.1)])
+    other.mode, other.flags = mode, flags
+    assert verdict.judged(stock, stock, other).differs
 
 
 def test_who_normalized_is_said() -> None:

@@ -13,6 +13,8 @@ from tests.verify.samples import answer, outcome, row
 ROOT = Path(__file__).resolve().parents[2]
 ABOUT = {
     "engine": "vllm", "version": "0.32.0", "backend": "native", "device": "cpu", "dtype": "bfloat16", "mode": "eager",
+    "date": "2026-11-21T12:00:00+00:00", "command": "norm-plugin verify -- vllm serve '/models/a b<c' --enforce-eager",
+    "versions": {"norm_plugin": "0.1.0", "torch": "2.13.0", "triton": "3.7.1", "GPU": "NVIDIA H100", "driver": "580.1"},
     "prompts": 2, "max_tokens": 4, "floor": "order", "flags": {"NORM_PLUGIN": "native"}, "seconds": 12.0,
 }  # fmt: skip
 
@@ -41,6 +43,23 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
     assert not re.search(r"https?://|<script|<link|<img|url\(|@import", text)
     assert "&lt;b&gt;" in text
     assert "x &lt; 1 &amp; y" in text
+
+
+def test_the_page_says_when_and_with_what() -> None:
+    text = made()
+    assert "2026-11-21T12:00:00+00:00" in text
+    assert "norm-plugin verify -- vllm serve &#x27;/models/a b&lt;c&#x27; --enforce-eager" in text
+    for name, version in ABOUT["versions"].items():  # type: ignore[attr-defined]
+        assert f"<dt>{name}</dt><dd>{version}</dd>" in text
+    assert "<dt>vllm</dt><dd>0.32.0</dd>" in text
+    assert "vllm 0.32.0, eager, bfloat16 on cpu: stock against native" in text
+
+
+def test_the_picture_has_titles_and_a_caption() -> None:
+    text = made()
+    assert ">position in the answer, in tokens</text>" in text
+    assert ">largest |Δ logprob|</text>" in text
+    assert "<figcaption>Each point is one position of one answer." in text
 
 
 @pytest.fixture(scope="session")
