@@ -12,12 +12,13 @@ try:
 except ModuleNotFoundError:
     sys.exit("norm-plugin prints with rich, which is not installed: pip install 'norm-plugin[cli]'.")
 
-from norm_plugin.commands import autoload, bench, doctor, patch, report, run, tune, verify
+from norm_plugin.commands import autoload, bench, completion, doctor, patch, report, run, tune, verify
 from norm_plugin.commands.errors import NOT_RUN, WRONG_ARGUMENT, CommandError
 from norm_plugin.settings import SettingError
 from norm_plugin.verify.runs import EngineFailed
+from norm_plugin.version import __version__
 
-VERBS = (verify, report, doctor, run, patch, autoload, bench, tune)
+VERBS = (verify, report, doctor, run, patch, autoload, bench, tune, completion)
 
 DESCRIPTION = "The norms of vLLM and SGLang, replaced where an environment flag says so: show it, ask it, run it."
 EPILOG = """\
@@ -27,7 +28,7 @@ examples:
   norm-plugin run -- vllm serve /models/llama                   serve with the plugin on
   norm-plugin report /tmp/report                                who normalized, and why not another
 
-Each verb has --help and --json.
+Each verb has --help, and each but completion --json.
 """
 
 
@@ -46,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    found.add_argument("--version", action="version", version=f"norm-plugin {__version__}")
     verbs = found.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
         verb.add(verbs)
