@@ -116,7 +116,7 @@ class Reader:
                 ["python", "-c", step.command], env=self.environ, cwd=self.checkout, capture_output=True, text=True
             )
             return done.returncode, [done.stderr] if done.returncode else []
-        if re.search(r"-- vllm serve\b", step.command):
+        if re.match(r"norm-plugin run\b.*-- vllm serve\b", step.command):
             return self.serves(step.command)
         typed = step.command.replace(MODEL, str(self.model))
         done = subprocess.run(

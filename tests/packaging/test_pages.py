@@ -79,9 +79,13 @@ def test_it_builds_on_the_images_that_were_tested() -> None:
     assert images == recorded
 
 
-def test_its_image_takes_the_wheel_that_is_built() -> None:
-    wheels = set(re.findall(r"norm_plugin-[\w.-]+?\.whl", CONTAINERS))
+@pytest.mark.parametrize("text", [CONTAINERS, README], ids=["containers", "README"])
+def test_the_wheel_that_is_named_is_the_one_that_is_built(text: str) -> None:
+    wheels = set(re.findall(r"norm_plugin-[\w.-]+?\.whl", text))
     assert wheels == {f"norm_plugin-{norm_plugin.__version__}-py3-none-any.whl"}
+
+
+def test_its_image_takes_three_lines() -> None:
     (image,) = re.findall(r"^```dockerfile\n(.*?)^```", CONTAINERS, re.MULTILINE | re.DOTALL)
     assert [line.split()[0] for line in image.splitlines()] == ["FROM", "COPY", "RUN"]
 
@@ -97,3 +101,12 @@ def test_what_was_not_run_is_marked() -> None:
     """No console block there: those of the guide are followed, and nobody here has a Docker."""
     assert "Nothing on this page was run" in CONTAINERS
     assert "```console" not in CONTAINERS
+
+
+@pytest.mark.parametrize("name", ["CHANGELOG.md", "CONTRIBUTING.md"])
+def test_links_and_scripts_are_there(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    links = [target for target in re.findall(r"\]\(([^)#]+)", text) if "://" not in target]
+    scripts = re.findall(r"\bscripts/\w+|\bnorm_plugin/\w+\.py", text)
+    for path in (*links, *scripts):
+        assert (ROOT / path).exists(), path

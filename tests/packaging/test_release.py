@@ -128,6 +128,12 @@ def test_pip_moves_no_torch(torch: str, wheel: Path, tmp_path: Path) -> None:
     assert code != 0 or "norm-plugin" in names
 
 
+@pytest.mark.parametrize("extra", ["cli", "plots", "torch"])
+def test_the_remedies_that_are_named_work(extra: str, installed: Fresh, tmp_path: Path) -> None:
+    """An installed norm_plugin is on no index, and pip adds what an extra needs all the same."""
+    assert planned(installed, tmp_path / "plan.json", f"norm-plugin[{extra}]") == (0, [])
+
+
 # --- what is said where torch is missing, or too old ------------------------------------------------------------------
 
 
@@ -171,9 +177,12 @@ def test_the_version_needs_no_installation(tmp_path: Path) -> None:
     fresh = Fresh(tmp_path / "venv")
     copy = sources(tmp_path / "checkout")
     code = (
-        "import importlib.metadata as m, norm_plugin\n"
+        "import importlib.metadata as m\n"
         "assert not list(m.distributions(name='norm-plugin'))\n"
+        "from norm_plugin.verify import health\n"
+        "print(health.versions()['norm_plugin'])\n"
         "from norm_plugin import cli; cli.main(['--version'])"
     )
     done = fresh.run("python", "-c", code, environ={"PYTHONPATH": str(copy)})
-    assert (done.returncode, done.stdout) == (0, f"norm-plugin {norm_plugin.__version__}\n"), done.stderr
+    said = f"{norm_plugin.__version__}\nnorm-plugin {norm_plugin.__version__}\n"
+    assert (done.returncode, done.stdout) == (0, said), done.stderr
