@@ -1,7 +1,8 @@
 """The README, followed word by word: what its blocks are, what each command has to print, and who types them.
 
 A console block is typed as it stands, one command after another; `...` on a line of its own stands for lines that are
-left out. A Python block is run. A block behind `<!-- not followed: why -->` is not, and these are counted.
+left out, and inside a line for words. A Python block is run. A block behind `<!-- not followed: why -->` is not, and
+these are counted.
 """
 
 from __future__ import annotations
@@ -77,7 +78,10 @@ def plain(lines: list[str]) -> list[str]:
 def difference(printed: list[str], said: list[str]) -> str:
     """Nothing where a command has said what is printed; else both, side by side."""
     wanted, found = plain(printed), plain(said)
-    pattern = "".join(r"(?:.*\n)*?" if line == LEFT_OUT else re.escape(line + "\n") for line in wanted)
+    within = re.escape(LEFT_OUT)
+    pattern = "".join(
+        r"(?:.*\n)*?" if line == LEFT_OUT else re.escape(line + "\n").replace(within, ".*") for line in wanted
+    )
     if re.fullmatch(pattern, "".join(line + "\n" for line in found)):
         return ""
     return "\n".join(difflib.unified_diff(wanted, found, "README.md", "here", lineterm="", n=1))

@@ -10,7 +10,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = "#!{python}\nimport sys\nfrom {module} import {name}\nsys.exit({name}())\n"
+#: What pip writes: without its condition, a child process that is spawned would run the command again.
+SCRIPT = """#!{python}
+import sys
+from {module} import {name}
+if __name__ == "__main__":
+    sys.exit({name}())
+"""
 
 
 def packages(python: str | Path) -> Path:

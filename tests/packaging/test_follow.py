@@ -58,6 +58,8 @@ def test_blocks_become_steps() -> None:
         (["...", "the end"], ["one", "the end"], True),
         (["...", "the end"], ["one", "the end", "and more"], False),
         (["first", "...", "last"], ["first", "last"], True),
+        (["vllm ... nothing wrong"], ["vllm 0.32.0; nothing wrong"], True),
+        (["vllm ... nothing wrong"], ["vllm 0.32.0", "nothing wrong"], False),
         (["7/7 identical"], ["6/7 identical"], False),
         (["max 0.02"], ["max 0.03"], False),
         (["exit code 0"], ["exit code 1"], False),
