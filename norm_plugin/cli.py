@@ -7,14 +7,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from norm_plugin.commands import autoload, bench, doctor, patch, report, run, tune, verify
+from norm_plugin.commands import autoload, bench, completion, doctor, patch, report, run, tune, verify
 from norm_plugin.commands.errors import EXIT_CODES, NOT_RUN, WRONG_ARGUMENT, CommandError
 from norm_plugin.commands.signals import Ended, unwound
 from norm_plugin.commands.terminal import Console, printable
 from norm_plugin.settings import SettingError
 from norm_plugin.verify.runs import EngineFailed
+from norm_plugin.version import __version__
 
-VERBS = (verify, report, doctor, run, patch, autoload, bench, tune)
+VERBS = (verify, report, doctor, run, patch, autoload, bench, tune, completion)
 
 DESCRIPTION = "The norms of vLLM and SGLang, replaced where an environment flag says so: show it, ask it, run it."
 EPILOG = """\
@@ -24,8 +25,8 @@ examples:
   norm-plugin run -- vllm serve /models/llama                   serve with the plugin on
   norm-plugin report /tmp/report                                who normalized, and why not another
 
-Each verb has --help and --json. Exit codes: 0 well; 1 tested, and it is not; 2 it could not be tested or done, with the
-reason on standard error. `run` has those of what it runs.
+Each verb has --help, and each but completion --json. Exit codes: 0 well; 1 tested, and it is not; 2 it could not be
+tested or done, with the reason on standard error. `run` has those of what it runs.
 """
 
 
@@ -47,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    found.add_argument("--version", action="version", version=f"norm-plugin {__version__}")
     verbs = found.add_subparsers(title="verbs", dest="verb", required=True, metavar="VERB")
     for verb in VERBS:
         verb.add(verbs)

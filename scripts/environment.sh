@@ -14,7 +14,7 @@ stamp=$venv/made-from
 
 torch=${NORM_PLUGIN_TORCH:-torch==2.13.0}
 triton=triton==3.7.1   # the kernels' tests run it on the CPU, in its interpreter
-extras=cli,test,lint
+extras=cli,test,lint,release
 room_mb=${room_mb:-5000} # .venv with the CPU build of torch, two more Tritons, the downloads, and some to spare
 
 fail() { # fail "what is wrong" "what to do about it"

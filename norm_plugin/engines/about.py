@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 
+from norm_plugin.version import __version__
+
 
 def versions() -> dict[str, str]:
     """norm_plugin, Python, torch, Triton, the GPU and its driver. A GPU that this process does not use stays asleep."""
-    found = {"norm_plugin": _version("norm-plugin"), "python": platform.python_version(), "torch": torch.__version__}
+    found = {"norm_plugin": __version__, "python": platform.python_version(), "torch": torch.__version__}
     found["triton"] = _version("triton")
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found["GPU"] = torch.cuda.get_device_name()

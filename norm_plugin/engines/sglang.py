@@ -33,6 +33,7 @@ from norm_plugin.engines import (
 from norm_plugin.engines.common import asked, traced
 from norm_plugin.engines.on_import import after_import
 from norm_plugin.engines.record import Record
+from norm_plugin.version import __version__
 
 log = logging.getLogger("norm_plugin")
 
@@ -211,7 +212,7 @@ def _loaded(model: nn.Module, record: Record, called: str) -> None:
     if record.missing and settings.get().strict:
         raise BackendError(f"NORM_PLUGIN_STRICT=1, and these hooks are missing: {record.missing}.")
     layers = model_layers.described(model_layers.norms(model, partial(_why, record))) or "none"
-    log.info("norm_plugin %s, %s in %s; norm layers: %s", _version("norm-plugin"), _asked_for(), record.line(), layers)
+    log.info("norm_plugin %s, %s in %s; norm layers: %s", __version__, _asked_for(), record.line(), layers)
 
 
 def _why(record: Record, layer: nn.Module) -> str:

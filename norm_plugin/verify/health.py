@@ -19,6 +19,7 @@ from norm_plugin import settings
 from norm_plugin.engines import ENGINES
 from norm_plugin.verify import backends, table
 from norm_plugin.verify.served import plan, served
+from norm_plugin.version import __version__
 
 GROUPS = {"vllm": "vllm.general_plugins", "sglang": "sglang.srt.plugins"}
 FILTERS = {"vllm": "VLLM_PLUGINS", "sglang": "SGLANG_PLUGINS"}
@@ -116,7 +117,7 @@ def line(health: Health) -> str:
 
 def versions() -> dict[str, str]:
     """What matters of this machine."""
-    found = {"norm_plugin": _version("norm-plugin"), "python": f"{platform.python_version()} ({sys.executable})"}
+    found = {"norm_plugin": __version__, "python": f"{platform.python_version()} ({sys.executable})"}
     found["torch"] = torch.__version__
     found["triton"] = _version("triton")
     if torch.cuda.is_available():

@@ -12,7 +12,7 @@ pytest.importorskip("rich", reason="the command line prints with rich")
 from norm_plugin import cli, settings
 from tests.verify.guide import PAGES, ROOT, commands
 
-GUIDE = ("vllm", "sglang", "numerics", "fallbacks", "adding_an_op", "adding_an_engine")
+GUIDE = ("vllm", "sglang", "containers", "numerics", "fallbacks", "adding_an_op", "adding_an_engine")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
