@@ -5,7 +5,6 @@ from tests.spec.test_strange_tensors import (
     test_autocast_changes_no_dtype,
     test_gemma_without_a_weight_scales_by_nothing,
     test_the_negative_bit_is_heard,
-    test_what_has_to_be_given_is_named,
 )
 
 __all__ = [
@@ -13,5 +12,4 @@ __all__ = [
     "test_gemma_without_a_weight_scales_by_nothing",
     "test_meta",
     "test_the_negative_bit_is_heard",
-    "test_what_has_to_be_given_is_named",
 ]

@@ -1,9 +1,6 @@
-"""Tensors whose values are not simply in memory, and arguments that mean nothing: right, or a clear error."""
+"""Tensors whose values are not simply in memory, and an op that cannot be defined; refused.py has what is refused."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -13,15 +10,9 @@ import norm_plugin
 from norm_plugin import dispatch, library, settings
 from norm_plugin.native import rms
 from norm_plugin.verify import inputs
+from tests.spec.refused import with_negative_bit
 
 BF16 = torch.bfloat16
-
-
-def with_negative_bit(t: Tensor) -> Tensor:
-    """-t, which is the imaginary part of a conjugate: t's memory, and a bit that says minus."""
-    negative = torch.complex(torch.zeros_like(t), t).conj().imag
-    assert negative.is_neg()
-    return negative
 
 
 def test_the_negative_bit_is_heard() -> None:
@@ -31,13 +22,10 @@ def test_the_negative_bit_is_heard() -> None:
         assert torch.equal(norm_plugin.rmsnorm(with_negative_bit(x), None), norm_plugin.rmsnorm(-x, None))
         norm_plugin.rmsnorm(x, None)  # the same signature, but for the bit
     expected = norm_plugin.add_rmsnorm(-x, residual, None)
-    out, negative = torch.empty_like(x), with_negative_bit(residual)
+    out = torch.empty_like(x)
     norm_plugin.rmsnorm(with_negative_bit(x), None, out=out)
     assert torch.equal(out, norm_plugin.rmsnorm(-x, None))
     assert torch.equal(norm_plugin.add_rmsnorm(with_negative_bit(x), residual, None)[0], expected[0])
-    with pytest.raises(ValueError, match=r"residual has the negative bit.* pass residual.resolve_neg\(\)"):
-        norm_plugin.fused_add_rmsnorm(x, negative, None)
-    assert torch.equal(negative, -residual)
 
 
 def test_lazy_zeros_are_zeros() -> None:
@@ -86,25 +74,6 @@ def test_autocast_changes_no_dtype() -> None:
 def test_gemma_without_a_weight_scales_by_nothing() -> None:
     x = inputs.make("normal", (4, 48), BF16)
     assert torch.equal(norm_plugin.gemma_rmsnorm(x, None), norm_plugin.rmsnorm(x, None))
-
-
-WRONG: dict[str, tuple[Callable[[Tensor], Any], str]] = {
-    "no numerics": (lambda x: norm_plugin.rmsnorm(x, None, numerics=None), "numerics is None"),  # type: ignore[arg-type]
-    "no dtype": (lambda x: norm_plugin.rmsnorm_dynamic_quant(x, None, quant_dtype=None), "quant_dtype is None"),  # type: ignore[arg-type]
-    "no eps": (lambda x: norm_plugin.layernorm(x, None, None, None), "eps is None"),  # type: ignore[arg-type]
-    "no groups": (lambda x: norm_plugin.rmsnorm_block_quant(x, None, group_size=None), "group_size is None"),  # type: ignore[arg-type]
-    "no residual": (lambda x: norm_plugin.fused_add_rmsnorm(x, None, None), "residual is None"),  # type: ignore[arg-type]
-    "no input": (lambda x: norm_plugin.rmsnorm(None, None), "input is None"),  # type: ignore[arg-type]
-}
-
-
-@pytest.mark.parametrize("what", WRONG)
-def test_what_has_to_be_given_is_named(what: str) -> None:
-    call, message = WRONG[what]
-    x = inputs.make("normal", (4, 48), BF16)
-    for _ in range(2):
-        with pytest.raises(TypeError, match=message):
-            call(x)
 
 
 def test_an_op_with_an_argument_without_a_rule_cannot_be_defined() -> None:

@@ -109,14 +109,6 @@ def test_tensors_that_overlap_in_part_are_refused(op: dispatch.Op, one: str, oth
     assert all(torch.equal(value, bits(a[name])) for name, value in before.items())
 
 
-def test_a_weight_that_is_written_is_refused() -> None:
-    x, residual = made(), made(seed=2)
-    for _ in range(2):
-        with pytest.raises(ValueError, match="input and weight overlap in memory, and input is written"):
-            norm_plugin.fused_add_rmsnorm(x, residual, x[2])
-        norm_plugin.fused_add_rmsnorm(x, residual, made()[0])
-
-
 def test_columns_of_one_tensor_do_not_overlap() -> None:
     """Of a fused projection: the rows lie between each other's."""
     buffer = made((4, 192))
@@ -211,37 +203,12 @@ def test_autograd_refuses_a_tensor_that_was_written_since() -> None:
             product.backward()
 
 
-# --- what torch does not let be written ---------------------------------------------------------------------------
-
-
-def chunk() -> Tensor:
-    """One of several views of a tensor with a gradient."""
-    return (made((8, 64)).requires_grad_() * 1).chunk(2)[0]
-
-
-def view_without_gradients() -> Tensor:
-    base = made((8, 64)).requires_grad_() * 1
-    with torch.no_grad():
-        return base[:4]
+# --- what torch lets be written only in some modes ----------------------------------------------------------------
 
 
 def inference_tensor() -> Tensor:
     with torch.inference_mode():
         return made()
-
-
-UNWRITABLE = {chunk: "a view that torch does not let be written", inference_tensor: "an inference tensor"}
-
-
-@pytest.mark.parametrize("place", ["input", "residual"])
-@pytest.mark.parametrize("unwritable", UNWRITABLE, ids=lambda f: f.__name__)
-def test_nothing_is_written_where_one_cannot_be(unwritable: Callable[[], Tensor], place: str) -> None:
-    tensors = {"input": made(), "residual": made(seed=2)} | {place: unwritable()}
-    before = {name: t.detach().clone() for name, t in tensors.items()}
-    norm_plugin.fused_add_rmsnorm(made(), made(), None)  # the signature is known
-    with pytest.raises(RuntimeError, match=f"{place} is {UNWRITABLE[unwritable]}"):
-        norm_plugin.fused_add_rmsnorm(**tensors, weight=None)
-    assert all(torch.equal(before[name], t) for name, t in tensors.items())
 
 
 def test_an_inference_tensor_is_written_in_inference_mode() -> None:
@@ -253,10 +220,9 @@ def test_an_inference_tensor_is_written_in_inference_mode() -> None:
     assert torch.equal(residual, expected[1])
 
 
-def test_a_quantised_residual_with_a_gradient_is_refused() -> None:
-    """What is quantised has no gradient, so what was written could not have one."""
+def test_a_quantised_residual_is_written_where_no_gradient_is_recorded() -> None:
     residual = made(seed=2).requires_grad_() * 1
-    with pytest.raises(RuntimeError, match="residual requires a gradient, and rmsnorm_dynamic_quant, which writes it"):
-        norm_plugin.rmsnorm_dynamic_quant(made(), None, residual)
     with torch.no_grad():
+        expected = norm_plugin.add_rmsnorm(made(), residual, None)[1]
         norm_plugin.rmsnorm_dynamic_quant(made(), None, residual)
+    assert torch.equal(residual, expected)
