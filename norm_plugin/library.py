@@ -30,8 +30,8 @@ def register(
 ) -> Op:
     """Define an op. `fake` makes outputs of the right shape and dtype from the named arguments; `in_place` names the
     argument that is written and the one that it may be."""
-    name = LIBRARY.define(schema)
-    parsed = getattr(torch.ops.norm_plugin, name).default._schema.arguments
+    parsed = torch._C.parse_schema(f"norm_plugin::{schema}").arguments
+    name = schema.partition("(")[0]
     arguments = tuple(a.name for a in parsed)
     if unknown := [argument for argument in arguments if argument not in RULES]:
         raise TypeError(f"{name} has arguments that checks.RULES has no rule for: {', '.join(unknown)}. Add one.")
@@ -39,6 +39,7 @@ def register(
     tensors = frozenset(a.name for a in parsed if "Tensor" in str(a.type))
     if unknown := [argument for argument in tensors if argument not in by_row]:
         raise TypeError(f"{name} has tensors of which nobody says how they go with rows: {', '.join(unknown)}.")
+    LIBRARY.define(schema)
     if "enable_pdl" in arguments:  # how a kernel is launched means nothing to the native op
         native = _without_last(native)
     op = Op(

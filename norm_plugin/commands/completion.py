@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console
-
 from norm_plugin.commands import shells
+from norm_plugin.commands.terminal import Console
 
 DESCRIPTION = """\
 Prints the completion of norm-plugin for a shell. Put it where the shell looks:

@@ -3,7 +3,7 @@
 from tests.spec.test_layouts import (
     test_only_what_is_written_changes,
     test_out_may_be_the_input,
-    test_outputs_have_the_strides_of_empty_like,
+    test_outputs_are_contiguous,
     test_right_in_every_layout,
     test_the_in_place_functions_write_both_tensors,
     test_the_memory_between_rows_stays,
@@ -12,7 +12,7 @@ from tests.spec.test_layouts import (
 __all__ = [
     "test_only_what_is_written_changes",
     "test_out_may_be_the_input",
-    "test_outputs_have_the_strides_of_empty_like",
+    "test_outputs_are_contiguous",
     "test_right_in_every_layout",
     "test_the_in_place_functions_write_both_tensors",
     "test_the_memory_between_rows_stays",
