@@ -40,6 +40,7 @@ def register(
     if unknown := [argument for argument in tensors if argument not in by_row]:
         raise TypeError(f"{name} has tensors of which nobody says how they go with rows: {', '.join(unknown)}.")
     LIBRARY.define(schema)
+    getattr(torch.ops.norm_plugin, name)  # dir(torch.ops.norm_plugin) lists what was asked for
     if "enable_pdl" in arguments:  # how a kernel is launched means nothing to the native op
         native = _without_last(native)
     op = Op(
