@@ -1,5 +1,5 @@
-"""A recognised call that writes is launched by the addresses that the shortcut has read: they are the kernel's pointers,
-and whatever forbids the short launch of other calls forbids this one.
+"""A recognised call that writes is launched by the addresses that the shortcut has read, in the order of the kernel's
+pointers; whatever forbids the short launch of other calls forbids this one.
 
 Where there is no GPU, the driver is a fake that keeps what it is given; everything else is what a GPU runs.
 """
