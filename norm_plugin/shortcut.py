@@ -132,9 +132,11 @@ def _lie_alike(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _reach(t: Tensor, by_row: bool) -> tuple[int, int]:
     """At most so many bytes an element of x, and so many besides, lie between a tensor's first byte and its last."""
-    if not by_row or t.dim() < 2:
-        first, end = memory.span(t)
+    first, end = memory.span(t)
+    if not by_row:
         return 0, end - first
+    if t.dim() < 2:
+        return -(-(end - first) // t.numel()), 0
     row = math.prod(t.shape[1:])
     return -(-max(t.stride(0) * t.element_size(), memory.bytes_of_a_row(t)) // row), 0
 
