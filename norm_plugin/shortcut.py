@@ -147,6 +147,8 @@ def remember(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...], 
     present = [t for t in tensors if t is not None]
     if any(i in given and memory.may_cover_itself(tensors[i]) for i in op.written):  # type: ignore[arg-type]
         return  # whether it does is asked at every call
+    if any(plan.route is route and plan.given == given and plan.recognises(*present) for plan in op.plans):
+        return  # it is known, and only did not agree
     recognises = guard(present, [op.by_row[i] for i in given])
     if recognises is not None:
         missing = tuple(i for i in range(len(tensors)) if i not in given)

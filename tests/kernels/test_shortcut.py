@@ -280,6 +280,17 @@ def test_tensors_that_do_not_fit_together_are_refused_after_good_calls(recognise
     assert recognised == [False] * 3
 
 
+def test_a_signature_whose_tensors_lie_among_each_other_is_kept_once(recognised: list[bool]) -> None:
+    """Each call of it takes the ordinary road; those of other signatures must not."""
+    weight, wide = weight_of(), x_of(width=2 * WIDTH)
+    left, right = wide[:, :WIDTH], wide[:, WIDTH:]
+    norm_plugin.rmsnorm(x_of(), weight, out=x_of())
+    for _ in range(2 * shortcut.MOST_PLANS):
+        norm_plugin.rmsnorm(left, weight, out=right)
+    norm_plugin.rmsnorm(x_of(), weight, out=x_of())
+    assert recognised == [False] * (1 + 2 * shortcut.MOST_PLANS) + [True]
+
+
 @pytest.mark.parametrize("shape", [(WIDTH,), (4, WIDTH)], ids=["one row without a dimension for it", "rows"])
 def test_tensors_that_share_a_part_are_refused_after_good_calls(shape: tuple[int, ...], recognised: list[bool]) -> None:
     weight, apart = weight_of(), [x_of(seed=seed).flatten()[-math.prod(shape) :].view(shape) for seed in (1, 2)]
