@@ -112,7 +112,9 @@ class Op:
 @dataclass(eq=False)
 class Route:
     """What one signature runs. `fallback` is True where something else was asked for; `reason` says why. `writes` are
-    the arguments that are given and written, and `written` finds them; `proven`: a call with rows has succeeded."""
+    the arguments that are given and written, and `written` finds them; `proven`: a call with rows has succeeded. `at`
+    does the same as `run` by the addresses of the tensors, which the shortcut knows, or says that it has done nothing.
+    """
 
     op: Op
     signature: Signature
@@ -124,8 +126,10 @@ class Route:
     calls: int = 0
     proven: bool = False
     written: Callable[[tuple[Any, ...]], Sequence[Tensor]] = field(init=False)
+    at: Callable[[Any, tuple[Any, ...]], bool] | None = field(init=False)
 
     def __post_init__(self) -> None:
+        self.at = getattr(self.run, "at", None)
         first, *others = self.writes or (0,)
         self.written = itemgetter(first, *others) if others else itemgetter(slice(first, first + 1))
 

@@ -19,6 +19,7 @@ from norm_plugin.dispatch import Op
 from norm_plugin.numerics import FP32
 
 _PLAIN = (Tensor, Parameter)
+_is_traced = torch.compiler.is_dynamo_compiling  # by a name of this module: finding it takes as long as asking it
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
@@ -73,13 +74,16 @@ def call(
     An op that writes has no autograd formula: `recorded` does the same where a gradient is wanted. `decline`:
     raise dispatch.Declined, before anything is written, where a kernel was asked for and none can do the call.
     """
-    if not torch.compiler.is_dynamo_compiling() and forward_ad._current_level < 0:
-        route = shortcut.find(op, tensors, rest)
-        if route is not None:
+    if not _is_traced() and forward_ad._current_level < 0:
+        found = shortcut.find(op, tensors, rest)
+        if found is not None:
+            route, agreed = found
             if route.writes:
                 dispatch.advance_versions(route.written(tensors))
             route.calls += 1
             try:
+                if route.at is not None and route.at(agreed, rest):
+                    return None
                 return route.run(*tensors, *rest)
             except Exception as error:
                 return dispatch.after_failure(route, error, (*tensors, *rest), decline)

@@ -8,10 +8,10 @@ interface of torch: where they are missing or differ, every call takes the ordin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,8 +24,12 @@ try:
 except ImportError:
     dynamo_guards = None  # type: ignore[assignment]
 
-#: What a guard cannot ask, because it asks of one tensor at a time.
-Agreement = Callable[[tuple[Any, ...]], bool]
+#: How many elements x has, and where each tensor that is given begins, in the order of the arguments.
+Placed = tuple[int, Sequence[int]]
+
+#: What a guard cannot ask, because it asks of one tensor at a time. For an op that writes, the answer says where the
+#: tensors lie, so that nobody has to ask again.
+Agreement = Callable[[tuple[Any, ...]], bool | Placed]
 
 #: A model has few signatures an op; the latest ones are kept.
 MOST_PLANS = 8
@@ -82,35 +86,42 @@ def agreement(op: Op, tensors: tuple[Tensor | None, ...], given: tuple[int, ...]
 def apart(op: Op, tensors: tuple[Tensor | None, ...], alike: list[int], given: tuple[int, ...]) -> Agreement:
     """Whether no two of the tensors lie in the same stretch of memory. If two do, the ordinary road looks closer."""
     x = op.x
-    reach = {i: _reach(t, op.by_row[i]) for i, t in enumerate(tensors) if t is not None}
+    reach = {i: _reach(t, op.by_row[i]) for i, t in enumerate(tensors) if t is not None}  # in the order of `given`
     others = [i for i in given if i not in (x, *alike)]
-    if len(alike) == 1 and len(others) < 2:  # written out: a loop takes three times as long
-        other, third = alike[0], others[0] if others else None
-        of_x, of_other = reach[x][0], reach[other][0]
-        may_be_one = op.in_place in ((x, other), (other, x)) and _lie_alike(tensors[x], tensors[other])
-        third_per, third_fixed = (0, 0) if third is None else reach[third]
+    if len(alike) == 1 and len(others) < 2 and given[0] not in others:  # written out: a loop takes three times as long
+        one, two = sorted((x, *alike))
+        third = others[0] if others else None
+        of_one, of_two = reach[one][0], reach[two][0]
+        may_be_one = op.in_place in ((one, two), (two, one)) and _lie_alike(tensors[one], tensors[two])
+        of_third = 0 if third is None else reach[third][1]
+        between = third is not None and third < two
 
-        def all_apart(t: tuple[Any, ...]) -> bool:
-            n: int = t[x].numel()
-            a: int = t[x].data_ptr()
-            b: int = t[other].data_ptr()
-            a_end, b_end = a + n * of_x, b + n * of_other
-            if t[other].numel() != n or not (a_end <= b or b_end <= a or (may_be_one and a == b)):
+        def all_apart(t: tuple[Any, ...]) -> bool | Placed:
+            first, second = t[one], t[two]
+            n: int = first.numel()
+            a: int = first.data_ptr()
+            b: int = second.data_ptr()
+            a_end, b_end = a + n * of_one, b + n * of_two
+            if second.numel() != n or not (a_end <= b or b_end <= a or (may_be_one and a == b)):
                 return False
             if third is None:
-                return True
+                return n, (a, b)
             c: int = t[third].data_ptr()
-            c_end = c + n * third_per + third_fixed
-            return (c_end <= a or a_end <= c) and (c_end <= b or b_end <= c)
+            c_end = c + of_third
+            if (c_end <= a or a_end <= c) and (c_end <= b or b_end <= c):
+                return n, (a, c, b) if between else (a, b, c)
+            return False
 
         return all_apart
 
-    def none_together(t: tuple[Any, ...]) -> bool:
+    def none_together(t: tuple[Any, ...]) -> bool | Placed:
         n = t[x].numel()
         if any(t[i].numel() != n for i in alike):
             return False
-        spans = sorted((t[i].data_ptr(), n * per + fixed) for i, (per, fixed) in reach.items())
-        return all(start + length <= following for (start, length), (following, _) in pairwise(spans))
+        starts = [t[i].data_ptr() for i in given]
+        spans = sorted((start, n * per + fixed) for start, (per, fixed) in zip(starts, reach.values(), strict=True))
+        clear = all(start + length <= following for (start, length), (following, _) in pairwise(spans))
+        return (n, starts) if clear else False
 
     return none_together
 
@@ -121,9 +132,11 @@ def _lie_alike(a: Tensor | None, b: Tensor | None) -> bool:
 
 def _reach(t: Tensor, by_row: bool) -> tuple[int, int]:
     """At most so many bytes an element of x, and so many besides, lie between a tensor's first byte and its last."""
-    if not by_row or t.dim() < 2:
-        first, end = memory.span(t)
+    first, end = memory.span(t)
+    if not by_row:
         return 0, end - first
+    if t.dim() < 2:
+        return -(-(end - first) // t.numel()), 0
     row = math.prod(t.shape[1:])
     return -(-max(t.stride(0) * t.element_size(), memory.bytes_of_a_row(t)) // row), 0
 
@@ -134,6 +147,8 @@ def remember(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...], 
     present = [t for t in tensors if t is not None]
     if any(i in given and memory.may_cover_itself(tensors[i]) for i in op.written):  # type: ignore[arg-type]
         return  # whether it does is asked at every call
+    if any(plan.route is route and plan.given == given and plan.recognises(*present) for plan in op.plans):
+        return  # it is known, and only did not agree
     recognises = guard(present, [op.by_row[i] for i in given])
     if recognises is not None:
         missing = tuple(i for i in range(len(tensors)) if i not in given)
@@ -142,8 +157,10 @@ def remember(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...], 
         dispatch.keep_plan(route, plan, MOST_PLANS)
 
 
-def find(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -> Route | None:
-    """The route of a recognised call, or None."""
+def find(
+    op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]
+) -> tuple[Route, Literal[True] | Placed] | None:
+    """The route of a recognised call and what the agreement says of its tensors, or None."""
     for plan in op.plans:
         if plan.rest != rest or (plan.unrecorded and torch.is_grad_enabled()):
             continue
@@ -155,9 +172,9 @@ def find(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]) -> R
                 continue
         except TypeError:  # None, where the plan has a tensor
             continue
-        if plan.agree is None or plan.agree(tensors):
-            found: Route = plan.route
-            return found
+        agreed = plan.agree is None or plan.agree(tensors)
+        if agreed:
+            return plan.route, agreed
     return None
 
 

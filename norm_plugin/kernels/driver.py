@@ -1,8 +1,9 @@
 """Launching a compiled kernel through the CUDA driver, with its arguments packed once.
 
 Triton's launcher parses some forty arguments a launch. Here they lie packed in memory, as the driver wants them; a
-launch writes the pointers, the number of rows and eps, and calls cuLaunchKernelEx. What the driver says of the kernel's
-parameters (cuFuncGetParamInfo) must agree with what is packed, or this road is not taken.
+launch writes the pointers (the number of rows and eps where they differ from those of the launch before) and calls
+cuLaunchKernelEx. What the driver says of the kernel's parameters (cuFuncGetParamInfo) must agree with what is packed,
+or this road is not taken.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 PDL_ATTRIBUTE = 6  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
@@ -65,7 +66,7 @@ def parameter_sizes(function: int) -> list[int]:
         sizes.append(size.value)
 
 
-Launcher = Callable[[int, int, float, list[int]], None]
+Launcher = Callable[[int, int, float, Sequence[int]], None]
 
 
 #: The number of programs that a launch takes for m rows.
@@ -93,36 +94,37 @@ def launcher(
 
     order = [*slots, pointers, *range(pointers + 2, pointers + 2 + len(integers)), pointers + 1]
     order += [pointers + 2 + len(integers)] * 2  # both scratch pointers: one zero
-    eps_at = 8 * (pointers + 1)
-    fill = struct.Struct(f"={pointers}Qq").pack_into
-    fill_eps = struct.Struct("=f").pack_into
+    m_at, integers_at = 8 * pointers, 8 * (pointers + 2)
+    fill = struct.Struct(f"={pointers}Q").pack_into
+    fill_m_and_eps = struct.Struct("=qf").pack_into
     call = driver().cuLaunchKernelEx
 
     def pack() -> list[Any]:
         values = ctypes.create_string_buffer(8 * len(expected))
         for i, integer in enumerate(integers):
-            struct.pack_into("=q", values, eps_at + 8 * (1 + i), integer)
+            struct.pack_into("=q", values, integers_at + 8 * i, integer)
         base = ctypes.addressof(values)
         places = (ctypes.c_void_p * len(expected))(*[base + 8 * i for i in order])
         attribute = Attribute(PDL_ATTRIBUTE, 0, 1, b"")
         config = LaunchConfig(1, 1, 1, threads, 1, 1, metadata.shared, None, ctypes.pointer(attribute), int(pdl))
-        return [values, config, (ctypes.byref(config), ctypes.c_void_p(function), places, None), None]
+        arguments = (ctypes.byref(config), ctypes.c_void_p(function), places, None)
+        return [partial(fill, values, 0), values, config, arguments, None]
 
     free = [pack()]  # a thread takes one for itself: it could be interrupted between packing and launching
 
-    def launch(stream: int, m: int, eps: float, addresses: list[int]) -> None:
+    def launch(stream: int, m: int, eps: float, addresses: Sequence[int]) -> None:
         try:
             packed = free.pop()
         except IndexError:  # another thread has it
             packed = pack()
-        values, config, arguments, last = packed
-        fill(values, 0, *addresses, m)
+        fill_addresses, values, config, arguments, last = packed
+        fill_addresses(*addresses)
         now = (stream, m, eps)
         if now != last:
-            fill_eps(values, eps_at, eps)
+            fill_m_and_eps(values, m_at, m, eps)
             config.grid_x = programs(m)
             config.stream = stream
-            packed[3] = now
+            packed[4] = now
         status = call(*arguments)
         free.append(packed)
         if status != 0:

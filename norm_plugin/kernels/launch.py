@@ -133,8 +133,11 @@ def layout_or_refuse(*tensors: Tensor | None) -> Layout:
 
 def hooked() -> bool:
     """Whether someone (a profiler) wants to see Triton's launches; then they are Triton's."""
-    hook = knobs.runtime.launch_enter_hook
-    return hook is not None and bool(getattr(hook, "calls", True))
+    hook: Any = knobs.runtime.launch_enter_hook
+    try:  # costs less than getattr with a default
+        return bool(hook.calls)
+    except AttributeError:  # a function in place of the chain of them, or nothing
+        return hook is not None
 
 
 #: Triton's interpreter has one grid for all threads.
@@ -190,19 +193,24 @@ class KernelLaunch:
             self.direct_reason = "a stride takes more than 32 bits"
 
     def __call__(self, m: int, eps: float, *pointers: Tensor | None) -> None:
-        if not 0 < m < self.lean_from:
-            self.of_many_rows(m, eps, pointers)
+        if self.direct is not None and self.at(m, eps, list(map(_address, self.different(pointers)))):
             return
+        if 0 < m < self.lean_from:
+            self.through_jit(m, eps, pointers)
+        else:
+            self.of_many_rows(m, eps, pointers)
+
+    def at(self, m: int, eps: float, addresses: Sequence[int]) -> bool:
+        """Launch through the driver, with the pointers at these addresses (each once, in the kernel's order); whether
+        it did. If not, nothing has happened."""
         direct = self.direct
-        if direct is not None and _current_device() == self.index and not hooked():
-            addresses = list(map(_address, self.different(pointers)))
-            for address in addresses:
-                if address % VECTOR_BYTES:
-                    break
-            else:
-                direct(_raw_stream(self.index), m, eps, addresses)
-                return
-        self.through_jit(m, eps, pointers)
+        if direct is None or not 0 < m < self.lean_from or _current_device() != self.index or hooked():
+            return False
+        for address in addresses:
+            if address % VECTOR_BYTES:
+                return False
+        direct(_raw_stream(self.index), m, eps, addresses)
+        return True
 
     def of_many_rows(self, m: int, eps: float, pointers: Sequence[Tensor | None]) -> None:
         """Handles zero rows, too many rows, and batches for the lean launch."""

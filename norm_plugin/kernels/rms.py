@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ def bind_rmsnorm_out(
     def run(input: Tensor, weight: Tensor | None, out: Tensor, eps: float, *_: Any) -> None:
         launch(input.numel() // width, eps, input, None, weight, out, None, None, None)
 
-    return run
+    return with_addresses(run, launch, width)
 
 
 def bind_add_rmsnorm(
@@ -133,6 +133,17 @@ def bind_fused_add_rmsnorm(
     def run(input: Tensor, residual: Tensor, weight: Tensor | None, eps: float, *_: Any) -> None:
         launch(input.numel() // width, eps, input, residual, weight, input, residual, None, None)
 
+    return with_addresses(run, launch, width)
+
+
+def with_addresses(run: Callable[..., None], launch: Launch, width: int) -> Callable[..., None]:
+    """`run`, with an `at` that launches by the addresses of its tensors, which are the kernel's pointers in order."""
+
+    def at(placed: tuple[int, Sequence[int]], rest: tuple[Any, ...]) -> bool:
+        elements, addresses = placed
+        return launch.at(elements // width, rest[0], addresses)
+
+    run.at = at  # type: ignore[attr-defined]
     return run
 
 

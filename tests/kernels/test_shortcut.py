@@ -5,6 +5,7 @@ Where it declines, the ordinary road takes the call; that the answer is right th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -45,10 +46,10 @@ class Spy:
     def __init__(self) -> None:
         self.found: list[bool] = []
 
-    def known(self, op: Op, tensors: Any, rest: Any) -> dispatch.Route | None:
-        route = original(op, tensors, rest)
-        self.found.append(route is not None)
-        return route
+    def known(self, op: Op, tensors: Any, rest: Any) -> Any:
+        found = original(op, tensors, rest)
+        self.found.append(found is not None)
+        return found
 
 
 original = shortcut.find
@@ -277,6 +278,37 @@ def test_tensors_that_do_not_fit_together_are_refused_after_good_calls(recognise
         norm_plugin.fused_add_rmsnorm(x, x, weight)
     assert twins.same_bits(x, x_of(4))
     assert recognised == [False] * 3
+
+
+def test_a_signature_whose_tensors_lie_among_each_other_is_kept_once(recognised: list[bool]) -> None:
+    """Each call of it takes the ordinary road; those of other signatures must not."""
+    weight, wide = weight_of(), x_of(width=2 * WIDTH)
+    left, right = wide[:, :WIDTH], wide[:, WIDTH:]
+    norm_plugin.rmsnorm(x_of(), weight, out=x_of())
+    for _ in range(2 * shortcut.MOST_PLANS):
+        norm_plugin.rmsnorm(left, weight, out=right)
+    norm_plugin.rmsnorm(x_of(), weight, out=x_of())
+    assert recognised == [False] * (1 + 2 * shortcut.MOST_PLANS) + [True]
+
+
+@pytest.mark.parametrize("shape", [(WIDTH,), (4, WIDTH)], ids=["one row without a dimension for it", "rows"])
+def test_tensors_that_share_a_part_are_refused_after_good_calls(shape: tuple[int, ...], recognised: list[bool]) -> None:
+    weight, apart = weight_of(), [x_of(seed=seed).flatten()[-math.prod(shape) :].view(shape) for seed in (1, 2)]
+    for _ in range(2):
+        norm_plugin.rmsnorm(apart[0], weight, out=apart[1])
+        norm_plugin.fused_add_rmsnorm(*apart, weight)
+    assert recognised == [False, False, True, True]
+    size = math.prod(shape)
+    base = x_of(8).flatten()
+    for first, second in ((0, 16), (16, 0), (0, size - 1)):
+        a, b = (base[start : start + size].view(shape) for start in (first, second))
+        with pytest.raises(ValueError, match="overlap in memory"):
+            norm_plugin.rmsnorm(a, weight, out=b)
+        with pytest.raises(ValueError, match="overlap in memory"):
+            norm_plugin.fused_add_rmsnorm(a, b, weight)
+    for half in (base[8 : 8 + WIDTH], base[size - 1 : size - 1 + WIDTH]):  # the weight lies in what is written
+        with pytest.raises(ValueError, match="overlap in memory"):
+            norm_plugin.rmsnorm(apart[0], half, out=base[:size].view(shape))
 
 
 def test_new_settings_forget_what_was_known(recognised: list[bool]) -> None:
