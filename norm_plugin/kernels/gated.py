@@ -29,7 +29,7 @@ def bind(
 ) -> Launch:  # fmt: skip
     """The launch for a signature, from tensors that have it; `qmax` where the output is quantised by a static scale."""
     refuse_strange(x, weight, bias, z)
-    refuse_numerics(numerics, "round_before_weight")
+    refuse_numerics(numerics, "round_before_weight" if qmax is None else "round_before_quant")
     width = x.shape[-1] if group_size is None else group_size
     return Launch(
         gated_kernel,
@@ -48,6 +48,7 @@ def bind(
             "SIGMOID": activation == "sigmoid",
             "HF": numerics.round_before_weight,
             "STATIC": qmax is not None,
+            "ROUND": numerics.round_before_quant,
             "QMAX": 1.0 if qmax is None else qmax,
             "FP8_UNIT": has_fp8_unit(x.device),
         },
