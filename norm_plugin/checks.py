@@ -16,7 +16,7 @@ from torch import Tensor
 from norm_plugin import memory
 from norm_plugin.native.quant import QMAX
 from norm_plugin.native.rms import wide_dtype
-from norm_plugin.numerics import ACTIVATIONS, GATED_NUMERICS, LAYER_NUMERICS, NUMERICS
+from norm_plugin.numerics import ACTIVATIONS, GATED_NUMERICS, LAYER_NUMERICS, LAYER_QUANT_NUMERICS, NUMERICS, Numerics
 
 ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -28,6 +28,14 @@ ONE_A_ROW = ("sums",)
 
 #: The tensors that all rows share: none of their sizes is a number of rows.
 SHARED_BY_ROWS = ("weight", "bias", "scale", "scale_ub", "linear_weight", "linear_bias")
+
+#: The numerics of an op by arguments that it has. The first line that an op has all arguments of is the op's.
+NUMERICS_BY_ARGUMENTS: tuple[tuple[frozenset[str], dict[str, Numerics]], ...] = (
+    (frozenset({"z"}), GATED_NUMERICS),
+    (frozenset({"bias", "scale"}), LAYER_QUANT_NUMERICS),
+    (frozenset({"bias"}), LAYER_NUMERICS),
+    (frozenset(), NUMERICS),
+)
 
 
 def _names(dtypes: Collection[torch.dtype | None]) -> str:
@@ -124,8 +132,7 @@ class Call:
         _dtype(name, dtype, ACTIVATION_DTYPES)
 
     def numerics(self, name: str, value: str) -> None:
-        allowed = LAYER_NUMERICS if "bias" in self.arguments else NUMERICS
-        _one_of(name, value, GATED_NUMERICS if "z" in self.arguments else allowed)
+        _one_of(name, value, next(known for has, known in NUMERICS_BY_ARGUMENTS if has <= self.arguments.keys()))
 
     def activation(self, name: str, value: str) -> None:
         _one_of(name, value, ACTIVATIONS)

@@ -370,7 +370,9 @@ def layernorm_quant(
     bias: Tensor | None,
     scale: Tensor | float,
     eps: float = 1e-6,
+    *,
+    numerics: str = FP32.name,
 ) -> None:
     """out = layernorm(input) / scale, rounded and saturated to out's dtype (fp8 or int8)."""
     tensors = (out, input, weight, bias, _scale(scale, input))
-    call(ops.LAYERNORM_QUANT, tensors, (eps,))
+    call(ops.LAYERNORM_QUANT, tensors, (eps, numerics))

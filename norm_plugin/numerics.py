@@ -21,6 +21,7 @@ class Numerics:
     round_before_weight: bool = False
     weight_before_scale: bool = False
     torch_functions: bool = False
+    round_before_quant: bool = False
 
 
 #: The fields that say something of a numerics, and not what it computes.
@@ -64,6 +65,12 @@ TORCH_HF = Numerics(
     round_before_weight=True,
     torch_functions=True,
 )
+FLASHINFER_LAYER = Numerics(
+    "flashinfer_layer",
+    "b(norm) / scale",
+    "FlashInfer's layernorm_quant",
+    round_before_quant=True,
+)
 
 NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, HF, VLLM_C, SGL_JIT)}
 
@@ -73,11 +80,15 @@ GATED_NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, HF, TORCH, TORC
 
 LAYER_NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, TORCH)}
 
+#: FlashInfer rounds its LayerNorm before it quantises it; its RMSNorm it quantises as it is.
+LAYER_QUANT_NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, FLASHINFER_LAYER)}
+
 #: silu and swish are two names of one function: z * sigmoid(z).
 ACTIVATIONS: tuple[str, ...] = ("silu", "swish", "sigmoid")
 
 
 def table() -> str:
     """The named roundings as a Markdown table."""
-    rows = [f"| `{n.name}` | `{n.formula}` | {n.used_by} |" for n in (NUMERICS | GATED_NUMERICS).values()]
+    every = NUMERICS | GATED_NUMERICS | LAYER_NUMERICS | LAYER_QUANT_NUMERICS
+    rows = [f"| `{n.name}` | `{n.formula}` | {n.used_by} |" for n in every.values()]
     return "\n".join(["| numerics | output | who computes so |", "|---|---|---|", *rows])

@@ -165,7 +165,8 @@ RMSNORM_BLOCK_QUANT = _register(
     lambda a: _quantised(a, a["input"].shape[-1] // a["group_size"]),
 )
 LAYERNORM_QUANT = _register(
-    "layernorm_quant(Tensor(a!) out, Tensor input, Tensor? weight, Tensor? bias, Tensor scale, float eps=1e-6) -> ()",
+    "layernorm_quant(Tensor(a!) out, Tensor input, Tensor? weight, Tensor? bias, Tensor scale, float eps=1e-6, "
+    'str numerics="fp32") -> ()',
     "quant",
     quant.layernorm_quant,
     _nothing,

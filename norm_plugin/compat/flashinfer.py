@@ -1,6 +1,7 @@
 """FlashInfer's norms: `import norm_plugin.compat.flashinfer as flashinfer`, or in place of `flashinfer.norm`.
 
-The public functions have FlashInfer's names and arguments already; only its LayerNorms name them otherwise. Where
+The public functions have FlashInfer's names and arguments already; only its LayerNorms name them otherwise, and it
+rounds one of them before it is quantised. Where
 FlashInfer takes one dtype, two ranks and no CPU tensor, these take what the public functions take.
 """
 
@@ -17,6 +18,7 @@ from norm_plugin.functions import (
     rmsnorm,
     rmsnorm_quant,
 )
+from norm_plugin.numerics import FLASHINFER_LAYER
 
 __all__ = [
     "fused_add_rmsnorm",
@@ -39,4 +41,4 @@ def layernorm_quant(
     out: Tensor, input: Tensor, gemma: Tensor, beta: Tensor, scale: Tensor | float, eps: float = 1e-6
 ) -> None:
     """out = layernorm(input, gemma, beta) / scale, rounded and saturated to out's dtype."""
-    functions.layernorm_quant(out, input, gemma, beta, scale, eps)
+    functions.layernorm_quant(out, input, gemma, beta, scale, eps, numerics=FLASHINFER_LAYER.name)

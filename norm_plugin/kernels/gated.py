@@ -20,16 +20,16 @@ from norm_plugin.kernels.launch import (
     use_pdl,
 )
 from norm_plugin.native.rms import maker_of_outputs
-from norm_plugin.numerics import FP32, GATED_NUMERICS
+from norm_plugin.numerics import GATED_NUMERICS, Numerics
 
 
 def bind(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, out: Tensor, group_size: int | None,
-    norm_before_gate: bool, is_rms_norm: bool, activation: str, numerics: str, *, qmax: float | None = None,
+    norm_before_gate: bool, is_rms_norm: bool, activation: str, numerics: Numerics, *, qmax: float | None = None,
 ) -> Launch:  # fmt: skip
     """The launch for a signature, from tensors that have it; `qmax` where the output is quantised by a static scale."""
     refuse_strange(x, weight, bias, z)
-    refuse_numerics(GATED_NUMERICS[numerics], "round_before_weight")
+    refuse_numerics(numerics, "round_before_weight" if qmax is None else "round_before_quant")
     width = x.shape[-1] if group_size is None else group_size
     return Launch(
         gated_kernel,
@@ -46,8 +46,9 @@ def bind(
             "GATE_FIRST": z is not None and not norm_before_gate,
             "GATE_LAST": z is not None and norm_before_gate,
             "SIGMOID": activation == "sigmoid",
-            "HF": GATED_NUMERICS[numerics].round_before_weight,
+            "HF": numerics.round_before_weight,
             "STATIC": qmax is not None,
+            "ROUND": numerics.round_before_quant,
             "QMAX": 1.0 if qmax is None else qmax,
             "FP8_UNIT": has_fp8_unit(x.device),
         },
@@ -60,7 +61,8 @@ def bind_gated_norm(
 ) -> Callable[..., Tensor]:  # fmt: skip
     new_output = maker_of_outputs(x)
     out = new_output(x)
-    launch = bind(x, weight, bias, z, out, group_size, norm_before_gate, is_rms_norm, activation, numerics)
+    how = (group_size, norm_before_gate, is_rms_norm, activation, GATED_NUMERICS[numerics])
+    launch = bind(x, weight, bias, z, out, *how)
     width = launch.constants["N"]
 
     def run(x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float, *_: Any) -> Tensor:
@@ -72,7 +74,7 @@ def bind_gated_norm(
 
 
 def plain(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor, numerics: str = FP32.name,
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Tensor, numerics: Numerics,
     qmax: float | None = None,
 ) -> Launch:  # fmt: skip
     """A LayerNorm: one group, no gate."""

@@ -49,6 +49,15 @@ def finish(xhat, w, b, z, dtype: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIA
     return y
 
 
+@triton.jit
+def quantised(y, inverse, dtype: tl.constexpr, ROUND: tl.constexpr, QMAX: tl.constexpr, out_dtype: tl.constexpr,
+              FP8_UNIT: tl.constexpr):  # fmt: skip
+    """y by a static scale, rounded to x's dtype first where its numerics say so."""
+    if ROUND:
+        y = y.to(dtype).to(tl.float32)
+    return cast(y * inverse, QMAX, out_dtype, FP8_UNIT)
+
+
 @triton.jit(do_not_specialize=["M", "n1", "n2", "x0", "x1", "x2", "z0", "z1", "z2", "y0", "y1", "y2"])
 def gated_kernel(
     X, Z, W, B, Y, S, MEAN, RSTD, M, n1, n2, x0, x1, x2, z0, z1, z2, y0, y1, y2, eps,
@@ -56,8 +65,8 @@ def gated_kernel(
     UNROLL: tl.constexpr, HELD: tl.constexpr, WITH_ROW: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr,
     ALIGN: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr,
     RMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, GATE_FIRST: tl.constexpr,
-    GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr, HF: tl.constexpr, STATIC: tl.constexpr, QMAX: tl.constexpr,
-    FP8_UNIT: tl.constexpr,
+    GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr, HF: tl.constexpr, STATIC: tl.constexpr, ROUND: tl.constexpr,
+    QMAX: tl.constexpr, FP8_UNIT: tl.constexpr,
 ):  # fmt: skip
     """Y = norm of ROWS groups of width N; M groups in all, G of them a row; S is the scale of a quantised Y."""
     index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
@@ -158,7 +167,7 @@ def gated_kernel(
         z = gates[c - AGAIN] if GATE_LAST else None
         y = finish(xhat, w, b, z, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
         if STATIC:
-            y = cast(y * inverse, QMAX, Y.dtype.element_ty, FP8_UNIT)
+            y = quantised(y, inverse, dtype, ROUND, QMAX, Y.dtype.element_ty, FP8_UNIT)
         tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=mask)
     if AGAIN > 0:  # from the end: what was read last is what the L2 cache still holds
         for back in tl.range(0, AGAIN, UNROLL):
@@ -173,5 +182,5 @@ def gated_kernel(
                 gating = read(Z + z_at + cols, inside, DROP) if GATE_LAST else None
                 y = finish(xhat, weight, bias, gating, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
                 if STATIC:
-                    y = cast(y * inverse, QMAX, Y.dtype.element_ty, FP8_UNIT)
+                    y = quantised(y, inverse, dtype, ROUND, QMAX, Y.dtype.element_ty, FP8_UNIT)
                 tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=inside)

@@ -11,14 +11,14 @@ from norm_plugin.kernels import Kernel
 from norm_plugin.kernels.gated import plain
 from norm_plugin.native.layer import linear
 from norm_plugin.native.rms import maker_of_outputs
-from norm_plugin.numerics import FP32
+from norm_plugin.numerics import FP32, LAYER_NUMERICS
 
 
 def bind_layernorm(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, numerics: str = FP32.name
 ) -> Callable[..., Tensor]:
     new_output = maker_of_outputs(input)
-    launch = plain(input, weight, bias, new_output(input), numerics)
+    launch = plain(input, weight, bias, new_output(input), LAYER_NUMERICS[numerics])
     width = input.shape[-1]
 
     def run(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *_: Any) -> Tensor:

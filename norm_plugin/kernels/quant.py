@@ -15,7 +15,7 @@ from norm_plugin.kernels.rms import bind
 from norm_plugin.kernels.rms_kernel import PER_BLOCK, PER_TOKEN, STATIC
 from norm_plugin.native.quant import MIN_SCALE, QMAX
 from norm_plugin.native.rms import maker_of_outputs
-from norm_plugin.numerics import NUMERICS
+from norm_plugin.numerics import LAYER_QUANT_NUMERICS, NUMERICS
 
 
 def bind_static(
@@ -108,12 +108,14 @@ def bind_rmsnorm_block_quant(
 
 
 def bind_layernorm_quant(
-    out: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor, eps: float
+    out: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor, eps: float, numerics: str
 ) -> Callable[..., None]:
-    launch = plain(input, weight, bias, out, qmax=QMAX[out.dtype])
+    launch = plain(input, weight, bias, out, LAYER_QUANT_NUMERICS[numerics], QMAX[out.dtype])
     width = input.shape[-1]
 
-    def run(out: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor, eps: float) -> None:
+    def run(
+        out: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor, eps: float, *_: Any
+    ) -> None:
         launch(input.numel() // width, eps, input, None, weight, bias, out, scale, None, None)
 
     return run

@@ -1,8 +1,9 @@
 """Norms with a quantised output, in plain PyTorch: the specification.
 
-What is quantised is the fp32 norm before its last rounding, as in FlashInfer; with numerics `hf` it is the rounded
-b(b(h * s) * w), as in vLLM's fused kernels. A static scale is applied as a product with its reciprocal. Dynamic fp8
-divides by the scale (vLLM, FBGEMM), dynamic int8 multiplies by the reciprocal (vLLM).
+What is quantised is the fp32 norm before its last rounding, as in FlashInfer's RMSNorms. With numerics `hf` it is the
+rounded b(b(h * s) * w), as in vLLM's fused kernels; with `flashinfer_layer`, which is of LayerNorm alone, it is the
+rounded LayerNorm, as in FlashInfer's. A static scale is applied as a product with its reciprocal. Dynamic fp8 divides
+by the scale (vLLM, FBGEMM), dynamic int8 multiplies by the reciprocal (vLLM).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 from norm_plugin.native.gated import by_group
 from norm_plugin.native.layer import affine, standardized
 from norm_plugin.native.rms import added, inverse_rms, scaled, stored, wide, wide_dtype
-from norm_plugin.numerics import FP32, NUMERICS
+from norm_plugin.numerics import FP32, LAYER_QUANT_NUMERICS, NUMERICS
 
 #: The largest value of each output dtype, and the least scale that a dynamic quantisation writes (as vLLM does).
 QMAX: dict[torch.dtype, float] = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0, torch.int8: 127.0}
@@ -118,9 +119,17 @@ def rmsnorm_block_quant(
 
 
 def layernorm_quant(
-    out: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor, eps: float = 1e-6
+    out: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor,
+    eps: float = 1e-6,
+    numerics: str = FP32.name,
 ) -> None:
     """out = quantised layernorm(input), by one scale for the whole tensor."""
     xhat, _, _ = standardized(wide(input), eps)
     y = affine(xhat, weight, bias)
+    if LAYER_QUANT_NUMERICS[numerics].round_before_quant:
+        y = y.to(input.dtype).to(y.dtype)
     out.copy_(cast(y * scale.to(y.dtype).reciprocal(), out.dtype))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from norm_plugin.numerics import FP32, GATED_NUMERICS
+from norm_plugin.numerics import FP32, GATED_NUMERICS, LAYER_QUANT_NUMERICS
 from norm_plugin.verify import oracle
 
 #: How many roundings a value has behind it at most: see the nudges of the oracle.
@@ -66,6 +66,22 @@ def layernorm(
 ) -> Tensor:
     """Of layernorm: what the mean is off by, a share of the centred row, is added to every element of that row."""
     return gated_norm(input, weight, bias, eps=eps, least=least)
+
+
+def layernorm_to_quantise(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float = 1e-6,
+    numerics: str = FP32.name,
+    least: float = SUBNORMAL,
+) -> Tensor:
+    """Of the LayerNorm that layernorm_quant quantises: a rounded one is right, or it lay next to a tie."""
+    off = layernorm(input, weight, bias, eps, least)
+    if LAYER_QUANT_NUMERICS[numerics].round_before_quant:
+        below, above = ends(oracle.layernorm(input, weight, bias, eps), off, input.dtype)
+        off = above - below
+    return off
 
 
 def gated_norm(

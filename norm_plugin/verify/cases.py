@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import norm_plugin
-from norm_plugin.numerics import FP32, GATED_NUMERICS, HF, NUMERICS
+from norm_plugin.numerics import FP32, GATED_NUMERICS, HF, LAYER_QUANT_NUMERICS, NUMERICS
 from norm_plugin.verify import bounds, inputs, oracle
 
 ROWS, WIDTH, GROUP, FEATURES = 16, 2048, 128, 64
@@ -192,16 +192,21 @@ def quant_cases(name: str, dtype: torch.dtype, numerics: str) -> Iterator[Case]:
     )  # fmt: skip
 
 
-def layernorm_quant_case(name: str, dtype: torch.dtype) -> Case:
+def layernorm_quant_case(name: str, dtype: torch.dtype, numerics: str) -> Case:
     def static(i: Inputs) -> Outputs:
         out = torch.empty_like(i.x, dtype=dtype)
-        norm_plugin.layernorm_quant(out, i.x, i.weight, i.bias, i.scale, EPS)
+        norm_plugin.layernorm_quant(out, i.x, i.weight, i.bias, i.scale, EPS, numerics=numerics)
         return (out,)
 
+    def bound(i: Inputs) -> Tensor:
+        off = bounds.layernorm_to_quantise(i.x, i.weight, i.bias, EPS, numerics) / i.scale.double()
+        quotient = oracle.layernorm_quant(i.x, i.weight, i.bias, i.scale, dtype, EPS, numerics)
+        return off + bounds.product(quotient, torch.float32)
+
     return Case(
-        "layernorm_quant", name, "fp32", static,
-        lambda i, nudge: (oracle.layernorm_quant(i.x, i.weight, i.bias, i.scale, dtype, EPS),),
-        lambda i: bounds.layernorm(i.x, i.weight, i.bias, EPS) / i.scale.double(),
+        "layernorm_quant", name, numerics, static,
+        lambda i, nudge: (oracle.layernorm_quant(i.x, i.weight, i.bias, i.scale, dtype, EPS, numerics, nudge),),
+        bound,
     )  # fmt: skip
 
 
@@ -213,5 +218,6 @@ def cases() -> list[Case]:
         found += [case for before in (True, False) for case in gated_cases(numerics, before)]
     for numerics in (FP32.name, HF.name):
         found += [case for name, dtype in QUANTISED.items() for case in quant_cases(name, dtype, numerics)]
-    found += [layernorm_quant_case(name, dtype) for name, dtype in QUANTISED.items()]
+    for numerics in LAYER_QUANT_NUMERICS:
+        found += [layernorm_quant_case(name, dtype, numerics) for name, dtype in QUANTISED.items()]
     return sorted(found, key=lambda case: norm_plugin.__all__.index(case.op))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from norm_plugin.numerics import FP32, GATED_NUMERICS, NUMERICS
+from norm_plugin.numerics import FP32, GATED_NUMERICS, LAYER_QUANT_NUMERICS, NUMERICS
 
 #: 16 roundings of fp32, in both directions. A sum in pairs over 2^17 squares costs at most 17 roundings, of which the
 #: square root leaves half; the root, the products and eps cost less than the rest.
@@ -308,8 +308,28 @@ def rmsnorm_block_quant(
     return quantised(y, scale, dtype).flatten(-2), scale[..., 0]
 
 
+def layernorm_to_quantise(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float = 1e-6,
+    numerics: str = FP32.name,
+    nudge: float = 0.0,
+) -> Tensor:
+    """The LayerNorm that is quantised: before its last rounding, and with `flashinfer_layer` after it."""
+    y = layernorm(input, weight, bias, eps)
+    return rounded(y, input.dtype, nudge) if LAYER_QUANT_NUMERICS[numerics].round_before_quant else y
+
+
 def layernorm_quant(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor, dtype: torch.dtype, eps: float = 1e-6
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor,
+    dtype: torch.dtype,
+    eps: float = 1e-6,
+    numerics: str = FP32.name,
+    nudge: float = 0.0,
 ) -> Tensor:
     """layernorm(x), by one scale."""
-    return quantised(layernorm(input, weight, bias, eps), scale, dtype)
+    return quantised(layernorm_to_quantise(input, weight, bias, eps, numerics, nudge), scale, dtype)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import norm_plugin
 from norm_plugin.compat import flashinfer
 from norm_plugin.verify import ulps
 
@@ -37,7 +38,7 @@ def rms(h: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     return h / (h.square().mean(-1, keepdim=True) + eps).sqrt() * weight.double()
 
 
-def assert_rounded(actual: Tensor, truth: Tensor, off: float = 0.0) -> None:
+def assert_rounded(actual: Tensor, truth: Tensor, off: Tensor | float = 0.0) -> None:
     """One rounding; before it 16 fp32 roundings of the value, and of `off`, the terms that it is the sum of."""
     assert ulps.excess(actual, 16 * 2.0**-24 * (truth.abs() + off), truth) == 0
 
@@ -102,8 +103,8 @@ def test_static_quant(out_dtype: torch.dtype) -> None:
     total = x.float() + residual.float()
     out, most = torch.empty(M, N, dtype=out_dtype), torch.finfo(out_dtype).max
 
-    def assert_quantised(y: Tensor) -> None:
-        assert_rounded(out, (y / scale.double()).clamp(-most, most))
+    def assert_quantised(y: Tensor, off: Tensor | float = 0.0) -> None:
+        assert_rounded(out, (y / scale.double()).clamp(-most, most), off / scale.double())
         out.zero_()
 
     flashinfer.rmsnorm_quant(out=out, input=x, weight=weight, scale=scale, eps=1e-6, enable_pdl=None)
@@ -114,7 +115,25 @@ def test_static_quant(out_dtype: torch.dtype) -> None:
     assert torch.equal(residual, total.to(torch.bfloat16))
     assert torch.equal(x, kept)
     flashinfer.layernorm_quant(out=out, input=x, gemma=weight, beta=beta, scale=scale, eps=0.5)
-    assert_quantised(F.layer_norm(x.double(), (N,), weight.double(), beta.double(), 0.5))
+    y = F.layer_norm(x.double(), (N,), weight.double(), beta.double(), 0.5)
+    # rounded to bf16 first, by half an ulp of its own; 6 as for layernorm
+    assert_quantised(y, off=2.0**-8 * y.abs() / (16 * 2.0**-24) + 6 * float(weight.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("out_dtype", FP8)
+def test_layernorm_quant_rounds_to_the_dtype_of_the_input_first(out_dtype: torch.dtype, dtype: torch.dtype) -> None:
+    """Its RMSNorms are not rounded first. Half of a row is 2 and half is -2, so with eps 0 the norm is exact: gamma +
+    beta or beta - gamma, in fp32."""
+    sign = draw(M, N, seed=0, dtype=torch.float32).argsort(-1).remainder(2) * 2.0 - 1.0
+    gamma, beta = (draw(N, seed=seed, dtype=torch.float32) for seed in (1, 2))  # its parameters are fp32
+    scale, most = torch.tensor(0.003), torch.finfo(out_dtype).max  # so small that some of e4m3 saturate
+    out, unrounded = torch.empty(M, N, dtype=out_dtype), torch.empty(M, N, dtype=out_dtype)
+    x, y = (2 * sign).to(dtype), (sign * gamma + beta).to(dtype).float()
+    flashinfer.layernorm_quant(out=out, input=x, gemma=gamma, beta=beta, scale=scale, eps=0.0)
+    assert torch.equal(out.float(), (y * scale.reciprocal()).clamp(-most, most).to(out_dtype).float())
+    norm_plugin.layernorm_quant(unrounded, x, gamma, beta, scale, 0.0)
+    assert not torch.equal(out.float(), unrounded.float())
 
 
 def test_a_scale_may_be_a_number() -> None:

@@ -19,7 +19,14 @@ import norm_plugin
 from norm_plugin import dispatch, kernels, settings
 from norm_plugin.dispatch import Op
 from norm_plugin.native import rms
-from norm_plugin.numerics import DESCRIPTION, GATED_NUMERICS, NUMERICS, Numerics
+from norm_plugin.numerics import (
+    DESCRIPTION,
+    GATED_NUMERICS,
+    LAYER_NUMERICS,
+    LAYER_QUANT_NUMERICS,
+    NUMERICS,
+    Numerics,
+)
 from norm_plugin.ops import OPS
 from norm_plugin.verify import inputs
 from tests.kernels import twins
@@ -143,11 +150,19 @@ def test_a_scale_may_have_any_dtype() -> None:
 FIELDS = [field.name for field in dataclasses.fields(Numerics) if field.name not in DESCRIPTION]
 READ_BY_RMS = [field for field in FIELDS if any(getattr(numerics, field) for numerics in NUMERICS.values())]
 READ_BY_GATED = ["round_before_weight"]
+READ_BY_LAYER_QUANT = ["round_before_quant"]
 
 
 @pytest.mark.parametrize("field", FIELDS)
 @pytest.mark.parametrize(
-    ("op", "known", "read"), [("rmsnorm", NUMERICS, READ_BY_RMS), ("layernorm", GATED_NUMERICS, READ_BY_GATED)]
+    ("op", "known", "read"),
+    [
+        ("rmsnorm", NUMERICS, READ_BY_RMS),
+        ("rmsnorm_quant", NUMERICS, READ_BY_RMS),
+        ("gated_norm", GATED_NUMERICS, READ_BY_GATED),
+        ("layernorm", LAYER_NUMERICS, READ_BY_GATED),
+        ("layernorm_quant", LAYER_QUANT_NUMERICS, READ_BY_LAYER_QUANT),
+    ],
 )
 def test_a_field_that_a_kernel_does_not_read_is_refused(
     op: str, known: dict[str, Numerics], read: list[str], field: str, monkeypatch: pytest.MonkeyPatch

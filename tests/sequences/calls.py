@@ -17,7 +17,7 @@ from torch import Tensor
 import norm_plugin
 from norm_plugin.dispatch import Op
 from norm_plugin.native.quant import QMAX
-from norm_plugin.numerics import ACTIVATIONS, FP32, HF, NUMERICS
+from norm_plugin.numerics import ACTIVATIONS, FP32, HF, LAYER_QUANT_NUMERICS, NUMERICS
 from norm_plugin.ops import OPS
 from tests.kernels.device import COMPILED, INTERPRETED
 
@@ -32,6 +32,7 @@ FEATURES = 5
 
 #: For the numerics `torch` of the gated norms the errors are PyTorch's own, so no bound of ours holds.
 NUMERICS_OF = {"gated": (FP32.name, HF.name), "layer": (FP32.name,)}
+NUMERICS_OF_OP = {"layernorm_quant": tuple(LAYER_QUANT_NUMERICS)}
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ FUNCTIONS = {
                   "input weight residual eps quant_dtype scale_ub", "numerics gemma", enable_pdl=None),
         _function("rmsnorm_block_quant", "rmsnorm_block_quant", "input weight residual eps group_size quant_dtype",
                   "numerics gemma", enable_pdl=None),
-        _function("layernorm_quant", "layernorm_quant", "out input weight bias scale eps"),
+        _function("layernorm_quant", "layernorm_quant", "out input weight bias scale eps", "numerics"),
     )
 }  # fmt: skip
 
@@ -213,7 +214,7 @@ def _plain(draw: Callable[..., Any], f: Function, width: int) -> tuple[tuple[str
     quantised = f.op.family == "quant"
     choices: dict[str, tuple[Any, ...]] = {
         "eps": (1e-6, 1e-6, 1e-5),
-        "numerics": NUMERICS_OF.get(f.op.family, tuple(NUMERICS)),
+        "numerics": NUMERICS_OF_OP.get(f.op.name) or NUMERICS_OF.get(f.op.family) or tuple(NUMERICS),
         "gemma": (False, False, True),
         "variance_size": (None, None, None, max(1, width // 2)),
         "output_dtype": (None, torch.float32),

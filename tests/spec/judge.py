@@ -94,8 +94,8 @@ def quant(name: str, a: Arguments, outputs: tuple[Tensor, ...]) -> Iterator[Trut
     is judged by itself."""
     x, residual = a["input"], a.get("residual")
     if name == "layernorm_quant":
-        norms = [oracle.layernorm(x, a["weight"], a["bias"], a["eps"])]
-        bound = bounds.layernorm(x, a["weight"], a["bias"], a["eps"])
+        layer = (x, a["weight"], a["bias"], a["eps"], a["numerics"])
+        norms, bound = [oracle.layernorm_to_quantise(*layer)], bounds.layernorm_to_quantise(*layer)
     else:
         how = (a["weight"], residual, a["eps"], a["numerics"], a["gemma"])
         norms = [oracle.to_quantise(x, *how, nudge) for nudge in oracle.NUDGES]

@@ -49,7 +49,11 @@ VARIANTS: dict[str, list[Arguments]] = {
     "fused_add_rmsnorm_quant": STATIC,
     "rmsnorm_dynamic_quant": [*DYNAMIC, {"scale_ub": torch.tensor(1.5)}],
     "rmsnorm_block_quant": [*DYNAMIC, {"group_size": 16}],
-    "layernorm_quant": [*[{"out_dtype": dtype} for dtype in DTYPES], {"weight": None, "bias": None}],
+    "layernorm_quant": [
+        *({"out_dtype": dtype} for dtype in DTYPES),
+        {"numerics": "flashinfer_layer"},
+        {"weight": None, "bias": None},
+    ],
 }
 
 #: Every op in every variant, for pytest.mark.parametrize(("op", "variant"), CASES, ids=IDS).

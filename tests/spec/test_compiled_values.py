@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from norm_plugin import dispatch, settings
-from norm_plugin.numerics import NUMERICS
+from norm_plugin.numerics import LAYER_QUANT_NUMERICS, NUMERICS
 from norm_plugin.ops import OPS
 from tests.spec import judge, samples
 
@@ -29,7 +29,7 @@ CASES: list[tuple[str, samples.Arguments]] = [
     ("split_rmsnorm", {"numerics": "hf"}),
     ("rmsnorm_dynamic_quant", {"numerics": "hf", "quant_dtype": torch.int8}),
     ("rmsnorm_block_quant", {"group_size": 16}),
-    ("layernorm_quant", {}),
+    *(("layernorm_quant", {"numerics": name}) for name in LAYER_QUANT_NUMERICS),
 ]
 
 pytestmark = pytest.mark.skipif(

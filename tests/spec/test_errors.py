@@ -124,6 +124,22 @@ BAD: dict[str, Bad] = {
         "gated_norm", {"numerics": "vllm_c"}, ValueError,
         "numerics is 'vllm_c'; it must be one of fp32, hf, torch, torch_hf.",
     ),
+    "numerics of an RMSNorm for a LayerNorm that is quantised": Bad(
+        "layernorm_quant", {"numerics": "hf"}, ValueError,
+        "numerics is 'hf'; it must be one of fp32, flashinfer_layer.",
+    ),
+    "numerics of a LayerNorm that is not quantised": Bad(
+        "layernorm_quant", {"numerics": "torch"}, ValueError,
+        "numerics is 'torch'; it must be one of fp32, flashinfer_layer.",
+    ),
+    "numerics of a quantised LayerNorm for one that is not": Bad(
+        "layernorm", {"numerics": "flashinfer_layer"}, ValueError,
+        "numerics is 'flashinfer_layer'; it must be one of fp32, torch.",
+    ),
+    "numerics of a quantised LayerNorm for an RMSNorm": Bad(
+        "rmsnorm_quant", {"numerics": "flashinfer_layer"}, ValueError,
+        "numerics is 'flashinfer_layer'; it must be one of fp32, hf, vllm_c, sgl_jit.",
+    ),
     "unknown activation": Bad(
         "gated_norm", {"activation": "gelu"}, ValueError,
         "activation is 'gelu'; it must be one of silu, swish, sigmoid.",

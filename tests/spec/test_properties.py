@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from norm_plugin.native.quant import QMAX
-from norm_plugin.numerics import ACTIVATIONS, FP32, HF, NUMERICS
+from norm_plugin.numerics import ACTIVATIONS, FP32, HF, LAYER_QUANT_NUMERICS, NUMERICS
 from norm_plugin.ops import OPS
 from norm_plugin.verify import inputs
 from tests.spec import judge, samples
@@ -24,6 +24,7 @@ EPSILONS = [1e-6, 1e-5, 1e-12, 1.0]
 
 #: Not PyTorch's own functions: their last bits depend on where in a tensor a value lies, and their errors are theirs.
 NUMERICS_OF = {"gated": [FP32.name, HF.name], "split": [FP32.name, HF.name], "layer": [FP32.name]}
+NUMERICS_OF_OP = {"layernorm_quant": list(LAYER_QUANT_NUMERICS)}
 
 fixed = settings(
     derandomize=True,
@@ -49,7 +50,7 @@ def calls(draw: st.DrawFn, name: str) -> samples.Arguments:
     divisors = [n for n in range(1, width + 1) if width % n == 0]
     choices: dict[str, st.SearchStrategy[Any]] = {
         "eps": st.sampled_from(EPSILONS),
-        "numerics": st.sampled_from(NUMERICS_OF.get(op.family, list(NUMERICS))),
+        "numerics": st.sampled_from(NUMERICS_OF_OP.get(name) or NUMERICS_OF.get(op.family) or list(NUMERICS)),
         "gemma": st.booleans(),
         "variance_size": st.one_of(st.none(), st.integers(1, width)),
         "output_dtype": st.sampled_from([None, *FLOATS]),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin.native.quant import MIN_SCALE, QMAX
-from norm_plugin.numerics import NUMERICS
+from norm_plugin.numerics import LAYER_QUANT_NUMERICS, NUMERICS
 from norm_plugin.ops import OPS
 from norm_plugin.verify import inputs, oracle
 from tests.spec import judge, samples
@@ -62,15 +62,38 @@ def test_dynamic(
 
 
 @pytest.mark.parametrize("given", [{}, {"bias": None}, {"weight": None, "bias": None}], ids=str)
+@pytest.mark.parametrize("how", LAYER_QUANT_NUMERICS)
 @pytest.mark.parametrize("quantised", QUANTISED, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_layernorm_quant(dtype: torch.dtype, quantised: torch.dtype, given: samples.Arguments) -> None:
+def test_layernorm_quant(dtype: torch.dtype, quantised: torch.dtype, how: str, given: samples.Arguments) -> None:
     op = OPS["layernorm_quant"]
     for place, name in enumerate(classes(quantised)):
-        a = samples.arguments(
-            op, SHAPE, dtype, weight_dtype=DTYPES[place % 3], input_class=name, out_dtype=quantised, **given
-        )
+        made = {"weight_dtype": DTYPES[place % 3], "input_class": name, "out_dtype": quantised, "numerics": how} | given
+        a = samples.arguments(op, SHAPE, dtype, **made)
         judge.check(op, a, samples.outputs(op, a))
+
+
+@pytest.mark.parametrize("width", [256, 65536])
+@pytest.mark.parametrize("quantised", QUANTISED, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_layernorm_rounded_before_it_is_quantised(dtype: torch.dtype, quantised: torch.dtype, width: int) -> None:
+    """Half of a row is 2 and half is -2, so with eps 0 its norm is w + b or b - w in whatever order it is summed, and
+    all codes are those of the formula. The kernel reads the wider row twice."""
+    sign = torch.ones(2, width)
+    sign[0, ::2], sign[1, 1::2] = -1.0, -1.0
+    weight, bias, scale = inputs.weights(width, torch.float32), inputs.biases(width, torch.float32), torch.tensor(0.02)
+    norm = sign * weight + bias
+    formulas = {"fp32": norm, "flashinfer_layer": norm.to(dtype).float()}
+    codes = {}
+    for how, y in formulas.items():
+        given = {"input": (2 * sign).to(dtype), "weight": weight, "bias": bias, "scale": scale, "eps": 0.0}
+        a = samples.arguments(OPS["layernorm_quant"], (2, width), dtype, out_dtype=quantised, numerics=how, **given)
+        (out,) = samples.outputs(OPS["layernorm_quant"], a)
+        quotient = (y * scale.reciprocal()).clamp(*oracle.RANGES[quantised])
+        quotient = quotient if quantised.is_floating_point else quotient.round()
+        codes[how] = out.cpu().float()
+        assert torch.equal(codes[how], quotient.to(quantised).float())
+    assert torch.equal(codes["fp32"], codes["flashinfer_layer"]) == (dtype == torch.float32)
 
 
 # --- scales -------------------------------------------------------------------------------------------------------
