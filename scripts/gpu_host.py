@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
-ASK = "import json; from norm_plugin.bench.host import host_costs; print(json.dumps(host_costs()[0]))"
+ASK = """import json, sys; from norm_plugin.bench.host import host_costs
+costs, left_out = host_costs()
+print(*left_out, sep="\\n", file=sys.stderr)
+print(json.dumps(costs))"""
 
 
 def asked(checkout: Path) -> dict[str, dict[str, float]]:
@@ -29,6 +32,8 @@ def asked(checkout: Path) -> dict[str, dict[str, float]]:
     )
     if ran.returncode != 0:
         sys.exit(ran.stderr[-3000:])
+    if checkout == HERE:
+        print(*sorted({line[:200] for line in ran.stderr.splitlines() if line.startswith("LeftOut")}), sep="\n")
     found: list[dict[str, Any]] = json.loads(ran.stdout.splitlines()[-1])
     return {one["call"]: {who: time["median"] for who, time in one["times"].items()} for one in found}
 
