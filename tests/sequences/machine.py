@@ -174,7 +174,24 @@ class Sequences(RuleBasedStateMachine):
 A_SLICE = 500
 
 
-def run(count: int, seed: int, *, shrink: bool = True, until: float = math.inf) -> int:
+def about(*functions: str) -> type[Sequences]:
+    """The machine with calls of these functions alone."""
+
+    class About(Sequences):
+        @rule(step=steps(functions))
+        def call(self, step: Step) -> None:
+            self.perform(step)
+
+        @precondition(lambda self: (COMPILED or INTERPRETED) and settings.get().backend != "native")
+        @rule(step=steps(functions))
+        def call_that_dies(self, step: Step) -> None:
+            self.faulty = True
+            self.perform(replace(step, mode="plain" if step.mode == "backward" else step.mode), fault=dying)
+
+    return About
+
+
+def run(count: int, seed: int, *, shrink: bool = True, until: float = math.inf, of: type[Sequences] = Sequences) -> int:
     """At least `count` calls, in examples, or fewer if time.monotonic() passes `until`; returns how many they were. The
     same seed makes the same calls."""
     DONE.steps = 0
@@ -191,7 +208,7 @@ def run(count: int, seed: int, *, shrink: bool = True, until: float = math.inf) 
             suppress_health_check=list(HealthCheck),
         )
 
-        class Seeded(Sequences):
+        class Seeded(of):  # type: ignore[valid-type,misc]
             pass
 
         run_state_machine_as_test(hypothesis.seed(seed + DONE.steps)(Seeded), settings=how)

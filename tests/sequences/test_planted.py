@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import re
 import sys
 import traceback
@@ -14,8 +15,11 @@ from tests.kernels.device import COMPILED, INTERPRETED
 from tests.sequences import machine
 from tests.sequences.planted import DEFECTS, planted
 
-STEPS = 600
-SEED = 14
+STEPS = 3000  # it ends at the first that is found, which is within 300 of most seeds
+SEED = int(os.environ.get("SEQUENCE_SEED", 14))
+
+#: Calls of what a defect is in: among all functions, it is a matter of luck when two calls of one signature meet.
+ABOUT = {"output strides": ("rmsnorm", "layernorm"), "fallback": ("fused_add_rmsnorm",)}
 
 #: How each defect shows.
 SHOWS = {"output strides": r"guard: \d+ elements|beyond its bound", "fallback": "beyond its bound"}
@@ -24,7 +28,7 @@ SHOWS = {"output strides": r"guard: \d+ elements|beyond its bound", "fallback": 
 def child(name: str, said: Connection) -> None:
     with planted(name):
         try:
-            machine.run(STEPS, SEED, shrink=False)
+            machine.run(STEPS, SEED, shrink=False, of=machine.about(*ABOUT[name]))
             said.send("")
         except BaseException:
             said.send(traceback.format_exc())
