@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Numerics:
-    """One way to round an RMSNorm. Two paths with the same numerics differ only by the order of a sum."""
+    """One way to round a norm. Two paths with the same numerics differ by the order of a sum and the last bits of exp.
+    A kernel that does not read one of these fields refuses a numerics that sets it."""
 
     name: str
     formula: str

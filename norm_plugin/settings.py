@@ -75,7 +75,8 @@ def _families(name: str, text: str) -> frozenset[str]:
 FLAGS: tuple[Flag, ...] = (
     Flag(
         "NORM_PLUGIN", "backend", "`off`, `auto`, `triton`, `native`", "off",
-        "off: the engines stay as they are. auto: Triton where it works, else native. "
+        "off: the engines stay as they are. auto: Triton where there is a GPU, else native; what no kernel can do is "
+        "the engine's own again. "
         "Direct calls of the functions take off for auto",
         partial(_one_of, values=BACKENDS),
     ),

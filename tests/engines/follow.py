@@ -122,7 +122,9 @@ class Reader:
             return done.returncode, [done.stderr] if done.returncode else []
         if re.match(r"norm-plugin run\b.*-- vllm serve\b", step.command):
             return self.serves(step.command)
-        typed = step.command.replace(MODEL, str(self.model))
+        here = " ".join(ON_A_CPU["vllm"]["serve"][:-1])  # what a machine without a GPU needs besides; it has no port
+        typed = re.sub(r"(norm-plugin verify\b.*-- vllm serve [^#]*)", rf"\1 {here} ", step.command)
+        typed = typed.replace(MODEL, str(self.model))
         done = subprocess.run(
             ["bash", "-c", typed], env=self.environ, cwd=self.checkout, text=True, timeout=1200,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

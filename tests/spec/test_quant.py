@@ -81,7 +81,8 @@ def test_a_layernorm_rounded_before_it_is_quantised(dtype: torch.dtype, quantise
     all codes are those of the formula. The kernel reads the wider row twice."""
     sign = torch.ones(2, width)
     sign[0, ::2], sign[1, 1::2] = -1.0, -1.0
-    weight, bias, scale = inputs.weights(width, torch.float32), inputs.biases(width, torch.float32), torch.tensor(0.02)
+    weight, bias = inputs.weights(width, torch.float32), inputs.biases(width, torch.float32)
+    sign, scale = sign.to(weight.device), torch.tensor(0.02, device=weight.device)
     norm = sign * weight + bias
     formulas = {"fp32": norm, "flashinfer_layer": norm.to(dtype).float()}
     codes = {}
