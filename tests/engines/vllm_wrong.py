@@ -18,7 +18,7 @@ KIND = "WRONG_NORM"
 
 
 def wrong(kind: str, original: Any) -> Any:
-    """functions._call, with another weight or eps than was asked for."""
+    """functions.call, with another weight or eps than was asked for."""
 
     def norm(op: Any, tensors: tuple[Any, ...], rest: tuple[Any, ...], *more: Any) -> Any:
         given = dict(zip(op.arguments, (*tensors, *rest), strict=False))
@@ -58,7 +58,7 @@ if os.environ[KIND] == "alone":
 elif os.environ[KIND] == "inside":
     layer.torch_layernorm = inside(layer.torch_layernorm)
 else:
-    functions._call = wrong(os.environ[KIND], functions._call)  # type: ignore[assignment]
+    functions.call = wrong(os.environ[KIND], functions.call)  # type: ignore[assignment]
 
 if __name__ == "__main__":
     vllm_child.main()
