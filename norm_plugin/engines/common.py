@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ def refused(op: str, x: Tensor, weight: Tensor | None, reason: str) -> None:
 def or_declined(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
     """Ours, or the original where no kernel can do the call: of a method of a layer, or a function of x."""
 
+    @wraps(ours)
     def forward(*args: Any, **named: Any) -> Any:
         try:
             return ours(*args, **named)

@@ -30,7 +30,7 @@ ON_A_CPU: dict[str, dict[str, Any]] = {
         "environ": {"SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1"},
     },
 }
-PAGE_COMMANDS = 4  # doctor, verify, run, report
+PAGE_COMMANDS = {"vllm": 5, "sglang": 4}  # doctor, verify (of a model; of a server), run, report
 
 
 def follow(engine: str, tmp_path: Path) -> None:
@@ -51,7 +51,9 @@ def follow(engine: str, tmp_path: Path) -> None:
                 continue
             ran += 1
             if words[1] == "verify":
-                words += ["--json", f"{tmp_path}/verify.json", "--html", f"{tmp_path}/verify.html", "--max-tokens", "4"]
+                words += ON_A_CPU[engine]["serve"][:-1] if "--" in words else []  # of the server; it has no port
+                said = ["--json", f"{tmp_path}/verify.json", "--html", f"{tmp_path}/verify.html", "--max-tokens", "4"]
+                words[2:2] = said
             if words[1] == "run":
                 words += [*ON_A_CPU[engine]["serve"], str(port)]
                 server = serve(words, environ, tmp_path / "server.log", port)
@@ -70,7 +72,7 @@ def follow(engine: str, tmp_path: Path) -> None:
     finally:
         if server is not None:
             stop(server)
-    assert ran == PAGE_COMMANDS
+    assert ran == PAGE_COMMANDS[engine]
     (model,) = json.loads((tmp_path / "verify.json").read_text())["models"]
     assert (model["model"], model["verdict"], len(model["taken"]), model["others"]) == ("llama", "identical", 7, [])
     assert "identical" in (tmp_path / "verify.html").read_text(encoding="utf-8")
