@@ -16,7 +16,7 @@ from norm_plugin.numerics import GATED_NUMERICS, NUMERICS
 from norm_plugin.verify import inputs
 from tests.kernels import interpreter, twins
 from tests.kernels.covering import covering
-from tests.kernels.device import COMPILED, DEVICE, INTERPRETED, why_not
+from tests.kernels.device import COMPILED, DEVICE, why_not
 from tests.spec import samples
 
 HERE = Path(__file__).parent
@@ -26,9 +26,7 @@ MOST_KEPT = 2**31  # bytes of GPU memory between tests: other processes test bes
 @pytest.fixture(scope="session", autouse=True)
 def repaired_interpreter() -> Iterator[None]:
     """Roundings to nearest even, and less time; interpreter.py says what is replaced."""
-    with pytest.MonkeyPatch.context() as patch:
-        if INTERPRETED and not why_not():
-            interpreter.install(patch)
+    with interpreter.repaired():
         yield
 
 

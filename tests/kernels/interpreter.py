@@ -16,11 +16,24 @@ no kernel here may do any.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+
+from tests.kernels.device import INTERPRETED, why_not
+
+
+@contextmanager
+def repaired() -> Iterator[None]:
+    """The block runs with the repairs, where kernels run in the interpreter."""
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        if INTERPRETED and not why_not():
+            install(patch)
+        yield
 
 
 def install(patch: pytest.MonkeyPatch) -> None:

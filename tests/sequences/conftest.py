@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 
 from tests.kernels import interpreter
 from tests.kernels.conftest import products_summed_in_fp32  # noqa: F401 - layernorm_linear's product is torch's
-from tests.kernels.device import INTERPRETED, why_not
 
 
 @pytest.fixture(scope="session", autouse=True)
 def repaired_interpreter() -> Iterator[None]:
     """Roundings to nearest even, and less time; interpreter.py says what is replaced."""
-    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
-        if INTERPRETED and not why_not():
-            interpreter.install(patch)
+    with interpreter.repaired():
         yield
