@@ -33,10 +33,10 @@ import torch
 from torch import Tensor
 
 from norm_plugin import dispatch, settings
+from norm_plugin.accuracy import bounds, oracle, ulps
 from norm_plugin.bench import backward, peers, results
 from norm_plugin.bench.families import EPS, Buffers
 from norm_plugin.bench.grid import Point
-from norm_plugin.verify import bounds, oracle, ulps
 from tests.spec import judge
 
 LIBRARIES = {"Liger": backward.liger, "Quack": backward.quack, "FLA": backward.fla, "torch": backward.functional}

@@ -63,7 +63,7 @@ def vllm_parts(device: str) -> Iterator[Part]:
 def sglang_parts(device: str) -> Iterator[Part]:
     from norm_plugin.engines import sglang as adapter
     from norm_plugin.engines import sglang_norms
-    from norm_plugin.engines.record import Record
+    from norm_plugin.engines.installed_hooks import Record
 
     record = None
     if device == "cpu":  # what a GPU would run is taken by hand

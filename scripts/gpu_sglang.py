@@ -42,7 +42,7 @@ from typing import Any
 from gpu_child import Child, fastest
 from gpu_sglang_models import gemma3, qwen3
 
-from norm_plugin.verify import tiny
+from norm_plugin.tiny_models import checkpoint
 from norm_plugin.verify.comparison import MAX_MARGIN, MEAN_MARGIN
 
 FAMILIES = ("llama", "qwen3", "gemma3", "gpt2", "qwen3_next", "qwen3_5", "nemotron_h", "falcon_h1")
@@ -176,7 +176,7 @@ def asked(
     runs: Runs, name: str, side: str, orders: list[str], deterministic: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What one engine answers in each order, and what is known of it."""
-    model = tiny.make(name, runs.work / "models", tiny.sizes_for(runs.options.device))
+    model = checkpoint.make(name, runs.work / "models", checkpoint.sizes_for(runs.options.device))
     arguments = runs.arguments(model, deterministic=deterministic, batches=[1, 2, 4, 8])
     with runs.engine(name, side, arguments) as engine:
         known = engine.answer()

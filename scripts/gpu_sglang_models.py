@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from norm_plugin.verify.architectures import ARCHITECTURES
+from norm_plugin.tiny_models.architectures import ARCHITECTURES
 
 QWEN3 = {"0.6b": (1024, 3072, 16, 8), "1.7b": (2048, 6144, 16, 8), "7b": (3584, 18944, 28, 4), "tiny": (64, 128, 2, 1)}
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from norm_plugin import settings
-from norm_plugin.engines import ledger
+from norm_plugin.engines import call_counts
 from norm_plugin.engines import vllm as adapter
 
 
@@ -90,7 +90,7 @@ def main() -> None:
     from vllm import ir
 
     found |= {"about": about(), "ir_priority": ir.ops.rms_norm.get_priority()}
-    found["calls"] = {op: ledger.calls(op) for op in ("rmsnorm", "fused_add_rmsnorm")}
+    found["calls"] = {op: call_counts.calls(op) for op in ("rmsnorm", "fused_add_rmsnorm")}
     print("@" + json.dumps(found))
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from norm_plugin.verify.architectures import ARCHITECTURES
+from norm_plugin.tiny_models.architectures import ARCHITECTURES
 from norm_plugin.verify.vllm_worker import Worker as Reporting
 
 VOCAB = 32000

@@ -19,16 +19,16 @@ from typing import Any
 import torch
 
 from norm_plugin import settings
-from norm_plugin.bench import arguments, summary, warm
+from norm_plugin.bench import arguments, precompile, summary
 from norm_plugin.bench import results as stored
 from norm_plugin.bench.families import Buffers
 from norm_plugin.bench.grid import COLD_BYTES, COMPILED_NOTE, PARTS, Point, points, same_kernels, warm_buffers
 from norm_plugin.bench.host import host_costs, memory
 from norm_plugin.bench.libraries import LIBRARIES
+from norm_plugin.bench.lower_bounds import Copy, best_copy, floor
 from norm_plugin.bench.peers import Broken, LeftOut, Peer, attempt, candidates, checked, unavailable
 from norm_plugin.bench.results import Results
 from norm_plugin.bench.timing import Call, Time, graph_time
-from norm_plugin.bench.walls import Copy, best_copy, floor
 
 ROUNDS = 2
 LARGE = 16 << 20
@@ -167,16 +167,16 @@ class Run:
 def compile_ahead(run: Run, every: Sequence[Point], quick: bool) -> None:
     """Others compile what is found on disk again; this process compiles the rest meanwhile."""
     ops = sorted({point.op for point in every})
-    workers = warm.start(run.part, ops, quick)
+    workers = precompile.start(run.part, ops, quick)
     run.left_out(unavailable(set(ops)))
     run.say("libraries imported")
     here = tuple(library for library in LIBRARIES if not library.kernels_on_disk)
     half = run.begin + (run.until - run.begin) / 2
     for group in same_kernels(list(every)):
         if time.monotonic() < half:
-            warm.compile_points(group[:1], here, ours=False)
+            precompile.compile_points(group[:1], here, ours=False)
     run.say("kernels of this process compiled")
-    run.say(warm.finish(workers, half))
+    run.say(precompile.finish(workers, half))
 
 
 def run_part(part: str, path: Path, seconds: float, quick: bool, ops: Sequence[str]) -> Results:

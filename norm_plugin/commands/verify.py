@@ -20,7 +20,8 @@ from norm_plugin.commands.errors import DIFFERENT, NOT_RUN, WRONG_ARGUMENT, Comm
 from norm_plugin.commands.terminal import Console, escape
 from norm_plugin.engines import ENGINES
 from norm_plugin.settings import FLAGS
-from norm_plugin.verify import backends, page, tiny
+from norm_plugin.tiny_models import checkpoint
+from norm_plugin.verify import backends, page
 from norm_plugin.verify.models import find_models as find_models  # report asks here too
 from norm_plugin.verify.models import names
 from norm_plugin.verify.outcome import Outcome
@@ -68,7 +69,8 @@ def add(verbs: Any) -> None:
     options.add_argument("--engine", choices=ENGINES, help="where no command is given")
     options.add_argument("--model", nargs="+", metavar="MODEL",
                          help="models' folders, names that the Hugging Face cache has, or tiny ones made here: "
-                              f"tiny:all, tiny:NAME[,NAME] of {', '.join(tiny.NAMES)}; default tiny:llama")  # fmt: skip
+                              f"tiny:all, tiny:NAME[,NAME] of {', '.join(checkpoint.NAMES)}; "
+                              "default tiny:llama")  # fmt: skip
     options.add_argument("--backend", choices=("auto", "triton", "native"), default="auto")
     options.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if torch has it here")
     options.add_argument("--dtype", choices=("bfloat16", "float16", "float32"),

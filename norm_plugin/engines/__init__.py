@@ -1,4 +1,4 @@
-"""What knows an engine: one file each, and the record and the ledger that they share."""
+"""What knows an engine: one file each, and what they share: the hooks with their undo, and the counts of calls."""
 
 #: The engines that have an adapter here, by the name of its module.
 ENGINES = ("vllm", "sglang")

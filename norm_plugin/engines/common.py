@@ -11,7 +11,7 @@ from torch import Tensor
 
 from norm_plugin import settings
 from norm_plugin.dispatch import BackendError, Declined
-from norm_plugin.engines import ledger
+from norm_plugin.engines import call_counts
 from norm_plugin.native.rms import wide
 
 
@@ -27,7 +27,7 @@ def refused(op: str, x: Tensor, weight: Tensor | None, reason: str) -> None:
             f"{op} of {list(x.shape)} {x.dtype} is left to the engine: {reason}. NORM_PLUGIN_STRICT=1 forbids that; "
             "unset it, or leave this family out of NORM_PLUGIN_OPS."
         )
-    ledger.count(op, x, weight, reason)
+    call_counts.count(op, x, weight, reason)
 
 
 def or_declined(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:

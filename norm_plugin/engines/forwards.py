@@ -14,7 +14,7 @@ from norm_plugin.engines import report_file
 
 @dataclass(eq=False, kw_only=True)
 class InTurn(report_file.Counted):
-    """What is called in turn: a row of the ledger, or a CUDA graph.
+    """What is called in turn: a row of the counts, or a CUDA graph.
 
     `forward` is the one in which it was called last; `ends`: whether one ends with it, None where nobody knows yet.
     """

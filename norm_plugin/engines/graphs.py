@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from norm_plugin.engines import forwards
-from norm_plugin.engines.record import Record
+from norm_plugin.engines.installed_hooks import Record
 
 #: Where a torch.cuda.CUDAGraph keeps its Graph.
 _ATTRIBUTE = "_norm_plugin_graph"

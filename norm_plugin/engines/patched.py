@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from norm_plugin import settings
-from norm_plugin.engines import ledger
+from norm_plugin.engines import call_counts
 from norm_plugin.native import _layer_norm_fwd_native
 
 OP = "gated_norm"
@@ -28,7 +28,7 @@ def layer_norm_fwd(
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """(out, mean, rstd) of the engine's function of this name; z may be [tokens, heads, N] for the rows of x."""
     if not torch.compiler.is_compiling():
-        ledger.count(OP, x, weight)
+        call_counts.count(OP, x, weight)
     rows = None if z is None else z.reshape(x.shape)
     how = (group_size, norm_before_gate, is_rms_norm, activation)
     return _layer_norm_fwd_native(x, weight, bias, eps, rows, out, *how)
@@ -37,4 +37,4 @@ def layer_norm_fwd(
 def kept(x: Tensor, weight: Tensor, reason: str) -> None:
     """The engine's own kernel runs, for this reason."""
     if not torch.compiler.is_compiling():
-        ledger.count(OP, x, weight, reason)
+        call_counts.count(OP, x, weight, reason)

@@ -21,18 +21,18 @@ from torch import Tensor, nn
 from norm_plugin import settings
 from norm_plugin.dispatch import BackendError
 from norm_plugin.engines import (
+    call_counts,
     calls,
-    heads,
-    ledger,
     model_layers,
+    qk_norms,
     report_file,
     sglang_gated,
     sglang_norms,
     source_patches,
 )
 from norm_plugin.engines.common import asked, traced
+from norm_plugin.engines.installed_hooks import Record
 from norm_plugin.engines.on_import import after_import
-from norm_plugin.engines.record import Record
 from norm_plugin.version import __version__
 
 log = logging.getLogger("norm_plugin")
@@ -146,7 +146,7 @@ def _count_all_reduce(module: ModuleType, record: Record) -> None:
         def flashinfer_allreduce_residual_rmsnorm(*args: Any, **named: Any) -> Any:
             result = original(*args, **named)
             if not traced() and result[0] is not None:
-                ledger.count("fused_add_rmsnorm", result[0], named.get("weight"), "fused with an all-reduce")
+                call_counts.count("fused_add_rmsnorm", result[0], named.get("weight"), "fused with an all-reduce")
             return result
 
         return flashinfer_allreduce_residual_rmsnorm
@@ -163,7 +163,7 @@ def _count_qk_norm(module: ModuleType, record: Record) -> None:
             if not traced():
                 for x, weight in (("q", "q_weight"), ("k", "k_weight")):
                     if isinstance(named.get(x), Tensor):
-                        ledger.count("rmsnorm", named[x], named.get(weight), "one kernel for q and k")
+                        call_counts.count("rmsnorm", named[x], named.get(weight), "one kernel for q and k")
             return original(*args, **named)
 
         return fused_inplace_qknorm
@@ -178,7 +178,7 @@ def _count_torch(model: nn.Module) -> None:
 
     def count(layer: Any, args: tuple[Any, ...]) -> None:
         if args and not traced() and _record is not None:
-            ledger.count(ops[type(layer)], args[0], layer.weight, f"torch.nn.{type(layer).__name__}")
+            call_counts.count(ops[type(layer)], args[0], layer.weight, f"torch.nn.{type(layer).__name__}")
 
     for layer in model.modules():
         if type(layer) in ops:
@@ -203,8 +203,8 @@ def _hook_loading(module: ModuleType, record: Record) -> None:
 
 def _loaded(model: nn.Module, record: Record, called: str) -> None:
     """By now SGLang's logger is set up, and an error stops the server where the user sees it."""
-    heads.learn(model)
-    ledger.name_layers(model, partial(_why, record), called)
+    qk_norms.learn(model)
+    call_counts.name_layers(model, partial(_why, record), called)
     _count_torch(model)
     source_patches.warn(record)
     for hook, reason in record.missing.items():
@@ -221,7 +221,7 @@ def _why(record: Record, layer: nn.Module) -> str:
     families = next((families for base in kind.__mro__ if (families := _families(base))), ())
     if not families:
         return model_layers.not_hooked(kind)
-    family = heads.family(layer, families[0])
+    family = qk_norms.family(layer, families[0])
     if not asked(family):
         return model_layers.left_out(family)
     modules = {base.__module__ for base in kind.__mro__}

@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from norm_plugin import split
-from norm_plugin.engines import calls, ledger
+from norm_plugin.engines import call_counts, calls
 from norm_plugin.engines.common import asked, or_declined, refused, traced
-from norm_plugin.engines.record import Record
+from norm_plugin.engines.installed_hooks import Record
 from norm_plugin.engines.sglang_norms import Forward
 from norm_plugin.numerics import ACTIVATIONS, TORCH_HF
 
@@ -72,7 +72,7 @@ def _layernorm_gated(original: Forward, record: Record) -> Forward:
             rows = rows.reshape(z.shape)
         gate = None if z is None else _last_contiguous(z)
         out = calls.gated_norm(rows, weight, bias, gate, is_rms_norm=is_rms_norm, **how)
-        ledger.count("gated_norm", x, weight)
+        call_counts.count("gated_norm", x, weight)
         return out.reshape(x.shape)
 
     return rms_norm_gated
@@ -111,7 +111,7 @@ def _fused_norm_gate(original: Forward, record: Record) -> Forward:
             return original(x, g, weight, bias, activation, residual, prenorm, residual_in_fp32, eps)
         rows = x.reshape(g.shape) if x.shape != g.shape else x
         out = calls.gated_norm(rows, weight, bias, g, eps, activation=activation)
-        ledger.count("gated_norm", x, weight)
+        call_counts.count("gated_norm", x, weight)
         return out.reshape(x.shape)
 
     return rms_norm_gated
@@ -143,7 +143,7 @@ def _is_across_ranks(layer: Any) -> bool:
 def _across_ranks(module: ModuleType, layer: Any, x: Tensor, gate: Tensor) -> Tensor:
     """One group: the sums of squares of all ranks are added up between two ops, as SGLang adds them up."""
     for op in split.OPS:
-        ledger.count(op.name, x, layer.weight)
+        call_counts.count(op.name, x, layer.weight)
     of_attention = getattr(layer, "use_attn_tp_group", False)
     all_reduce = module.attn_tp_all_reduce if of_attention else module.tensor_model_parallel_all_reduce
     how = (layer.variance_epsilon, layer.tp_size, all_reduce)
@@ -166,7 +166,7 @@ def _mixer2(module: ModuleType, in_layernorm_gated: bool, original: Forward, rec
         group = None if self.n_groups == 1 else self.group_size
         how = (self.variance_epsilon, group, False, True, "silu", calls.numerics_in_place_of(TORCH_HF, x))
         normed = calls.gated_norm(x, self.weight, None, gate, *how)
-        ledger.count("gated_norm", x, self.weight)
+        call_counts.count("gated_norm", x, self.weight)
         return normed
 
     return forward

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norm_plugin.engines import calls, heads, ledger
+from norm_plugin.engines import call_counts, calls, qk_norms
 from norm_plugin.engines.common import asked, or_declined, refused, traced, widened_sum
-from norm_plugin.engines.record import Record
+from norm_plugin.engines.installed_hooks import Record
 from norm_plugin.numerics import FP32, HF, TORCH, VLLM_C
 
 Forward = Callable[..., Any]
@@ -61,7 +61,9 @@ def _count_compiled(original: Forward) -> Forward:
     def enter_torch_compile(self: Any, *args: Any, **named: Any) -> Any:
         weight = getattr(self, "weight", None)
         if weight is not None and not self.is_torch_compile:
-            ledger.count("layernorm" if hasattr(self, "bias") else "rmsnorm", weight, weight, "left to torch.compile")
+            call_counts.count(
+                "layernorm" if hasattr(self, "bias") else "rmsnorm", weight, weight, "left to torch.compile"
+            )
         return original(self, *args, **named)
 
     return enter_torch_compile
@@ -74,7 +76,7 @@ def _only_asked(families: tuple[str, ...], original: Forward, ours: Forward) -> 
         return ours
 
     def forward(self: Any, *args: Any, **named: Any) -> Any:
-        return (original if heads.family(self, families[0]) in left_out else ours)(self, *args, **named)
+        return (original if qk_norms.family(self, families[0]) in left_out else ours)(self, *args, **named)
 
     return forward
 
@@ -149,7 +151,7 @@ def _rmsnorm(original: Forward, module: ModuleType, in_place: bool, record: Reco
         reason = "no rows" if x.numel() == 0 else why_not(self, x, post_residual_addition, native, more)
         if reason:
             if reason == "no rows":
-                ledger.count(op, x, weight, reason)
+                call_counts.count(op, x, weight, reason)
             else:
                 refused(op, x, weight, reason)
             return original(self, x, residual, post_residual_addition, *positional, **named)
@@ -162,7 +164,7 @@ def _rmsnorm(original: Forward, module: ModuleType, in_place: bool, record: Reco
             if post_residual_addition is not None:
                 residual = residual + post_residual_addition
             answer = _add_norm(x, residual, weight, eps, numerics, False, in_place)
-        ledger.count(op, x, weight)
+        call_counts.count(op, x, weight)
         return answer
 
     return forward
@@ -190,7 +192,7 @@ def _gemma(epsilon: str, with_addition: bool) -> Make:
             else:
                 total = residual if addition is None else residual + addition
                 answer = _add_norm(x, total, weight, eps, numerics, True, in_place)
-            ledger.count(op, x, weight)
+            call_counts.count(op, x, weight)
             return answer
 
         return forward
@@ -212,7 +214,7 @@ def _gemma4(original: Forward, module: ModuleType, in_place: bool, record: Recor
             refused("rmsnorm", x, weight, f"a weight shifted by {self.scale_shift}")
             return original(self, x)
         normed = calls.rmsnorm(x, weight, self.eps, gemma=weight is not None and self.scale_shift == 1.0)
-        ledger.count("rmsnorm", x, weight)
+        call_counts.count("rmsnorm", x, weight)
         return normed
 
     return forward
@@ -224,7 +226,7 @@ def _without_scale(original: Forward, module: ModuleType, in_place: bool, record
         if traced() or not record.live:
             return original(self, x)
         normed = calls.rmsnorm(x, None, self.eps)
-        ledger.count("rmsnorm", x, None)
+        call_counts.count("rmsnorm", x, None)
         return normed
 
     return forward
@@ -242,7 +244,7 @@ def _layernorm(original: Forward, module: ModuleType, in_place: bool, record: Re
             return original(self, x)
         numerics = FP32.name if in_place else calls.numerics_in_place_of(TORCH, x)
         normed = calls.layernorm(x, weight, bias, self.variance_epsilon, numerics)
-        ledger.count("layernorm", x, weight)
+        call_counts.count("layernorm", x, weight)
         return normed
 
     return forward

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 from pathlib import Path
 
-from norm_plugin.engines.record import Record
+from norm_plugin.engines.installed_hooks import Record
 from norm_plugin.patching import catalog
 from norm_plugin.patching.errors import PatchError
 from norm_plugin.patching.work import stands

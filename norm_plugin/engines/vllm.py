@@ -19,11 +19,20 @@ from torch import Tensor, nn
 
 from norm_plugin import dispatch, settings, split
 from norm_plugin.dispatch import BackendError, Declined, Op
-from norm_plugin.engines import calls, heads, ledger, model_layers, report_file, source_patches, vllm_ir, vllm_layers
+from norm_plugin.engines import (
+    call_counts,
+    calls,
+    model_layers,
+    qk_norms,
+    report_file,
+    source_patches,
+    vllm_ir,
+    vllm_layers,
+)
 from norm_plugin.engines.common import asked, refused, traced
 from norm_plugin.engines.fingerprint import fingerprint
+from norm_plugin.engines.installed_hooks import Record
 from norm_plugin.engines.on_import import after_import
-from norm_plugin.engines.record import Record
 from norm_plugin.engines.vllm_layers import Kept, LayerForward
 
 log = logging.getLogger("norm_plugin")
@@ -193,7 +202,7 @@ def _count_compiled(op: Op, args: tuple[Any, ...]) -> None:
     sums, norm = split.OPS
     weight = args[op.arguments.index("weight")] if "weight" in op.arguments else None
     for counted in () if op is sums else (sums, norm) if op is norm else (op,):
-        ledger.count(counted.name, args[op.x], weight)
+        call_counts.count(counted.name, args[op.x], weight)
 
 
 # --- layers -------------------------------------------------------------------------------------------------------
@@ -217,7 +226,7 @@ def _forward(hook: Hook, original: Callable[..., Any], in_graphs: bool) -> Calla
     def forward(self: Any, *args: Any, **named: Any) -> Any:  # of a function, self is x
         if traced() and not in_graphs:
             return original(self, *args, **named)
-        if left_out and heads.family(self, hook.families[0]) in left_out:
+        if left_out and qk_norms.family(self, hook.families[0]) in left_out:
             return original(self, *args, **named)
         try:
             found = ours(self, *args, **named)
@@ -252,8 +261,10 @@ def _load_model(record: Record, original: Callable[..., nn.Module]) -> Callable[
             how = config.compilation_config.inductor_compile_config
             vllm_layers.rounds_as_eager = bool(how.get("emulate_precision_casts"))
         vllm_layers.forget_choices()
-        heads.learn(model)
-        ledger.name_layers(model, _why(record, model), str(getattr(getattr(config, "model_config", None), "model", "")))
+        qk_norms.learn(model)
+        call_counts.name_layers(
+            model, _why(record, model), str(getattr(getattr(config, "model_config", None), "model", ""))
+        )
         log.info("norm_plugin in %s; %s has %s", record.line(), type(model).__name__, _kinds(record, model))
         return model
 
@@ -282,7 +293,7 @@ def _not_hooked(record: Record, layer: nn.Module) -> str:
         return ""  # it calls a function that is hooked
     if hook is None:
         return model_layers.not_hooked(kind)
-    family = heads.family(layer, hook.families[0])
+    family = qk_norms.family(layer, hook.families[0])
     if not asked(family):
         return model_layers.left_out(family)
     for missing in ("everything", hook.layer):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from norm_plugin import functions
 from norm_plugin.engines import vllm_layers
-from norm_plugin.engines.record import Record
+from norm_plugin.engines.installed_hooks import Record
 from norm_plugin.engines.vllm_layers import DTYPES, native_numerics
 from norm_plugin.numerics import FP32
 

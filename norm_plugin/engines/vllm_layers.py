@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from norm_plugin import split
-from norm_plugin.engines import calls, ledger
+from norm_plugin.engines import call_counts, calls
 from norm_plugin.engines.common import traced
 from norm_plugin.numerics import FP32, HF, TORCH, TORCH_HF, VLLM_C
 
@@ -37,7 +37,7 @@ LayerForward = Callable[..., Answer]
 def count(op: str, x: Tensor, weight: Tensor | None) -> None:
     """One call of ours, where it really runs: a traced one is counted by nobody."""
     if not traced():
-        ledger.count(op, x, weight)
+        call_counts.count(op, x, weight)
 
 
 #: Whether the loaded model's Inductor is told to round where eager code does (emulate_precision_casts).

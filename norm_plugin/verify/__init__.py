@@ -1,1 +1,1 @@
-"""How an output is judged: fp64 oracles, the inputs they are asked about, and distances in ulps."""
+"""Stock against patched: the engine runs twice as it is and once with the plugin, and its answers are compared."""

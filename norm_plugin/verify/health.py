@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from norm_plugin import settings
+from norm_plugin.accuracy import table
 from norm_plugin.engines import ENGINES
-from norm_plugin.verify import backends, table
+from norm_plugin.verify import backends
 from norm_plugin.verify.served import plan, served
 from norm_plugin.version import __version__
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from norm_plugin.commands.errors import WRONG_ARGUMENT, CommandError
-from norm_plugin.verify import tiny
+from norm_plugin.tiny_models import checkpoint
 
 
 def find_models(model: str, engine: str, device: str) -> list[Path]:
@@ -36,16 +36,16 @@ def names(models: list[str], folders: list[list[Path]]) -> list[str]:
 def _made(model: str, engine: str, device: str) -> Iterator[Path]:
     wanted = model.removeprefix("tiny:").split(",")
     if wanted == ["all"]:
-        wanted = list(tiny.names(engine))
-    if not set(wanted) <= set(tiny.NAMES):
-        raise CommandError(f"--model {model}: there are {', '.join(tiny.NAMES)}, and tiny:all.", WRONG_ARGUMENT)
+        wanted = list(checkpoint.names(engine))
+    if not set(wanted) <= set(checkpoint.NAMES):
+        raise CommandError(f"--model {model}: there are {', '.join(checkpoint.NAMES)}, and tiny:all.", WRONG_ARGUMENT)
     for name in wanted:
         try:
-            yield tiny.make(name, sizes=tiny.sizes_for(device))
+            yield checkpoint.make(name, sizes=checkpoint.sizes_for(device))
         except OSError as error:
             raise CommandError(
-                f"--model {model}: {tiny.cache()} cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder "
-                "where tiny models can be kept."
+                f"--model {model}: {checkpoint.cache()} cannot be written ({error.strerror}); set "
+                "XDG_CACHE_HOME to a folder where tiny models can be kept."
             ) from error
 
 

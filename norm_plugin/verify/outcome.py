@@ -20,7 +20,7 @@ class Answer:
 
 @dataclass
 class Outcome:
-    """One model in one engine under one setting of the flags. `rows` are those of the ledger of every process."""
+    """One model in one engine under one setting of the flags. `rows` are the counts of calls of every process."""
 
     engine: str
     version: str

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from norm_plugin import settings
-from norm_plugin.verify import failure, leash, outcome
+from norm_plugin.verify import failure, outcome, supervisor
 from norm_plugin.verify.outcome import Outcome
 
 #: What an engine may want for sockets, compiled code and its log.
@@ -106,7 +106,7 @@ def _wait(command: list[str], environ: dict[str, str], log: Path, watch: Callabl
     begin = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, leash.__file__, *command],
+            [sys.executable, supervisor.__file__, *command],
             env=environ, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
@@ -115,7 +115,7 @@ def _wait(command: list[str], environ: dict[str, str], log: Path, watch: Callabl
                     return process.wait(0.5)
                 except subprocess.TimeoutExpired:
                     watch(_last_line(log), time.monotonic() - begin)
-        finally:  # however this ends: the leash kills what is left, and waits for it
+        finally:  # however this ends: the supervisor kills what is left, and waits for it
             if process.stdin is not None:
                 process.stdin.close()
             process.wait()

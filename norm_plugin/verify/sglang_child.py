@@ -136,7 +136,7 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
 
 
 def main() -> None:
-    options = child.parser("python -m norm_plugin.verify.sglang_child", __doc__, "sglang.Engine").parse_args()
+    options = child.parser("python -m norm_plugin.accuracy.sglang_child", __doc__, "sglang.Engine").parse_args()
     options.flags = child.flags()  # as they were before this process asks for a report of its own
     options.report = Path(os.environ.get("NORM_PLUGIN_REPORT") or tempfile.mkdtemp(prefix="norm_plugin.sglang."))
     cores = "|".join(str(rank) for rank in range(options.tp))  # SGLang asks which belong to which rank

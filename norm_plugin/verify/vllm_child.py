@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from norm_plugin import dispatch
-from norm_plugin.engines import ledger
+from norm_plugin.engines import call_counts
 from norm_plugin.verify import child, served
 from norm_plugin.verify.outcome import Answer, Outcome
 
@@ -99,7 +99,7 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
     finally:
         llm.llm_engine.engine_core.shutdown()
         del llm
-        ledger.reset()
+        call_counts.reset()
         dispatch.reset()  # the next model's layers must not be taken for having run what this one's did
         cleanup_dist_env_and_memory()
         gc.collect()
@@ -111,7 +111,7 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
 
 
 def main() -> None:
-    parser = child.parser("python -m norm_plugin.verify.vllm_child", __doc__, "vllm.LLM")
+    parser = child.parser("python -m norm_plugin.accuracy.vllm_child", __doc__, "vllm.LLM")
     parser.add_argument("--processes", action="store_true", help="the engine and its workers in their own processes")
     options = parser.parse_args()
     for name, value in ALWAYS.items():

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import norm_plugin
+from norm_plugin.accuracy import ulps
 from norm_plugin.compat import flashinfer
-from norm_plugin.verify import ulps
 
 #: What FlashInfer takes by position or name; ours may take more by name.
 SIGNATURES = {

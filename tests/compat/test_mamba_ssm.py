@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from norm_plugin.accuracy import ulps
 from norm_plugin.compat import mamba_ssm
-from norm_plugin.verify import ulps
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 GATED = "z=None, eps={eps}, group_size=None, norm_before_gate=True"

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from norm_plugin import dispatch, settings
+from norm_plugin.accuracy import bounds, ulps
 from norm_plugin.compat.triton_transformer import layernorm
-from norm_plugin.verify import bounds, ulps
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 M, N = 4, 200

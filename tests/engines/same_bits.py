@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from norm_plugin import dispatch
 from norm_plugin.dispatch import Route
-from norm_plugin.engines import ledger
+from norm_plugin.engines import call_counts
 
 #: Numerics that have other bits than these, in an output that is narrower than fp32. A LayerNorm is rounded once in
 #: either of its numerics.
@@ -52,7 +52,7 @@ def listed(result: Any) -> list[Tensor]:
 
 
 def route_of_one_call() -> Route:
-    """The only op that has run; the ledger and dispatch both count it once."""
+    """The only op that has run; the call_counts and dispatch both count it once."""
     (route,) = dispatch.routes()
     assert route.calls == 1
     return route
@@ -75,12 +75,12 @@ def trained(case: Case, numerics: str) -> tuple[list[Tensor], dict[str, Tensor]]
 def compare(case: Case) -> Found:
     """Run a case; nothing is raised but by what runs."""
     found = Found(case.name, str(case.inputs[0].dtype).removeprefix("torch."))
-    ledger.reset()
+    call_counts.reset()
     dispatch.reset()
     with torch.inference_mode():
         served = listed(case.engine(*(t.clone() for t in case.inputs)))
-    if [(row.op, row.reason, row.calls) for row in ledger.rows()] != [(case.op, "", 1)]:
-        found.wrong.append(f"the engine's layer was not taken: {ledger.rows()}")
+    if [(row.op, row.reason, row.calls) for row in call_counts.rows()] != [(case.op, "", 1)]:
+        found.wrong.append(f"the engine's layer was not taken: {call_counts.rows()}")
         return found
     route = route_of_one_call()
     found.numerics, found.backends = numerics_of(route), [route.backend]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from norm_plugin.verify import tiny
+from norm_plugin.tiny_models import checkpoint
 from norm_plugin.verify.comparison import IDENTICAL, OUTSIDE
 from norm_plugin.verify.runs import Plan, Run, execute
 from norm_plugin.verify.verdict import Verdict, judged
@@ -49,7 +49,7 @@ def verdicts(python: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     folder = tmp_path_factory.mktemp("verify")
 
     def outcomes(models: list[str], run: Run) -> list[Any]:
-        plan = Plan("vllm", python, [tiny.make(name) for name in models], prompts, folder, ["--max-tokens", "8"])
+        plan = Plan("vllm", python, [checkpoint.make(name) for name in models], prompts, folder, ["--max-tokens", "8"])
         return execute(plan, run, lambda line, seconds: None)
 
     stock = outcomes(list(MODELS), Run("stock", {"NORM_PLUGIN": "off"}))
@@ -141,7 +141,7 @@ def until(reached: Callable[[], bool], seconds: float) -> None:
 
 
 def test_an_engine_that_does_not_start_says_so_in_its_own_words(python: str, tmp_path: Path) -> None:
-    broken = shutil.copytree(tiny.make("llama"), tmp_path / "broken")
+    broken = shutil.copytree(checkpoint.make("llama"), tmp_path / "broken")
     config = json.loads((broken / "config.json").read_text())
     (broken / "config.json").write_text(
         json.dumps({**config, "architectures": ["NoSuchModel"], "num_hidden_layers": -1})
@@ -168,7 +168,7 @@ def test_an_engine_that_does_not_start_says_so_in_its_own_words(python: str, tmp
 )
 def test_the_mode_of_a_server_is_tested(more: tuple[str, ...], code: int, says: str, python: str) -> None:
     """As it is typed, with what is not for a few short requests in it."""
-    serve = ["vllm", "serve", str(tiny.make("llama")), "--port", "1", "--max-model-len", "1024", *more]
+    serve = ["vllm", "serve", str(checkpoint.make("llama")), "--port", "1", "--max-model-len", "1024", *more]
     done = said(python, "verify", "--backend", "native", "--max-tokens", "4", "--", *serve)
     assert done.returncode == code, done.stderr
     assert says in done.stdout

@@ -34,10 +34,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from norm_plugin import kernels
+from norm_plugin.accuracy import inputs
 from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.kernels import backward, driver, gated, launch, rms, split
 from norm_plugin.ops import OPS
-from norm_plugin.verify import inputs
 from tests.kernels import ptx
 from tests.spec import samples
 

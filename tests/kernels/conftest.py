@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from norm_plugin import dispatch, settings
+from norm_plugin.accuracy import inputs
 from norm_plugin.numerics import GATED_NUMERICS, NUMERICS
-from norm_plugin.verify import inputs
 from tests.kernels import interpreter, twins
-from tests.kernels.covering import covering
 from tests.kernels.device import COMPILED, DEVICE, why_not
+from tests.kernels.pairwise import pairwise
 from tests.spec import samples
 
 HERE = Path(__file__).parent
@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out: set[pytest.Item] = set()
     for grid in grids.values():
         points = [{name: str(value) for name, value in item.callspec.params.items()} for item in grid]
-        kept = set(covering(points))
+        kept = set(pairwise(points))
         left_out |= {item for place, item in enumerate(grid) if place not in kept}
     if left_out:
         config.hook.pytest_deselected(items=list(left_out))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, shortcut
+from norm_plugin.accuracy import inputs
 from norm_plugin.kernels import launch as launching
-from norm_plugin.verify import inputs
 from tests.kernels.device import COMPILED, DEVICE
 
 BF16 = torch.bfloat16

@@ -17,11 +17,11 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, settings
+from norm_plugin.accuracy import bounds, inputs, ulps
 from norm_plugin.dispatch import Op
 from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.kernels import backward_configs as configs
 from norm_plugin.ops import OPS
-from norm_plugin.verify import bounds, inputs, ulps
 from tests.kernels import twins
 from tests.kernels.device import COMPILED, on_a_gpu
 from tests.spec import judge, samples, test_gradients

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, settings
+from norm_plugin.accuracy import inputs
 from norm_plugin.kernels import backward_configs, configs, launch, rms
-from norm_plugin.verify import inputs
 from tests.spec.fake_kernels import warnings_of
 
 BF16 = torch.bfloat16

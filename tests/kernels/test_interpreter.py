@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from norm_plugin.verify import inputs
+from norm_plugin.accuracy import inputs
 from tests.kernels.device import INTERPRETED
 from tests.kernels.twins import same_bits
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from norm_plugin.accuracy import inputs
 from norm_plugin.ops import OPS
-from norm_plugin.verify import inputs
 from tests.spec import samples
 from tests.spec.test_layer import (
     test_layernorm,

@@ -22,9 +22,9 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, settings
+from norm_plugin.accuracy import inputs
 from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.ops import OPS
-from norm_plugin.verify import inputs
 from tests.kernels.device import COMPILED, DEVICE, on_a_gpu
 from tests.spec import samples
 
@@ -39,7 +39,7 @@ pytestmark = [
 ROUNDS = 100_000
 IN_A_GRAPH = 200  # rounds
 VERSIONS = 8  # of what is written, so that what another round left is wrong
-BLOCK = 1024  # words a program of the neighbours
+BLOCK = 1024  # words a program of the adversaries
 GRAPH_DELAY, EAGER_DELAY = 3_000, 100_000  # ns: more than it takes to start the norm, and to issue a round
 
 CALLS: list[tuple[str, samples.Arguments, tuple[int, ...]]] = [
@@ -83,7 +83,7 @@ class Stage:
     wrong: Tensor
 
     def check(self, version: int, returned: tuple[Tensor, ...]) -> None:
-        from tests.kernels.neighbours import consume
+        from tests.kernels.pdl_adversaries import consume
 
         for found, expected in zip((self.state, *returned), self.expected[version], strict=True):
             consume[programs(found)](found, expected, self.wrong, found.numel(), BLOCK=BLOCK, launch_pdl=True)
@@ -146,13 +146,13 @@ def stage(name: str, variant: samples.Arguments, shape: tuple[int, ...]) -> Stag
 
 
 def dependent(written: Tensor, state: Tensor, delay: int = GRAPH_DELAY) -> None:
-    from tests.kernels.neighbours import produce
+    from tests.kernels.pdl_adversaries import produce
 
     produce[programs(state)](written, state, state.numel(), delay, BLOCK=BLOCK, launch_pdl=True)
 
 
 def with_a_bystander(written: Tensor, state: Tensor) -> None:
-    from tests.kernels.neighbours import bystand
+    from tests.kernels.pdl_adversaries import bystand
 
     dependent(written, state)
     bystand[(1,)](BLOCK=BLOCK, launch_pdl=True)
@@ -226,7 +226,7 @@ def test_rounds_issued_one_by_one(place: int, rounds: int) -> None:
 @pytest.mark.parametrize("in_graphs", [True, False], ids=["in graphs", "one by one"])
 def test_a_kernel_that_reads_too_early_is_found(in_graphs: bool) -> None:
     """The rounds of a copy that reads before it waits, in place of a norm: most of them are wrong."""
-    from tests.kernels.neighbours import hasty_copy
+    from tests.kernels.pdl_adversaries import hasty_copy
 
     read = torch.zeros(64 * 2048, dtype=torch.int32, device=DEVICE)
     out = torch.zeros_like(read)

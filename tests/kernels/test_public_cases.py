@@ -19,8 +19,8 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, settings
+from norm_plugin.accuracy import bounds, oracle, ulps
 from norm_plugin.gradients import RMSNORM_BACKWARD
-from norm_plugin.verify import bounds, oracle, ulps
 from tests.kernels.device import COMPILED, DEVICE, on_a_gpu
 from tests.kernels.public_cases import BF16, CASES, FP32, Case
 from tests.spec import judge

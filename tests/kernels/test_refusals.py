@@ -17,6 +17,7 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, kernels, settings
+from norm_plugin.accuracy import inputs
 from norm_plugin.dispatch import Op
 from norm_plugin.native import rms
 from norm_plugin.numerics import (
@@ -28,7 +29,6 @@ from norm_plugin.numerics import (
     Numerics,
 )
 from norm_plugin.ops import OPS
-from norm_plugin.verify import inputs
 from tests.kernels import twins
 from tests.spec import judge, samples
 

@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import norm_plugin
 from norm_plugin import dispatch, ops, settings, shortcut
+from norm_plugin.accuracy import inputs
 from norm_plugin.dispatch import Op
 from norm_plugin.native import rms
-from norm_plugin.verify import inputs
 from tests.kernels import twins
 from tests.kernels.device import DEVICE
 

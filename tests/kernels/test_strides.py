@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import norm_plugin
+from norm_plugin.accuracy import inputs
 from norm_plugin.native import rms
-from norm_plugin.verify import inputs
 from tests.kernels import twins
 from tests.kernels.device import DEVICE
 

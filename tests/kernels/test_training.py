@@ -12,8 +12,8 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch
+from norm_plugin.accuracy import inputs
 from norm_plugin.compat.triton_transformer import layernorm
-from norm_plugin.verify import inputs
 
 SHAPE = (4, 200)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from norm_plugin import dispatch, settings
+from norm_plugin.accuracy import ulps
 from norm_plugin.dispatch import Op
-from norm_plugin.verify import ulps
 from tests.kernels.device import COMPILED
 from tests.spec import judge, samples
 

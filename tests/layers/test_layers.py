@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from norm_plugin import layernorm_fn, rmsnorm, rmsnorm_fn
+from norm_plugin.accuracy import bounds, ulps
 from norm_plugin.layers import GemmaRMSNorm, LayerNorm, LayerNormGated, RMSNorm, RMSNormGated
-from norm_plugin.verify import bounds, ulps
 from tests.layers.samples import DTYPES, GROUP, WIDTH, draw, randomized
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from norm_plugin.accuracy import bounds, ulps
 from norm_plugin.layers import GemmaRMSNorm, LayerNorm, LayerNormGated, RMSNorm, RMSNormGated
-from norm_plugin.verify import bounds, ulps
 from tests.layers.samples import DTYPES, LAYERS, WIDTH, draw, randomized
 
 

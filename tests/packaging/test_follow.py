@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from norm_plugin.verify import tiny
+from norm_plugin.tiny_models import checkpoint
 from tests.engines import follow
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,4 +101,4 @@ def test_the_names_in_the_readme_are_those_that_are_replaced() -> None:
     """The one path that stands for something of the reader's; the tiny model has its name."""
     paths = {path for step in follow.steps(README)[0] for path in re.findall(r"(?<= )/[\w/.]+", step.command)}
     assert paths == {follow.MODEL}
-    assert tiny.make("llama").name == Path(follow.MODEL).name
+    assert checkpoint.make("llama").name == Path(follow.MODEL).name

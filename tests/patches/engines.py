@@ -10,7 +10,7 @@ from pathlib import Path
 
 from norm_plugin.patching import site as sites
 from norm_plugin.patching import work
-from norm_plugin.verify import tiny
+from norm_plugin.tiny_models import checkpoint
 from norm_plugin.verify.outcome import Outcome
 from tests.engines.runs import Run, python
 
@@ -43,7 +43,7 @@ def patched(engine: str, folder: Path, names: Sequence[str]) -> Path:
 
 def run(engine: str, models: Sequence[str], dtype: str, start: Sequence[str], **flags: str) -> Run:
     """Tiny models in a process that `start` tells Python to run; nothing of it is interpreted but by stand-ins."""
-    paths = [tiny.make(name) for name in models]
+    paths = [checkpoint.make(name) for name in models]
     return Run(engine, paths, {"TRITON_INTERPRET": "0", **flags}, "--dtype", dtype, child=tuple(start))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from norm_plugin.engines import ledger, patched
+from norm_plugin.engines import call_counts, patched
 from norm_plugin.native import _layer_norm_fwd_native
 from norm_plugin.patching import site as sites
 from norm_plugin.patching import work
@@ -20,7 +20,7 @@ T, H, N = 5, 4, 32
 
 @pytest.fixture(autouse=True)
 def _counted_from_zero() -> None:
-    ledger.reset()
+    call_counts.reset()
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -42,7 +42,7 @@ def test_the_native_function_with_either_form_of_the_gate(how: tuple[int | None,
         got = patched.layer_norm_fwd(x, weight, None, 1e-5, gate, None, *how)
         for ours, theirs in zip(got, want, strict=True):
             assert (ours is None and theirs is None) or torch.equal(ours, theirs)
-    assert ledger.calls(patched.OP) == 2
+    assert call_counts.calls(patched.OP) == 2
 
 
 def test_out_is_written_and_returned() -> None:
@@ -56,8 +56,8 @@ def test_out_is_written_and_returned() -> None:
 def test_what_stays_with_the_engine_is_counted_with_its_reason() -> None:
     x, weight, _ = inputs()
     patched.kept(x, weight, "FP8 output")
-    assert ledger.calls(patched.OP) == 0
-    assert ledger.calls(patched.OP, "FP8 output") == 1
+    assert call_counts.calls(patched.OP) == 0
+    assert call_counts.calls(patched.OP, "FP8 output") == 1
 
 
 def test_it_can_be_traced() -> None:

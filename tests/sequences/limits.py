@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from norm_plugin.verify import bounds, oracle, ulps
+from norm_plugin.accuracy import bounds, oracle, ulps
 from tests.sequences.calls import Arguments
 
 FACTORS = 4

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norm_plugin.verify import inputs
+from norm_plugin.accuracy import inputs
 from tests.kernels.device import DEVICE
 from tests.sequences.calls import (
     APART,

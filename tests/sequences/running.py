@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from norm_plugin import dispatch, settings
-from norm_plugin.verify import inputs
+from norm_plugin.accuracy import inputs
 from tests.kernels.device import COMPILED, DEVICE, INTERPRETED
 from tests.sequences import limits
 from tests.sequences.calls import READABLE, SAME, Step, first

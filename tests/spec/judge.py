@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from norm_plugin.accuracy import bounds, oracle, ulps
 from norm_plugin.dispatch import Op
 from norm_plugin.native.rms import wide_dtype
-from norm_plugin.verify import bounds, oracle, ulps
 
 Arguments = dict[str, Any]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import norm_plugin
-from norm_plugin.verify import inputs
+from norm_plugin.accuracy import inputs
 
 SHAPE = (3, 48)
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from norm_plugin import dispatch
+from norm_plugin.accuracy import inputs, oracle
 from norm_plugin.dispatch import Op
 from norm_plugin.native.rms import wide_dtype
 from norm_plugin.ops import OPS
-from norm_plugin.verify import inputs, oracle
 
 Arguments = dict[str, Any]
 

@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 
 import norm_plugin
 from norm_plugin import dispatch, settings
-from norm_plugin.verify import inputs
+from norm_plugin.accuracy import inputs
 from tests.spec.refused import FORMULA
 
 F64 = torch.float64

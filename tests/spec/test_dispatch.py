@@ -9,8 +9,8 @@ import torch
 
 import norm_plugin
 from norm_plugin import dispatch, kernels, settings
+from norm_plugin.accuracy import inputs
 from norm_plugin.native import rms
-from norm_plugin.verify import inputs
 from tests.spec.fake_kernels import FakeKernel, Install, the_route, warnings_of, x_of
 
 pytestmark = pytest.mark.usefixtures("nothing_seen_yet")

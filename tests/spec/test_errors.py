@@ -15,9 +15,9 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch
+from norm_plugin.accuracy import inputs
 from norm_plugin.dispatch import Op
 from norm_plugin.ops import OPS
-from norm_plugin.verify import inputs
 from tests.spec import samples
 
 SHAPE = (3, 48)

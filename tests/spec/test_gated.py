@@ -2,7 +2,7 @@
 
 The grid: dtype of x and z and of weight and bias x gate before or after the norm x LayerNorm or RMSNorm x groups x
 activation x bias and z given or not x numerics x every class of input. Tolerances: half an ulp of the output plus
-norm_plugin.verify.bounds, which derives them from the formula.
+norm_plugin.accuracy.bounds, which derives them from the formula.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import norm_plugin
+from norm_plugin.accuracy import bounds, inputs, oracle, ulps
 from norm_plugin.native import _layer_norm_fwd_native, layernorm_fn_native, rmsnorm_fn_native
 from norm_plugin.numerics import ACTIVATIONS, GATED_NUMERICS
 from norm_plugin.ops import OPS
-from norm_plugin.verify import bounds, inputs, oracle, ulps
 from tests.spec import judge, samples
 
 OP = OPS["gated_norm"]

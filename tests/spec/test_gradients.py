@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 import norm_plugin
+from norm_plugin.accuracy import bounds, inputs, oracle, ulps
 from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.numerics import ACTIVATIONS, GATED_NUMERICS, NUMERICS
 from norm_plugin.ops import OPS
-from norm_plugin.verify import bounds, inputs, oracle, ulps
 from tests.spec import judge, samples
 
 ROWS, WIDTH = 3, 8

@@ -24,7 +24,7 @@ def test_it_imports_no_engine_and_no_triton() -> None:
     code = (
         "import json, sys, torch\n"
         "before = set(sys.modules)\n"
-        "import norm_plugin, norm_plugin.layers, norm_plugin.verify.oracle\n"
+        "import norm_plugin, norm_plugin.layers, norm_plugin.accuracy.oracle\n"
         "print(json.dumps(sorted(set(sys.modules) - before)))"
     )
     imported = json.loads(in_a_process(code).stdout)

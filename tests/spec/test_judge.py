@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from norm_plugin.accuracy import bounds, inputs, oracle, ulps
 from norm_plugin.ops import OPS
-from norm_plugin.verify import bounds, inputs, oracle, ulps
 from tests.spec import judge, samples
 
 EPS = 1e-6

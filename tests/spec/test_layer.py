@@ -1,7 +1,7 @@
 """LayerNorm and LayerNorm + linear against the oracle, and against torch's own.
 
 The grid: every dtype of x and of weight and bias x weight and bias given or not x every class of input. Tolerances:
-half an ulp of the output plus norm_plugin.verify.bounds, which derives them from the formula.
+half an ulp of the output plus norm_plugin.accuracy.bounds, which derives them from the formula.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 
 import norm_plugin
+from norm_plugin.accuracy import bounds, inputs, oracle, ulps
 from norm_plugin.native import simple_layernorm_native
 from norm_plugin.ops import OPS
-from norm_plugin.verify import bounds, inputs, oracle, ulps
 from tests.spec import judge, samples
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import norm_plugin
+from norm_plugin.accuracy import inputs
 from norm_plugin.dispatch import Op
 from norm_plugin.ops import OPS
-from norm_plugin.verify import inputs
 from tests.spec import judge, samples
 
 SHAPES = [(4, 3, 48), (2, 3, 5, 48), (5, 48), (1, 3, 1, 48)]

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import norm_plugin
 from norm_plugin import dispatch, settings
+from norm_plugin.accuracy import inputs
 from norm_plugin.native import gated, layer, rms
-from norm_plugin.verify import inputs
 
 TOKENS, HEADS, OTHERS, WIDTH = 16, 8, 4, 128
 EPS = 1e-6

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import norm_plugin
 from norm_plugin import layers
+from norm_plugin.accuracy import inputs
 from norm_plugin.ops import OPS
-from norm_plugin.verify import inputs
 from tests.spec import judge, samples
 
 F8 = torch.float8_e4m3fn

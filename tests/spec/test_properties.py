@@ -13,10 +13,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from norm_plugin.accuracy import inputs
 from norm_plugin.native.quant import QMAX
 from norm_plugin.numerics import ACTIVATIONS, FP32, HF, LAYER_QUANT_NUMERICS, NUMERICS
 from norm_plugin.ops import OPS
-from norm_plugin.verify import inputs
 from tests.spec import judge, samples
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

@@ -2,7 +2,7 @@
 
 The grid: output dtype x dtype of x, of the residual (None included) and of the weight x numerics and Gemma x every
 class of input. A scale is judged by itself and the row by the scale that was written for it. Tolerances: half an ulp
-of the quantised dtype (one, for int8) plus norm_plugin.verify.bounds over the scale. What becomes of a NaN in int8 is
+of the quantised dtype (one, for int8) plus norm_plugin.accuracy.bounds over the scale. What becomes of a NaN in int8 is
 not defined anywhere, so int8 is asked about finite classes only; that such a row spoils no other is tested with the
 rows.
 """
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 import norm_plugin
+from norm_plugin.accuracy import inputs, oracle
 from norm_plugin.native.quant import MIN_SCALE, QMAX
 from norm_plugin.numerics import LAYER_QUANT_NUMERICS, NUMERICS
 from norm_plugin.ops import OPS
-from norm_plugin.verify import inputs, oracle
 from tests.spec import judge, samples
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]

@@ -1,7 +1,7 @@
 """RMSNorm, the fused add, Gemma's variant and the l2 norm against the oracle, and against what they replace.
 
 The grid: every dtype of x, residual and weight (None included) x every numerics and Gemma x every class of input.
-Tolerances: half an ulp of the output plus norm_plugin.verify.bounds, which derives them from the formula.
+Tolerances: half an ulp of the output plus norm_plugin.accuracy.bounds, which derives them from the formula.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import norm_plugin
+from norm_plugin.accuracy import inputs, oracle
 from norm_plugin.numerics import NUMERICS
 from norm_plugin.ops import OPS
-from norm_plugin.verify import inputs, oracle
 from tests.spec import judge, samples
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]

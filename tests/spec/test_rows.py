@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from norm_plugin.accuracy import inputs
 from norm_plugin.dispatch import Op
 from norm_plugin.ops import OPS
-from norm_plugin.verify import inputs
 from tests.spec import judge, samples
 
 #: Around the sizes at which vectorised code, threads and tiles change their ways.

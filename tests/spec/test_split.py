@@ -2,7 +2,7 @@
 that they replace.
 
 The grid: dtype of x and z and of weight x weight and z given or not x numerics x every class of input. Tolerances: half
-an ulp of the output plus norm_plugin.verify.bounds, which derives them from the formula.
+an ulp of the output plus norm_plugin.accuracy.bounds, which derives them from the formula.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from norm_plugin import dispatch
+from norm_plugin.accuracy import bounds, inputs, oracle, ulps
 from norm_plugin.numerics import GATED_NUMERICS, TORCH_HF
 from norm_plugin.ops import OPS
 from norm_plugin.split import rmsnorm_of_part
-from norm_plugin.verify import bounds, inputs, oracle, ulps
 from tests.spec import judge, samples
 
 SUMS, NORM = OPS["split_sums"], OPS["split_rmsnorm"]

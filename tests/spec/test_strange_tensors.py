@@ -8,8 +8,8 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, library, settings
+from norm_plugin.accuracy import inputs
 from norm_plugin.native import rms
-from norm_plugin.verify import inputs
 from tests.spec.refused import with_negative_bit
 
 BF16 = torch.bfloat16

@@ -17,10 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
 import norm_plugin
+from norm_plugin.accuracy import inputs
 from norm_plugin.dispatch import Op
 from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.ops import OPS
-from norm_plugin.verify import inputs
 from tests.spec import samples
 from tests.spec.test_errors import BAD, good_arguments
 from tests.spec.test_gradients import DIFFERENTIABLE

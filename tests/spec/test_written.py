@@ -17,8 +17,8 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, memory
+from norm_plugin.accuracy import inputs
 from norm_plugin.ops import OPS
-from norm_plugin.verify import inputs
 from tests.spec import samples
 
 SHAPE = (4, 64)

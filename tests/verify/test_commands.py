@@ -281,7 +281,7 @@ def test_run_does_not_start_what_doctor_warns_of() -> None:
 
 
 def test_doctor_finds_an_op_that_is_off(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from norm_plugin.verify import table
+    from norm_plugin.accuracy import table
 
     good = next(iter(table.rows(health.torch.device("cpu"))))
     bad = table.Row(**{**vars(good), "error": 9.0, "passed": False})

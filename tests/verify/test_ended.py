@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from norm_plugin.commands.signals import Ended, unwound
-from tests.verify.test_leash import gone, marked
+from tests.verify.test_supervisor import gone, marked
 
 #: What verify takes for a Python with an engine. It says that nothing is missing; as the engine it starts a process in
 #: a session of its own, leaves a file in verify's folder, and waits.

@@ -9,7 +9,7 @@ import torch
 
 import norm_plugin
 from norm_plugin import dispatch, settings
-from norm_plugin.engines import ledger, report_file
+from norm_plugin.engines import call_counts, report_file
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
@@ -18,10 +18,10 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA grap
 def folder(tmp_path: Path) -> Iterator[Path]:
     """A report that is wanted."""
     dispatch.reset()
-    ledger.reset()
+    call_counts.reset()
     with settings.override(report=str(tmp_path), backend="auto"):
         yield tmp_path
-        ledger.reset()
+        call_counts.reset()
     dispatch.reset()
 
 
@@ -31,7 +31,7 @@ def test_replays_are_counted_and_say_what_ran(folder: Path) -> None:
 
     def model(x: torch.Tensor) -> torch.Tensor:
         for weight in weights:
-            ledger.count("rmsnorm", x, weight)
+            call_counts.count("rmsnorm", x, weight)
             x = norm_plugin.rmsnorm(x, weight)
         return x
 
@@ -66,11 +66,11 @@ def test_a_compiled_model_in_graphs_is_counted(folder: Path) -> None:
 
     @torch.library.custom_op("norm_plugin_test::counted", mutates_args=())
     def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ledger.count("rmsnorm", x, weight)
+        call_counts.count("rmsnorm", x, weight)
         return norm_plugin.rmsnorm(x, weight)
 
     counted.register_fake(lambda x, weight: torch.empty_like(x))
-    ledger.count("rmsnorm", weight, weight)  # the report has begun before a graph is captured
+    call_counts.count("rmsnorm", weight, weight)  # the report has begun before a graph is captured
 
     class Model(torch.nn.Module):
         def __init__(self) -> None:

@@ -16,12 +16,12 @@ from norm_plugin.engines import command_line, report_file, report_reader
 
 #: Layers that are called in turn, as a model calls them.
 MODEL = (
-    "import os, signal, sys, torch\nfrom norm_plugin.engines import ledger\n"
+    "import os, signal, sys, torch\nfrom norm_plugin.engines import call_counts\n"
     "weights = [torch.ones(8) for _ in range(5)]\n"
     "def forward(times):\n"
     "    for _ in range(times):\n"
     "        for w in weights:\n"
-    "            ledger.count('rmsnorm', w, w)\n"
+    "            call_counts.count('rmsnorm', w, w)\n"
 )
 
 
@@ -74,7 +74,7 @@ def test_a_damaged_file_is_written_anew(damage: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("strict", ["0", "1"])
 def test_a_folder_that_goes_away_is_said_once(strict: str, tmp_path: Path) -> None:
     program = "import shutil\nforward(100)\nshutil.rmtree(os.environ['NORM_PLUGIN_REPORT'])\nforward(500)\n"
-    program += "assert [row.calls for row in ledger.rows()] == [600] * 5\n"
+    program += "assert [row.calls for row in call_counts.rows()] == [600] * 5\n"
     said = ran(program, tmp_path / "report", NORM_PLUGIN_STRICT=strict)
     assert said.count("the report cannot be written") == 1
 
@@ -120,13 +120,13 @@ def test_only_its_owner_reads_it_and_no_planted_link_is_followed(tmp_path: Path)
 
 
 def test_a_fork_while_a_thread_writes_does_not_hang_the_child(tmp_path: Path) -> None:
-    """A thread opens new rows all the time, which takes the ledger's lock; forks come whenever they come."""
+    """A thread opens new rows all the time, which takes the call_counts's lock; forks come whenever they come."""
     program = (
         "import threading\nstop = threading.Event()\n"
         "def endless():\n"
         "    while not stop.is_set():\n"
-        "        with ledger._lock:\n"
-        "            w = torch.ones(3); ledger.count('rmsnorm', w, w)\n"
+        "        with call_counts._lock:\n"
+        "            w = torch.ones(3); call_counts.count('rmsnorm', w, w)\n"
         "thread = threading.Thread(target=endless); thread.start()\n"
         "for _ in range(20):\n"
         "    child = os.fork()\n"

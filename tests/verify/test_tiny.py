@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from norm_plugin.verify import tiny
-from norm_plugin.verify.architectures import ARCHITECTURES, VOCAB
+from norm_plugin.tiny_models import checkpoint
+from norm_plugin.tiny_models.architectures import ARCHITECTURES, VOCAB
 
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
@@ -29,9 +29,9 @@ def load(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", checkpoint.NAMES)
 def test_a_model_is_complete(name: str, tmp_path: Path) -> None:
-    folder = tiny.make(name, tmp_path)
+    folder = checkpoint.make(name, tmp_path)
     assert folder == tmp_path / name
     assert {path.name for path in folder.iterdir()} == FILES
     config = json.loads((folder / "config.json").read_text())
@@ -41,9 +41,9 @@ def test_a_model_is_complete(name: str, tmp_path: Path) -> None:
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
-@pytest.mark.parametrize("name", tiny.NAMES)
+@pytest.mark.parametrize("name", checkpoint.NAMES)
 def test_every_norm_weight_is_random(name: str, tmp_path: Path) -> None:
-    tensors = load(tiny.make(name, tmp_path) / "model.safetensors")
+    tensors = load(checkpoint.make(name, tmp_path) / "model.safetensors")
     norms = {key: t for key, t in tensors.items() if t.dim() == 1 and key.endswith("weight")}
     assert len(norms) > 4
     for key, weight in norms.items():
@@ -56,14 +56,14 @@ def test_every_norm_weight_is_random(name: str, tmp_path: Path) -> None:
 def test_a_model_has_the_same_bytes_every_time(tmp_path: Path) -> None:
     for folder in ("first", "second"):
         torch.randn(3)  # the state of the global generator must not matter
-        tiny.make("gemma3", tmp_path / folder)
+        checkpoint.make("gemma3", tmp_path / folder)
     for file in FILES:
         first, second = (tmp_path / folder / "gemma3" / file for folder in ("first", "second"))
         assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_token_for_every_byte_and_every_number(tmp_path: Path) -> None:
-    model = json.loads((tiny.make("llama", tmp_path) / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    model = json.loads((checkpoint.make("llama", tmp_path) / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     assert sorted(model["vocab"].values()) == list(range(VOCAB))
     assert model["vocab"]["A"] == 65
     assert model["vocab"]["Ġ"] == 32  # as GPT-2 writes a space
@@ -71,7 +71,7 @@ def test_a_token_for_every_byte_and_every_number(tmp_path: Path) -> None:
 
 def made_together(folder: Path, start: "multiprocessing.synchronize.Barrier") -> None:
     start.wait()
-    tiny.make("llama", folder)
+    checkpoint.make("llama", folder)
 
 
 def test_two_makers_at_once(tmp_path: Path) -> None:
@@ -91,22 +91,22 @@ def test_a_maker_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tiny, "_save", full)
+    monkeypatch.setattr(checkpoint, "_save", full)
     with pytest.raises(OSError, match="No space left"):
-        tiny.make("llama", tmp_path)
+        checkpoint.make("llama", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_name_says_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"tiny:lama is not a tiny model; there are llama, .*tiny:all"):
-        tiny.make("lama")
+        checkpoint.make("lama")
 
 
 def test_the_cache_is_keyed_by_its_maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    here = tiny.cache()
+    here = checkpoint.cache()
     assert here.parent == tmp_path / "norm_plugin" / "tiny"
     changed = tmp_path / "tiny.py"
-    changed.write_bytes(Path(tiny.__file__).read_bytes() + b"\n")
-    monkeypatch.setattr(tiny, "__file__", str(changed))
-    assert tiny.cache() != here
+    changed.write_bytes(Path(checkpoint.__file__).read_bytes() + b"\n")
+    monkeypatch.setattr(checkpoint, "__file__", str(changed))
+    assert checkpoint.cache() != here

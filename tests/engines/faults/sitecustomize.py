@@ -12,7 +12,7 @@ if NAMES and "norm_plugin.verify.vllm_child" in sys.orig_argv:
     from types import MethodType
 
     from norm_plugin import dispatch, ops
-    from norm_plugin.engines import ledger
+    from norm_plugin.engines import call_counts
     from norm_plugin.native import rms
 
     NATIVE = {op: op.native for op in ops.OPS.values()}
@@ -64,7 +64,7 @@ if NAMES and "norm_plugin.verify.vllm_child" in sys.orig_argv:
         layer.forward = MethodType(type(layer).forward.__wrapped__, layer)
 
     seen = []
-    name_layers = ledger.name_layers
+    name_layers = call_counts.name_layers
 
     def next_fault(model, *how):
         if model not in seen:
@@ -79,4 +79,4 @@ if NAMES and "norm_plugin.verify.vllm_child" in sys.orig_argv:
             dispatch.reset()
         name_layers(model, *how)
 
-    ledger.name_layers = next_fault
+    call_counts.name_layers = next_fault

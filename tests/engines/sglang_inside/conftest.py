@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from norm_plugin import settings
-from norm_plugin.engines import ledger
-from norm_plugin.engines.record import Record
+from norm_plugin.engines import call_counts
+from norm_plugin.engines.installed_hooks import Record
 
 
 @pytest.fixture(autouse=True)
 def native():
-    """Every test begins with native norms and an empty ledger."""
+    """Every test begins with native norms and an empty call_counts."""
     torch.manual_seed(0)
-    ledger.reset()
+    call_counts.reset()
     with settings.override(backend="native"):
         yield
 

@@ -5,7 +5,7 @@ import torch
 from sglang.srt.layers import layernorm as norms
 
 from norm_plugin import kernels, settings
-from norm_plugin.engines import ledger, sglang_norms
+from norm_plugin.engines import call_counts, sglang_norms
 from tests.engines.sglang_inside.samples import WIDTH, layer, tensor
 
 REASON = "it is Sunday"
@@ -33,7 +33,7 @@ def test_the_layer_runs_as_it_did(no_kernel, kind):
     op = "layernorm" if kind == "LayerNorm" else "rmsnorm"
     for _ in range(2):
         assert torch.equal(norm.forward_native(x), STOCK[kind](norm, x))
-    assert (ledger.calls(op), ledger.calls(op, REASON)) == (0, 2)
+    assert (call_counts.calls(op), call_counts.calls(op, REASON)) == (0, 2)
 
 
 @pytest.mark.parametrize("kind", ["RMSNorm", "GemmaRMSNorm"])
@@ -41,4 +41,4 @@ def test_a_residual_is_added_once(no_kernel, kind):
     norm, x, residual = layer(kind), tensor(7, WIDTH), tensor(7, WIDTH)
     expected = STOCK[kind](norm, x.clone(), residual.clone())
     assert all(map(torch.equal, norm.forward_native(x, residual), expected))
-    assert (ledger.calls("add_rmsnorm"), ledger.calls("add_rmsnorm", REASON)) == (0, 1)
+    assert (call_counts.calls("add_rmsnorm"), call_counts.calls("add_rmsnorm", REASON)) == (0, 1)

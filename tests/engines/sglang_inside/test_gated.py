@@ -7,9 +7,9 @@ import torch
 from sglang.kernels.ops.attention.fla import fused_norm_gate, layernorm_gated
 
 from norm_plugin import settings
+from norm_plugin.accuracy.ulps import size
 from norm_plugin.dispatch import BackendError
-from norm_plugin.engines import ledger, sglang_gated
-from norm_plugin.verify.ulps import size
+from norm_plugin.engines import call_counts, sglang_gated
 from tests.engines.sglang_inside.samples import DTYPES, tensor
 
 STOCK = layernorm_gated.rms_norm_gated
@@ -49,7 +49,7 @@ def test_layernorm_gated(backend, group_size, norm_before_gate, is_rms_norm, dty
     ours = layernorm_gated.rms_norm_gated(x=x, weight=w, bias=bias, z=z, **how)
     assert torch.equal(x, before)
     close(ours, STOCK(x=x, weight=w, bias=bias, z=z, **how))
-    assert ledger.calls("gated_norm") == 1
+    assert call_counts.calls("gated_norm") == 1
 
 
 @pytest.mark.parametrize("activation", ["swish", "silu", "sigmoid"])
@@ -59,7 +59,7 @@ def test_its_modules(backend, activation):
     x, z = tensor(7, 96, dtype=torch.float32), tensor(7, 96, dtype=torch.float32)
     close(norm(x, z), STOCK(x=x, weight=norm.weight, bias=None, z=z, eps=1e-5, is_rms_norm=True, activation=activation))
     assert norm(x).shape == x.shape  # without a gate
-    assert ledger.calls("gated_norm") == 2
+    assert call_counts.calls("gated_norm") == 2
 
 
 def test_gates_by_head(backend):
@@ -88,7 +88,7 @@ def test_fused_norm_gate(backend, shape, activation, dtype):
     ours = norm(x, g)
     assert torch.equal(x, before)
     close(ours, STOCK_GATE(x.clone(), g, norm.weight, None, activation, eps=1e-6))
-    assert ledger.calls("gated_norm") == 1
+    assert call_counts.calls("gated_norm") == 1
 
 
 def test_a_gate_of_other_dimensions(backend):
@@ -114,10 +114,10 @@ def test_what_is_left_to_sglang(record):
     x, w = tensor(7, 96, dtype=torch.float32), tensor(96, dtype=torch.float32)
     how = {"x": x, "weight": w, "bias": None, "z": x, "is_rms_norm": True, "activation": "none"}
     assert torch.equal(layernorm_gated.rms_norm_gated(**how), STOCK(**how))  # SGLang takes that for no gate at all
-    assert ledger.calls("gated_norm", "an activation 'none'") == 1
+    assert call_counts.calls("gated_norm", "an activation 'none'") == 1
     ours = fused_norm_gate.rms_norm_gated(x.clone(), x, w, None, residual=x, prenorm=True)
     assert all(map(torch.equal, ours, STOCK_GATE(x.clone(), x, w, None, residual=x, prenorm=True)))
-    assert ledger.calls("gated_norm", "a residual in a gated norm") == 1
+    assert call_counts.calls("gated_norm", "a residual in a gated norm") == 1
     with settings.override(strict=True), pytest.raises(BackendError, match="activation 'none'"):
         layernorm_gated.rms_norm_gated(**how)
 

@@ -6,7 +6,7 @@ from sglang.srt.layers import layernorm as norms
 
 from norm_plugin import settings
 from norm_plugin.dispatch import BackendError
-from norm_plugin.engines import heads, ledger, sglang_norms
+from norm_plugin.engines import call_counts, qk_norms, sglang_norms
 from tests.engines.sglang_inside.samples import DTYPES, WIDTH, layer, tensor
 
 KINDS = ("RMSNorm", "GemmaRMSNorm", "Gemma3RMSNorm", "Gemma4RMSNorm", "RMSNormWithoutScale", "LayerNorm")
@@ -34,7 +34,7 @@ def test_the_bits_of_sglang(on_cpu, kind, shape, dtype):
     before = x.clone()
     assert torch.equal(norm.forward_native(x), STOCK[kind](norm, x))
     assert torch.equal(x, before)
-    assert ledger.calls("layernorm" if kind == "LayerNorm" else "rmsnorm") == 1
+    assert call_counts.calls("layernorm" if kind == "LayerNorm" else "rmsnorm") == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -46,7 +46,7 @@ def test_the_bits_of_sglang_with_a_residual(on_cpu, kind, dtype):
     assert all(map(torch.equal, ours, theirs))
     assert torch.equal(x, before[0])  # SGLang's PyTorch leaves both as they are
     assert torch.equal(residual, before[1])
-    assert ledger.calls("add_rmsnorm") == 1
+    assert call_counts.calls("add_rmsnorm") == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -55,7 +55,7 @@ def test_a_third_addend(on_cpu, kind, dtype):
     norm, (x, residual, third) = layer(kind, dtype), (tensor(7, WIDTH, dtype=dtype) for _ in range(3))
     ours, theirs = norm.forward_native(x, residual, third), STOCK[kind](norm, x, residual, third)
     assert all(map(torch.equal, ours, theirs))
-    assert ledger.calls("add_rmsnorm") == 1
+    assert call_counts.calls("add_rmsnorm") == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -64,7 +64,7 @@ def test_rounded_before_the_weight(on_cpu, dtype):
     x, residual = tensor(7, WIDTH, dtype=dtype), tensor(7, WIDTH, dtype=dtype)
     assert torch.equal(norm.forward_native(x), STOCK["RMSNorm"](norm, x))
     assert all(map(torch.equal, norm.forward_native(x, residual), STOCK["RMSNorm"](norm, x, residual)))
-    assert ledger.calls("rmsnorm") == ledger.calls("add_rmsnorm") == 1
+    assert call_counts.calls("rmsnorm") == call_counts.calls("add_rmsnorm") == 1
 
 
 @pytest.mark.parametrize("kind", WITH_RESIDUAL)
@@ -77,7 +77,7 @@ def test_on_a_gpu_both_are_updated_and_come_back(on_cuda, kind):
     assert new_residual is residual
     assert torch.equal(residual, total.bfloat16())
     assert torch.equal(out, expected)
-    assert ledger.calls("fused_add_rmsnorm") == 1
+    assert call_counts.calls("fused_add_rmsnorm") == 1
 
 
 @pytest.mark.parametrize("kind", WITH_RESIDUAL)
@@ -106,7 +106,7 @@ def test_the_deterministic_mode_rounds_like_the_eager_chain(record, monkeypatch)
     for addends in ((x, residual), (x, residual, third)):
         expected = STOCK["RMSNorm"](norm, *addends)
         assert all(map(torch.equal, norm.forward_cuda(*(t.clone() for t in addends)), expected))
-    assert ledger.calls("fused_add_rmsnorm") == ledger.calls("add_rmsnorm") == 1
+    assert call_counts.calls("fused_add_rmsnorm") == call_counts.calls("add_rmsnorm") == 1
 
 
 def test_on_policy_training_keeps_the_bits_of_its_trainer(record, monkeypatch):
@@ -117,7 +117,7 @@ def test_on_policy_training_keeps_the_bits_of_its_trainer(record, monkeypatch):
     sglang_norms.hook(norms, record, "forward_cuda")
     norm, x, residual = layer("RMSNorm"), tensor(7, WIDTH), tensor(7, WIDTH)
     assert all(map(torch.equal, norm.forward_cuda(x, residual), STOCK["RMSNorm"](norm, x, residual)))
-    assert ledger.calls("fused_add_rmsnorm", "on-policy training wants the bits of its trainer") == 1
+    assert call_counts.calls("fused_add_rmsnorm", "on-policy training wants the bits of its trainer") == 1
 
 
 class _Execution:
@@ -145,8 +145,8 @@ def test_on_a_gpu_more_dimensions_come_back_contiguous(on_cuda, kind):
 def test_what_is_left_to_sglang(on_cpu, options, reason):
     norm, x, residual = layer("RMSNorm", **options), tensor(7, WIDTH), tensor(7, WIDTH)
     assert all(map(torch.equal, norm.forward_native(x, residual), STOCK["RMSNorm"](norm, x, residual)))
-    assert ledger.calls("add_rmsnorm", reason) == 1
-    assert ledger.calls("add_rmsnorm") == 0
+    assert call_counts.calls("add_rmsnorm", reason) == 1
+    assert call_counts.calls("add_rmsnorm") == 0
     with settings.override(strict=True), pytest.raises(BackendError, match=reason):
         norm.forward_native(x, residual)
 
@@ -163,17 +163,17 @@ def test_a_norm_that_quantises_is_left_to_sglang(record, monkeypatch):
     norm.fuse_input_quant("fp8")
     norm.forward_cuda(x)
     assert seen == ["fp8", "fp8", None]
-    assert ledger.calls("rmsnorm", "SGLang quantises in its norm") == 3
+    assert call_counts.calls("rmsnorm", "SGLang quantises in its norm") == 3
     norm.fuse_input_quant("bf16")
     assert torch.is_tensor(norm.forward_cuda(x))
-    assert ledger.calls("rmsnorm") == 1
+    assert call_counts.calls("rmsnorm") == 1
 
 
 def test_an_argument_of_another_version(record, monkeypatch):
     monkeypatch.setattr(norms.RMSNorm, "forward_cuda", lambda self, x, residual=None, addition=None, later=None: later)
     sglang_norms.hook(norms, record, "forward_cuda")
     assert layer("RMSNorm").forward_cuda(tensor(7, WIDTH), later="unknown") == "unknown"
-    assert ledger.calls("rmsnorm", "an argument later") == 1
+    assert call_counts.calls("rmsnorm", "an argument later") == 1
 
 
 def test_no_rows(on_cpu):
@@ -181,20 +181,20 @@ def test_no_rows(on_cpu):
     assert norm.forward_native(nothing).shape == (0, WIDTH)
     with settings.override(strict=True):
         assert norm.forward_native(nothing, nothing)[0].shape == (0, WIDTH)
-    assert ledger.calls("rmsnorm", "no rows") == 1
+    assert call_counts.calls("rmsnorm", "no rows") == 1
 
 
 def test_what_sglang_compiles_is_its_own(on_cpu):
     norm, x = layer("RMSNorm"), tensor(7, WIDTH)
     norm.enter_torch_compile(num_tokens=1)
     norm.enter_torch_compile(num_tokens=1)  # of a layer that is shared
-    assert ledger.calls("rmsnorm", "left to torch.compile") == 1
+    assert call_counts.calls("rmsnorm", "left to torch.compile") == 1
     traced = torch.compile(norm.forward_native, backend="eager", fullgraph=True)
     assert torch.equal(traced(x), STOCK["RMSNorm"](norm, x))
-    assert ledger.calls("rmsnorm") == 0
+    assert call_counts.calls("rmsnorm") == 0
     norm.leave_torch_compile()
     norm(x)
-    assert ledger.calls("rmsnorm") == 1
+    assert call_counts.calls("rmsnorm") == 1
 
 
 def test_families(record):
@@ -211,12 +211,12 @@ def test_the_norms_of_q_and_k_are_a_family(record, asked, heads_calls, other_cal
     with settings.override(ops=frozenset({asked})):
         sglang_norms.hook(norms, record, "forward_native")
     model = torch.nn.ModuleDict({"q_norm": layer("RMSNorm"), "norm": layer("RMSNorm")})
-    heads.learn(model)
+    qk_norms.learn(model)
     x = tensor(7, WIDTH)
     model["q_norm"].forward_native(x)
-    assert ledger.calls("rmsnorm") == heads_calls
+    assert call_counts.calls("rmsnorm") == heads_calls
     model["norm"].forward_native(x)
-    assert ledger.calls("rmsnorm") == heads_calls + other_calls
+    assert call_counts.calls("rmsnorm") == heads_calls + other_calls
 
 
 def test_the_way_back(record):
@@ -226,4 +226,4 @@ def test_the_way_back(record):
     record.undo()
     assert norms.RMSNorm.forward_native is STOCK["RMSNorm"]
     assert torch.equal(bound(x), STOCK["RMSNorm"](norm, x))
-    assert ledger.rows() == ()
+    assert call_counts.rows() == ()

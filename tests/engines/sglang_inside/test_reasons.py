@@ -6,7 +6,7 @@ from sglang.srt.models import commandr
 from torch import nn
 
 from norm_plugin import settings
-from norm_plugin.engines import heads, ledger, sglang, sglang_norms
+from norm_plugin.engines import call_counts, qk_norms, sglang, sglang_norms
 from tests.engines.sglang_inside.samples import layer
 
 
@@ -30,9 +30,9 @@ def model():
 
 def reasons(record):
     made = model()
-    heads.learn(made)
-    ledger.name_layers(made, lambda one: sglang._why(record, one))
-    return {layer.path: layer.why for layer in ledger.layers()}
+    qk_norms.learn(made)
+    call_counts.name_layers(made, lambda one: sglang._why(record, one))
+    return {layer.path: layer.why for layer in call_counts.layers()}
 
 
 def test_reasons(record):
@@ -43,7 +43,7 @@ def test_reasons(record):
         "torchs": "PyTorch's own class; norm_plugin takes those of the engine",
         "overrides": f"{__name__}.Overrides has a forward_native of its own, which no hook takes",
     }
-    (own,) = {layer.kind for layer in ledger.layers() if layer.path == "cohere"}
+    (own,) = {layer.kind for layer in call_counts.layers() if layer.path == "cohere"}
     assert own == "sglang.srt.models.commandr.LayerNorm"
 
 

@@ -11,7 +11,7 @@ from sglang.srt.runtime_context import get_parallel
 
 from norm_plugin import settings
 from norm_plugin.dispatch import BackendError
-from norm_plugin.engines import ledger, sglang_gated
+from norm_plugin.engines import call_counts, sglang_gated
 from tests.engines.sglang_inside.samples import DTYPES, tensor
 
 ROWS, WIDTH = 7, 96
@@ -46,7 +46,7 @@ def test_one_group_across_two_ranks(record, method, dtype, of_attention):
     with settings.override(strict=True):
         ours = getattr(layer, method)(x, gate)
     assert torch.equal(ours, stock)
-    assert ledger.calls("split_sums") == ledger.calls("split_rmsnorm") == 1
+    assert call_counts.calls("split_sums") == call_counts.calls("split_rmsnorm") == 1
     layer.use_attn_tp_group = not of_attention
     assert not torch.equal(getattr(layer, method)(x, gate), stock)
 
@@ -60,6 +60,6 @@ def test_what_stays_sglangs(record, method, kept, monkeypatch):
     sglang_gated.hook_mixer2(mixer2, record, method)
     assert torch.equal(getattr(layer, method)(x, gate), stock)
     reason = "groups of which some are spread over ranks" if kept == "3 groups" else "a gate without a norm"
-    assert ledger.calls("gated_norm", reason) == 1
+    assert call_counts.calls("gated_norm", reason) == 1
     with settings.override(strict=True), pytest.raises(BackendError, match=reason):
         getattr(layer, method)(x, gate)

@@ -10,7 +10,7 @@ from vllm.config import CompilationConfig, VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 
 from norm_plugin import settings
-from norm_plugin.engines import ledger, vllm
+from norm_plugin.engines import call_counts, vllm
 
 
 @pytest.fixture(scope="session")
@@ -26,9 +26,9 @@ def config(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def clean(config):
-    """Every test begins with a stock vLLM and an empty ledger, and leaves one."""
+    """Every test begins with a stock vLLM and an empty call_counts, and leaves one."""
     torch.manual_seed(0)
-    ledger.reset()
+    call_counts.reset()
     with set_current_vllm_config(config), torch.inference_mode():
         yield
     vllm.undo()

@@ -6,7 +6,7 @@ from vllm.model_executor.layers.layernorm import GemmaRMSNorm, LayerNorm, RMSNor
 
 from norm_plugin import functions, kernels, settings
 from norm_plugin.dispatch import BackendError
-from norm_plugin.engines import ledger
+from norm_plugin.engines import call_counts
 from norm_plugin.engines import vllm as adapter
 
 REASON = "it is Sunday"
@@ -33,7 +33,7 @@ def test_the_layer_runs_as_it_did(no_kernel, cls):
     op = "layernorm" if cls is LayerNorm else "rmsnorm"
     for _ in range(2):
         assert torch.equal(norm(x), STOCK[cls](norm, x))
-    assert (ledger.calls(op), ledger.calls(op, REASON)) == (0, 2)
+    assert (call_counts.calls(op), call_counts.calls(op, REASON)) == (0, 2)
 
 
 def test_a_residual_is_added_once(no_kernel):
@@ -41,7 +41,7 @@ def test_a_residual_is_added_once(no_kernel):
     expected = STOCK[RMSNorm](norm, x.clone(), residual.clone())
     found = norm(x, residual)
     assert all(map(torch.equal, found, expected))
-    assert (ledger.calls("fused_add_rmsnorm"), ledger.calls("fused_add_rmsnorm", REASON)) == (0, 1)
+    assert (call_counts.calls("fused_add_rmsnorm"), call_counts.calls("fused_add_rmsnorm", REASON)) == (0, 1)
 
 
 def test_a_kernel_that_dies_at_its_launch_is_given_up(monkeypatch):
@@ -62,7 +62,7 @@ def test_a_kernel_that_dies_at_its_launch_is_given_up(monkeypatch):
             pair = x.clone(), residual.clone()
             assert all(map(torch.equal, norm(*pair), STOCK[RMSNorm](norm, x.clone(), residual.clone())))
     reason = "the Triton kernel failed: RuntimeError: ptxas died"
-    assert (ledger.calls("fused_add_rmsnorm"), ledger.calls("fused_add_rmsnorm", reason)) == (0, 2)
+    assert (call_counts.calls("fused_add_rmsnorm"), call_counts.calls("fused_add_rmsnorm", reason)) == (0, 2)
 
 
 def test_a_direct_call_has_the_native_op(no_kernel):

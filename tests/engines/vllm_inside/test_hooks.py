@@ -15,7 +15,7 @@ from vllm.platforms import current_platform
 
 from norm_plugin import settings
 from norm_plugin.dispatch import BackendError
-from norm_plugin.engines import ledger, vllm_ir
+from norm_plugin.engines import call_counts, vllm_ir
 from norm_plugin.engines import vllm as adapter
 
 CLASSES = [RMSNorm, GemmaRMSNorm, LayerNorm, RMSNormGated, Mixer2RMSNormGated]
@@ -77,7 +77,7 @@ def test_a_class_that_is_not_there(monkeypatch, caplog):
     ]
     GemmaRMSNorm(8)(torch.ones(2, 8))
     RMSNorm(8)(torch.ones(2, 8))
-    assert ledger.calls("rmsnorm") == 1
+    assert call_counts.calls("rmsnorm") == 1
 
 
 def test_a_vllm_of_another_build(monkeypatch):
@@ -122,7 +122,7 @@ def test_without_the_ir(monkeypatch, scope):
     assert adapter.record().missing == {}
     assert not [hook for hook in adapter.record().live if hook.startswith("ir")]
     assert all(map(torch.equal, stock, ours))
-    assert ledger.calls("rmsnorm") == ledger.calls("fused_add_rmsnorm") == 1
+    assert call_counts.calls("rmsnorm") == call_counts.calls("fused_add_rmsnorm") == 1
 
 
 # --- the IR provider ----------------------------------------------------------------------------------------------

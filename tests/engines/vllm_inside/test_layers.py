@@ -9,10 +9,10 @@ from vllm.third_party.flash_linear_attention.ops import layernorm_guard
 from vllm.third_party.flash_linear_attention.ops.kda import FusedRMSNormGated
 
 from norm_plugin import settings
+from norm_plugin.accuracy import ulps
 from norm_plugin.dispatch import BackendError
-from norm_plugin.engines import ledger, vllm, vllm_layers
+from norm_plugin.engines import call_counts, vllm, vllm_layers
 from norm_plugin.ops import OPS
-from norm_plugin.verify import ulps
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 WIDTH = 96
@@ -50,7 +50,7 @@ def test_rms_norm(dtype, weight, with_residual):
     x, residual = torch.randn(2, 7, WIDTH).to(dtype)
     stock, ours = both(layer, x, residual if with_residual else None)
     assert equal(stock, ours)
-    assert ledger.calls("fused_add_rmsnorm" if with_residual else "rmsnorm") == 1
+    assert call_counts.calls("fused_add_rmsnorm" if with_residual else "rmsnorm") == 1
 
 
 def test_rms_norm_of_heads_inside_a_wider_row():
@@ -61,7 +61,7 @@ def test_rms_norm_of_heads_inside_a_wider_row():
     with settings.override(backend="native"):
         vllm.register()
         assert equal(stock, layer(q))
-    assert ledger.calls("rmsnorm") == 1
+    assert call_counts.calls("rmsnorm") == 1
 
 
 def test_the_variance_of_part_of_a_row():
@@ -70,7 +70,7 @@ def test_the_variance_of_part_of_a_row():
     assert equal(*both(layer, x))
     vllm.undo()
     assert equal(*both(layer, x, residual))
-    assert ledger.calls("rmsnorm") == ledger.calls("add_rmsnorm") == 1
+    assert call_counts.calls("rmsnorm") == call_counts.calls("add_rmsnorm") == 1
 
 
 def test_no_rows(native):
@@ -83,7 +83,7 @@ def test_gemma(dtype, with_residual):
     x, residual = torch.randn(2, 7, WIDTH).to(dtype)
     stock, ours = both(weighted(GemmaRMSNorm(WIDTH), dtype), x, residual if with_residual else None)
     assert equal(stock, ours)
-    assert ledger.calls("add_rmsnorm" if with_residual else "rmsnorm") == 1
+    assert call_counts.calls("add_rmsnorm" if with_residual else "rmsnorm") == 1
 
 
 def test_gemma_keeps_its_inputs(native):
@@ -100,7 +100,7 @@ def test_layer_norm(dtype, parameters):
     layer = LayerNorm(WIDTH, elementwise_affine=parameters != "none", bias=parameters != "no bias")
     layer = weighted(layer, torch.float32 if parameters == "fp32" else dtype)
     assert equal(*both(layer, torch.randn(7, WIDTH).to(dtype) + 3))
-    assert ledger.calls("layernorm") == 1
+    assert call_counts.calls("layernorm") == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -112,7 +112,7 @@ def test_rms_norm_gated(dtype, before, group, activation, gated):
     layer = RMSNormGated(WIDTH, group_size=group, norm_before_gate=before, activation=activation)
     x, z = torch.randn(2, 7, 3, WIDTH).to(dtype)
     assert equal(*both(weighted(layer, dtype), x, z if gated else None))
-    assert ledger.calls("gated_norm") == 1
+    assert call_counts.calls("gated_norm") == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -125,7 +125,7 @@ def test_mixer2(dtype, groups):
     with settings.override(backend="native"):
         vllm.register()
         assert equal(stock, layer(x, gate))
-    assert ledger.calls("gated_norm") == 1
+    assert call_counts.calls("gated_norm") == 1
 
 
 @pytest.mark.parametrize(("as_eager", "numerics"), [(False, "fp32"), (True, "torch_hf")])
@@ -158,8 +158,8 @@ def test_mixer2_with_half_of_one_group(dtype, rows):
     with settings.override(backend="native"):
         vllm.register()
         assert equal(stock, layer(x, gate))
-    assert ledger.calls("split_sums") == ledger.calls("split_rmsnorm") == 1
-    assert ledger.calls("gated_norm", None) == 0
+    assert call_counts.calls("split_sums") == call_counts.calls("split_rmsnorm") == 1
+    assert call_counts.calls("gated_norm", None) == 0
 
 
 @pytest.mark.parametrize("activation", ["swish", "sigmoid"])
@@ -169,7 +169,7 @@ def test_kimis_gated_norm(activation, affine):
     x, g = torch.randn(2, 5, 3, WIDTH).bfloat16()
     stock, ours = both(layer, x, g)  # it multiplies in another order: x * w * g * sigmoid(g)
     assert ulps.measure(ours, stock.double()).max <= 1
-    assert ledger.calls("gated_norm") == 1
+    assert call_counts.calls("gated_norm") == 1
 
 
 @pytest.mark.parametrize("name", ["layernorm_fn", "rmsnorm_fn"])
@@ -181,7 +181,7 @@ def test_flas_functions(native, name):
     ours = getattr(layernorm_guard, name)(x, weight, None, z=z, eps=1e-5, group_size=32, activation="swish", **named)
     stock = RMSNormGated.forward_static(x, z, weight, 1e-5, x.dtype, 32, True, "swish")
     assert ulps.measure(ours, stock.double()).max <= 1
-    assert ledger.calls("gated_norm") == 1
+    assert call_counts.calls("gated_norm") == 1
 
 
 # --- what stays vLLM's, and why -----------------------------------------------------------------------------------
@@ -210,8 +210,8 @@ def test_kept_for_a_reason(why):
     make, op, inputs, named, reason = KEPT[why]
     stock, ours = both(make(), *inputs, **named)
     assert equal(stock, ours)
-    assert ledger.calls(op, reason) == 1
-    assert ledger.calls(op) == 0
+    assert call_counts.calls(op, reason) == 1
+    assert call_counts.calls(op) == 0
 
 
 @pytest.mark.parametrize("why", KEPT)
@@ -230,4 +230,4 @@ def test_several_groups_that_ranks_split_are_vllms(native):
     layer._forward_method = lambda x, gate: taken.append(True) or x
     layer(torch.ones(2, WIDTH), torch.ones(2, WIDTH))
     assert taken
-    assert ledger.calls("gated_norm", "3 groups over 2 ranks: some group has parts on several") == 1
+    assert call_counts.calls("gated_norm", "3 groups over 2 ranks: some group has parts on several") == 1

@@ -6,7 +6,7 @@ from vllm.model_executor.layers.layernorm import GemmaRMSNorm, LayerNorm, RMSNor
 from vllm.model_executor.models import commandr
 
 from norm_plugin import settings
-from norm_plugin.engines import ledger
+from norm_plugin.engines import call_counts
 from norm_plugin.engines import vllm as adapter
 
 
@@ -39,9 +39,9 @@ def model():
 
 
 def reasons(made):
-    adapter.heads.learn(made)
-    ledger.name_layers(made, adapter._why(adapter.record(), made))
-    return {layer.path: layer.why for layer in ledger.layers()}
+    adapter.qk_norms.learn(made)
+    call_counts.name_layers(made, adapter._why(adapter.record(), made))
+    return {layer.path: layer.why for layer in call_counts.layers()}
 
 
 NO_HOOK = "no hook of norm_plugin takes this class"
@@ -56,7 +56,7 @@ def test_reasons(native):
         "torchs": "PyTorch's own class; norm_plugin takes those of the engine",
         "overrides": f"{__name__}.OverridesForward has a forward of its own, which no hook takes",
     }  # fmt: skip
-    (own,) = {layer.kind for layer in ledger.layers() if layer.path == "cohere"}
+    (own,) = {layer.kind for layer in call_counts.layers() if layer.path == "cohere"}
     assert own == "vllm.model_executor.models.commandr.LayerNorm"
     said = adapter._kinds(adapter.record(), made)
     assert "1 LayerNorm (ours)" in said

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from norm_plugin.engines import ledger
+from norm_plugin.engines import call_counts
 from tests.engines.same_bits import compare
 from tests.engines.vllm_inside import trained
 
@@ -26,7 +26,7 @@ def test_what_is_not_taken_is_no_evidence():
     case = next(trained.cases(3, 96, torch.bfloat16))
     (wrong,) = compare(case).wrong
     assert wrong.startswith("the engine's layer was not taken")
-    assert ledger.rows() == ()
+    assert call_counts.rows() == ()
 
 
 def test_another_weight_is_seen(native):

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-from norm_plugin.verify import shapes
-from norm_plugin.verify.shapes import (
+from norm_plugin.tiny_models import shapes
+from norm_plugin.tiny_models.shapes import (
     CONV,
     EXPERTS,
     FALCON_GROUPS,

@@ -1,4 +1,4 @@
-"""The ledger and its report: every call by layer, in a file that is whole at every moment, whatever ends a process."""
+"""Every call is counted by layer, in a report file that is whole at every moment, whatever ends a process."""
 
 import json
 import os
@@ -17,15 +17,15 @@ from torch import nn
 
 import norm_plugin
 from norm_plugin import dispatch, settings
-from norm_plugin.engines import graphs, ledger, report_file
+from norm_plugin.engines import call_counts, graphs, report_file
 
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
     dispatch.reset()
-    ledger.reset()
+    call_counts.reset()
     yield
-    ledger.reset()
+    call_counts.reset()
     dispatch.reset()
 
 
@@ -42,7 +42,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width)) if weight else None
 
     def forward(self, x: torch.Tensor, reason: str = "") -> torch.Tensor:
-        ledger.count("rmsnorm", x, self.weight, reason)
+        call_counts.count("rmsnorm", x, self.weight, reason)
         return norm_plugin.rmsnorm(x, self.weight)
 
 
@@ -68,19 +68,19 @@ def row(process: dict[str, Any], layer: str) -> dict[str, Any]:
 
 def test_calls_by_layer_op_and_reason() -> None:
     model = Model()
-    ledger.name_layers(model)
+    call_counts.name_layers(model)
     with torch.no_grad():
         for _ in range(3):
             model.first(torch.ones(2, 64))
         model.second(torch.ones(2, 64), reason="too strange")
-    assert ledger.calls("rmsnorm") == 3
-    assert ledger.calls("rmsnorm", "too strange") == 1
-    assert ledger.calls("rmsnorm", None) == 4
-    assert [(r.layer, r.reason, r.calls) for r in ledger.rows()] == [
+    assert call_counts.calls("rmsnorm") == 3
+    assert call_counts.calls("rmsnorm", "too strange") == 1
+    assert call_counts.calls("rmsnorm", None) == 4
+    assert [(r.layer, r.reason, r.calls) for r in call_counts.rows()] == [
         (("first", KIND), "", 3),
         (("second", KIND), "too strange", 1),
     ]
-    (silent,) = [fact for fact in ledger.facts() if not fact["op"]]
+    (silent,) = [fact for fact in call_counts.facts() if not fact["op"]]
     assert (silent["layer"], silent["calls"], silent["reason"]) == ("third", 0, "not called so far")
 
 
@@ -88,7 +88,7 @@ def test_nothing_is_written_unless_it_is_asked_for(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     original = torch.cuda.CUDAGraph.replay
     model = Model()
-    ledger.name_layers(model)
+    call_counts.name_layers(model)
     model.first(torch.ones(2, 64))
     assert list(tmp_path.iterdir()) == []
     assert torch.cuda.CUDAGraph.replay is original
@@ -96,7 +96,7 @@ def test_nothing_is_written_unless_it_is_asked_for(tmp_path: Path, monkeypatch: 
 
 def test_the_report_says_what_ran_each_layer(folder: Path) -> None:
     model = Model()
-    ledger.name_layers(model)
+    call_counts.name_layers(model)
     with torch.no_grad():
         for rows in (1, 2, 3):
             model.first(torch.ones(rows, 64, dtype=torch.bfloat16))
@@ -119,7 +119,7 @@ def test_the_report_says_what_ran_each_layer(folder: Path) -> None:
 def test_a_layer_that_nobody_called_is_in_the_report(folder: Path) -> None:
     model = Model()
     model.bare = RMSNorm(8, weight=False)
-    ledger.name_layers(model)
+    call_counts.name_layers(model)
     model.first(torch.ones(2, 64))
     silent = {r["layer"] for r in one(folder)["rows"] if not r["op"]}
     assert silent == {"second", "third", "bare"}
@@ -129,11 +129,11 @@ def test_a_layer_that_nobody_called_is_in_the_report(folder: Path) -> None:
 
 def test_the_file_is_json_at_every_moment_and_never_counts_back(tmp_path: Path) -> None:
     program = (
-        "import torch\nfrom norm_plugin.engines import ledger\n"
+        "import torch\nfrom norm_plugin.engines import call_counts\n"
         "weights = [torch.ones(n) for n in range(1, 40)]\n"
         "for i in range(4000):\n"
         "    for w in weights[: 1 + i // 100]:\n"
-        "        ledger.count('rmsnorm', w, w)\n"
+        "        call_counts.count('rmsnorm', w, w)\n"
     )
     worker = start(program, tmp_path)
     seen = 0
@@ -160,9 +160,9 @@ def start(program: str, folder: Path) -> subprocess.Popen[str]:
 
 def test_a_killed_process_leaves_every_call(tmp_path: Path) -> None:
     program = (
-        "import os, signal, torch\nfrom norm_plugin.engines import ledger\n"
+        "import os, signal, torch\nfrom norm_plugin.engines import call_counts\n"
         "w = torch.ones(8)\n"
-        "for i in range(1237):\n    ledger.count('rmsnorm', w, w)\n"
+        "for i in range(1237):\n    call_counts.count('rmsnorm', w, w)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     worker = start(program, tmp_path)
@@ -173,11 +173,11 @@ def test_a_killed_process_leaves_every_call(tmp_path: Path) -> None:
 
 def test_a_forked_child_has_a_file_and_counts_of_its_own(tmp_path: Path) -> None:
     program = (
-        "import os, torch\nfrom norm_plugin.engines import ledger\n"
+        "import os, torch\nfrom norm_plugin.engines import call_counts\n"
         "w = torch.ones(8)\n"
-        "ledger.count('rmsnorm', w, w)\n"
+        "call_counts.count('rmsnorm', w, w)\n"
         "child = os.fork()\n"
-        "for i in range(3 if child else 5):\n    ledger.count('rmsnorm', w, w)\n"
+        "for i in range(3 if child else 5):\n    call_counts.count('rmsnorm', w, w)\n"
         "child and os.waitpid(child, 0)\n"
     )
     worker = start(program, tmp_path)
@@ -201,7 +201,7 @@ class FakeGraph:
 def test_captured_calls_are_counted_at_each_replay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     model = Model()
-    ledger.name_layers(model)
+    call_counts.name_layers(model)
     model.first(torch.ones(2, 64))  # warming up
     one_layer, two_layers, same_layer = FakeGraph(), FakeGraph(), FakeGraph()
     for graph, layers in (
@@ -225,18 +225,18 @@ def test_captured_calls_are_counted_at_each_replay(folder: Path, monkeypatch: py
     assert (second["calls"], second["eager"], second["replayed"]) == (200, 0, 200)
     assert second["implementations"], "captured layers say what runs them"
     assert len(process["graphs"]) == 2
-    assert ledger.calls("rmsnorm") == 312
-    ledger.reset()
+    assert call_counts.calls("rmsnorm") == 312
+    call_counts.reset()
     assert FakeGraph.replay(one_layer) == "replayed"
     assert graphs.captured() == ()
 
 
 def test_endless_new_weights_do_not_fill_the_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledger, "MOST_ROWS", 5)
+    monkeypatch.setattr(call_counts, "MOST_ROWS", 5)
     kept = [torch.ones(4) for _ in range(9)]
     for weight in kept:
-        ledger.count("rmsnorm", weight, weight)
-    assert len(ledger.rows()) == 6
+        call_counts.count("rmsnorm", weight, weight)
+    assert len(call_counts.rows()) == 6
     assert sum(r["calls"] for r in one(folder)["rows"]) == 9
 
 
@@ -247,17 +247,17 @@ def test_a_report_that_cannot_be_written_is_said_once_and_raised_when_strict(
     w = torch.ones(4)
     with settings.override(report=str(tmp_path / "file")):
         for _ in range(4):
-            ledger.count("rmsnorm", w, w)
-        assert ledger.calls("rmsnorm") == 4
+            call_counts.count("rmsnorm", w, w)
+        assert call_counts.calls("rmsnorm") == 4
         (line,) = caplog.messages
         assert "NORM_PLUGIN_REPORT" in line
         assert str(tmp_path / "file") in line
-    ledger.reset()
+    call_counts.reset()
     with (
         settings.override(report=str(tmp_path / "file"), strict=True),
         pytest.raises(report_file.ReportError, match="NORM_PLUGIN_STRICT=1"),
     ):
-        ledger.count("rmsnorm", w, w)
+        call_counts.count("rmsnorm", w, w)
 
 
 def test_what_a_count_costs() -> None:
@@ -270,5 +270,5 @@ def test_what_a_count_costs() -> None:
 def timed(x: torch.Tensor, w: torch.Tensor) -> float:
     begin = time.perf_counter()
     for _ in range(1000):
-        ledger.count("rmsnorm", x, w)
+        call_counts.count("rmsnorm", x, w)
     return (time.perf_counter() - begin) / 1000

@@ -13,7 +13,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("sharing")
+    group = parser.getgroup("shards")
     group.addoption("--share", default="0/1", help="I/N: every N-th test, from the I-th on")
     group.addoption("--results", type=Path, required=True, help="a file that gets one line of JSON a test")
 

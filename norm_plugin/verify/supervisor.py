@@ -1,6 +1,6 @@
 """Runs a command, and lets nothing of it outlive this process or whoever holds the other end of its standard input.
 
-    python leash.py COMMAND...
+    python supervisor.py COMMAND...
 
 An engine starts processes in sessions of their own. Here they stay children of this one, however they were started,
 and all are killed when the command ends, when this process is told to end, or when standard input is closed, which
@@ -59,7 +59,7 @@ def end(child: subprocess.Popen[bytes]) -> None:
 
 
 def inner(command: list[str]) -> subprocess.Popen[bytes]:
-    """The second leash, which must outlive this one: it holds the command, and this one the other end of its input."""
+    """The second supervisor, which must outlive this one: it holds the command, and this one holds its input."""
     return subprocess.Popen([sys.executable, __file__, INNER, *command], stdin=subprocess.PIPE, start_new_session=True)
 
 

@@ -18,7 +18,7 @@ def pairs_of(point: Point) -> set[tuple[Hashable, ...]]:
     return {(one, point[one], other, point[other]) for one, other in combinations(sorted(point), 2)}
 
 
-def covering(points: Sequence[Point]) -> list[int]:
+def pairwise(points: Sequence[Point]) -> list[int]:
     """Places of points that together have every pair, in their order; greedy: always the one with most new pairs."""
     left = {place: pairs_of(point) or {tuple(point.items())} for place, point in enumerate(points)}
     met: set[tuple[Hashable, ...]] = set()

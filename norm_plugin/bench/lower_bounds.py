@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from norm_plugin.bench.families import DTYPE
+from norm_plugin.bench.lower_bound_kernels import copy_kernel, empty_kernel
 from norm_plugin.bench.timing import Call, Time, graph_time
-from norm_plugin.bench.wall_kernels import copy_kernel, empty_kernel
 from norm_plugin.kernels.launch import has_pdl
 
 COPY_BLOCKS = ((1024, 4), (2048, 4), (2048, 8), (4096, 8), (8192, 8), (8192, 16), (16384, 16), (16384, 32))

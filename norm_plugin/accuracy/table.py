@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from norm_plugin import dispatch
-from norm_plugin.verify import bounds, oracle, ulps
-from norm_plugin.verify.cases import Case, Inputs, Outputs, cases
+from norm_plugin.accuracy import bounds, oracle, ulps
+from norm_plugin.accuracy.cases import Case, Inputs, Outputs, cases
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -1,4 +1,4 @@
-"""The leash: what it runs ends with whoever holds it, however that ends, and wherever the processes have gone."""
+"""The supervisor: what it runs ends with whoever holds it, however that ends, and wherever the processes have gone."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from norm_plugin.verify import leash
+from norm_plugin.verify import supervisor
 
 #: A child, a grandchild in a session of its own, and an orphan that init would get.
 FAMILY = """
@@ -43,7 +43,7 @@ def marked(mark: str) -> set[int]:
 
 def start(mark: str, seconds: float, code: int = 0) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
-        [sys.executable, leash.__file__, sys.executable, "-c", FAMILY, str(seconds), str(code)],
+        [sys.executable, supervisor.__file__, sys.executable, "-c", FAMILY, str(seconds), str(code)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "MARK": mark}, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
@@ -74,7 +74,7 @@ def close(process: subprocess.Popen[bytes]) -> None:
     ids=["the parent dies", "SIGTERM", "SIGINT"],
 )
 def test_nothing_outlives_it(stop: Callable[[subprocess.Popen[bytes]], None]) -> None:
-    mark = f"leash-{uuid.uuid4()}"
+    mark = f"supervisor-{uuid.uuid4()}"
     process = start(mark, 600)
     stop(process)
     assert process.wait(20) != 0
@@ -82,16 +82,16 @@ def test_nothing_outlives_it(stop: Callable[[subprocess.Popen[bytes]], None]) ->
 
 
 def second(process: subprocess.Popen[bytes]) -> int:
-    """The leash inside the leash."""
-    (pid,) = leash.children(process.pid)
-    assert leash.INNER.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    """A supervisor inside a supervisor."""
+    (pid,) = supervisor.children(process.pid)
+    assert supervisor.INNER.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     return pid
 
 
 @pytest.mark.parametrize("which", ["the outer", "the inner", "the outer and its group"])
 def test_nothing_outlives_a_killed_leash(which: str) -> None:
     """It cannot clean up, and what has left its session is nobody's child then."""
-    mark = f"leash-{uuid.uuid4()}"
+    mark = f"supervisor-{uuid.uuid4()}"
     process = start(mark, 600)
     if which == "the outer and its group":
         os.killpg(process.pid, signal.SIGKILL)
@@ -102,7 +102,7 @@ def test_nothing_outlives_a_killed_leash(which: str) -> None:
 
 
 def test_the_command_ends_by_itself() -> None:
-    mark = f"leash-{uuid.uuid4()}"
+    mark = f"supervisor-{uuid.uuid4()}"
     process = start(mark, 0.5, code=7)
     assert process.wait(30) == 7
     assert gone(mark), "what the command left behind"
@@ -110,7 +110,7 @@ def test_the_command_ends_by_itself() -> None:
 
 def test_a_command_that_is_killed_has_the_shells_code() -> None:
     process = subprocess.Popen(
-        [sys.executable, leash.__file__, sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"],
+        [sys.executable, supervisor.__file__, sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"],
         stdin=subprocess.PIPE,
     )
     assert process.wait(20) == 128 + 9

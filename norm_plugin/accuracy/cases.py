@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import norm_plugin
+from norm_plugin.accuracy import bounds, inputs, oracle
 from norm_plugin.numerics import FP32, GATED_NUMERICS, HF, LAYER_QUANT_NUMERICS, NUMERICS
-from norm_plugin.verify import bounds, inputs, oracle
 
 ROWS, WIDTH, GROUP, FEATURES = 16, 2048, 128, 64
 EPS = 1e-6

@@ -1,4 +1,4 @@
-"""The table of `python -m norm_plugin.verify`: it has every op, and it finds a wrong one."""
+"""The table of `python -m norm_plugin.accuracy`: it has every op, and it finds a wrong one."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import torch
 
 import norm_plugin
 from norm_plugin import settings
-from norm_plugin.verify import cases, oracle, table
+from norm_plugin.accuracy import cases, oracle, table
 
 CPU = torch.device("cpu")
 

@@ -57,7 +57,7 @@ def start(part: str, ops: Sequence[str], quick: bool) -> list[Worker]:
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
     }
     for share in range(WORKERS):
-        command = [sys.executable, "-m", "norm_plugin.bench.warm", part, str(share), ",".join(ops)]
+        command = [sys.executable, "-m", "norm_plugin.bench.precompile", part, str(share), ",".join(ops)]
         if quick:
             command.append("--quick")
         output = tempfile.TemporaryFile()  # noqa: SIM115, closed in `finish`

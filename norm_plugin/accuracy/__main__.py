@@ -1,4 +1,4 @@
-"""`python -m norm_plugin.verify`: every op against its fp64 oracle on this machine, as a table."""
+"""`python -m norm_plugin.accuracy`: every op against its fp64 oracle on this machine, as a table."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from norm_plugin.verify import table
-from norm_plugin.verify.table import Row
+from norm_plugin.accuracy import table
+from norm_plugin.accuracy.table import Row
 
 try:
     from rich import box
@@ -28,7 +28,7 @@ except ModuleNotFoundError:
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m norm_plugin.verify",
+        prog="python -m norm_plugin.accuracy",
         description="Compares every op with its fp64 oracle on this machine, on a GPU where there is one. "
         "The exit code is 1 if one is further off than its bound.",
     )

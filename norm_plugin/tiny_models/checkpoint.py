@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norm_plugin.verify import architectures, shapes
-from norm_plugin.verify.architectures import ARCHITECTURES, BOS, EOS, PAD, Architecture
-from norm_plugin.verify.shapes import POSITIONS, TINY, VOCAB, WIDE, Sizes
+from norm_plugin.tiny_models import architectures, shapes
+from norm_plugin.tiny_models.architectures import ARCHITECTURES, BOS, EOS, PAD, Architecture
+from norm_plugin.tiny_models.shapes import POSITIONS, TINY, VOCAB, WIDE, Sizes
 
 NAMES = tuple(ARCHITECTURES)
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from norm_plugin.accuracy import oracle
 from norm_plugin.numerics import FP32, GATED_NUMERICS, LAYER_QUANT_NUMERICS
-from norm_plugin.verify import oracle
 
 #: How many roundings a value has behind it at most: see the nudges of the oracle.
 ROUNDINGS = 16
