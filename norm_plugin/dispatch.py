@@ -112,8 +112,8 @@ class Op:
 @dataclass(eq=False)
 class Route:
     """What one signature runs. `fallback` is True where something else was asked for; `reason` says why. `writes` are
-    the arguments that are given and written, and `written` finds them; `proven`: a call with rows has succeeded. `at`
-    does the same as `run` by the addresses of the tensors, which the shortcut knows, or says that it has done nothing.
+    the arguments that are given and written, and `written` finds them; `proven`: a call with rows has succeeded.
+    `bound` is what a kernel has for it, and `at` its road by addresses.
     """
 
     op: Op
@@ -125,11 +125,12 @@ class Route:
     writes: tuple[int, ...]
     calls: int = 0
     proven: bool = False
+    bound: kernels.Bound | None = None
     written: Callable[[tuple[Any, ...]], Sequence[Tensor]] = field(init=False)
     at: Callable[[Any, tuple[Any, ...]], bool] | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.at = getattr(self.run, "at", None)
+        self.at = None if self.bound is None else self.bound.at
         first, *others = self.writes or (0,)
         self.written = itemgetter(first, *others) if others else itemgetter(slice(first, first + 1))
 
@@ -252,18 +253,18 @@ def _resolve(op: Op, signature: Signature, args: tuple[Any, ...], table: Table) 
     if reason := table.broken.get((op.name, x.dtype, x.shape[-1], x.device)):
         return _native(op, signature, reason, args, fallback=True)
     try:
-        launch = _bind_kernel(op, x.device, args)
+        bound = _bind_kernel(op, x.device, args)
     except kernels.Refusal as refusal:
         expected = wanted.backend == "triton" or x.device.type not in ("cpu", "meta")
         return _native(op, signature, str(refusal), args, fallback=expected)
-    return Route(op, signature, "triton", "", False, launch, _writes(op, args))
+    return Route(op, signature, "triton", "", False, bound.run, _writes(op, args), bound=bound)
 
 
 def _writes(op: Op, args: tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(i for i in op.written if args[i] is not None)
 
 
-def _bind_kernel(op: Op, device: torch.device, args: tuple[Any, ...]) -> Callable[..., Any]:
+def _bind_kernel(op: Op, device: torch.device, args: tuple[Any, ...]) -> kernels.Bound:
     """What runs a signature on Triton; raises Refusal with the reason where nothing can."""
     if reason := kernels.unavailable(device):
         raise kernels.Refusal(reason)

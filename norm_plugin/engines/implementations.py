@@ -42,19 +42,8 @@ def _numerics(route: Route) -> str:
 
 
 def _configuration(route: Route) -> str:
-    """How the kernel is launched, which the function that runs the route holds."""
-    launch = _launch(route.run)
-    return "" if launch is None else _described(launch)
-
-
-def _launch(run: Any) -> Any:
-    """What a function holds, or a function that it holds: a route is guarded until its first call has succeeded."""
-    for cell in getattr(run, "__closure__", None) or ():
-        held = cell.cell_contents
-        found = held if hasattr(held, "constants") and hasattr(held, "warps") else _launch(held)
-        if found is not None:
-            return found
-    return None
+    """How the kernel of the norm is launched, which is the first that a route launches."""
+    return _described(route.bound.launches[0]) if route.bound is not None and route.bound.launches else ""
 
 
 def _described(launch: Any) -> str:

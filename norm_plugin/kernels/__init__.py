@@ -6,13 +6,30 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+if TYPE_CHECKING:
+    from norm_plugin.kernels.launch import KernelLaunch
+
+
+@dataclass(frozen=True, eq=False)
+class Bound:
+    """What a kernel has for one signature: `run` does a call; `launches` are what it launches, the norm itself first.
+
+    `at` does the same by the addresses of the tensors, which the shortcut knows, or says that it has done nothing.
+    """
+
+    run: Callable[..., Any]
+    launches: tuple[KernelLaunch, ...] = ()
+    at: Callable[[Any, tuple[Any, ...]], bool] | None = None
+
+
 #: Given the arguments of a first call, a kernel answers with what runs it and every later call of its signature.
-Kernel = Callable[..., Callable[..., Any]]
+Kernel = Callable[..., Bound]
 
 
 class Refusal(Exception):

@@ -8,19 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norm_plugin.kernels import Kernel, Refusal
+from norm_plugin.kernels import Bound, Kernel, Refusal
 from norm_plugin.kernels import backward_configs as configs
 from norm_plugin.kernels.backward_kernel import backward_kernel
-from norm_plugin.kernels.backward_parts import statistics_kernel, sum_kernel
-from norm_plugin.kernels.launch import (
-    KernelLaunch,
-    gpu_of,
-    layout,
-    layout_or_refuse,
-    processors,
-    refuse_strange,
-    use_pdl,
-)
+from norm_plugin.kernels.backward_parts import Recipe, Tile, statistics_kernel, sum_kernel
+from norm_plugin.kernels.binding import layout, layout_or_refuse, refuse_strange
+from norm_plugin.kernels.launch import KernelLaunch, gpu_of, processors, use_pdl
 from norm_plugin.native.rms import new_output
 
 
@@ -58,54 +51,71 @@ class Backward:
         self.groups = self.width // self.size
         self.weight = weight is not None and weight_grad
         self.bias = bias is not None and bias_grad
-        family = "layer" if not rms else "gated" if z is not None else "add" if added is not None else "rms"
+        table = "layer" if not rms else "gated" if z is not None else "add" if added is not None else "rms"
         gpu, pdl = gpu_of(x.device), use_pdl(None, x.device)
-        made = self.config = configs.config(family, self.size, x.element_size(), gpu)
+        made = self.config = configs.config(table, self.size, x.element_size(), gpu)
         self.most = max(1, processors(x.device) * made.programs // (self.groups * made.parts))
         dz = None if z is None else new_output(z)
-        how = {
-            "N": self.size,
-            "G": self.groups,
-            "RMS": rms,
-            "L2": l2,
-            "GEMMA": gemma,
-            "GATE_FIRST": z is not None and gate_first,
-            "GATE_LAST": z is not None and not gate_first,
-            "SIGMOID": sigmoid,
-        }
+        recipe = Recipe(
+            groups=self.groups,
+            rms=rms,
+            l2=l2,
+            gemma=gemma,
+            gate_first=z is not None and gate_first,
+            gate_last=z is not None and not gate_first,
+            sigmoid=sigmoid,
+        )
+        rows = layout_or_refuse(grad, x, z, added, new_output(x), dz)
+        tile = Tile(
+            n=self.size,
+            parts=made.parts,
+            block=made.block,
+            chunks=made.chunks,
+            rows=made.rows,
+            stages=made.stages,
+            hold=made.hold,
+            flat=made.flat,
+            fence=on_nvidia(x.device),
+            levels=rows.levels,
+            align=rows.align,
+            pdl=pdl,
+        )
         self.rows = KernelLaunch(
             backward_kernel,
             made.warps,
-            layout_or_refuse(grad, x, z, added, new_output(x), dz),
+            rows.integers,
             x.device,
             pdl,
-            how | {
-                "PARTS": made.parts,
-                "BLOCK": made.block,
-                "CHUNKS": made.chunks,
-                "ROWS": made.rows,
-                "STAGES": made.stages,
-                "HOLD": made.hold,
-                "FLAT": made.flat,
-                "FENCE": on_nvidia(x.device),
-            },
+            {"tile": tile, "recipe": recipe},
             lambda m: self.blocks(m) * self.groups * made.parts,
             made.registers if on_nvidia(x.device) else None,
-        )  # fmt: skip
+        )
         self.statistics: KernelLaunch | None = None
         if made.parts > 1:
             block = configs.STATISTICS_WARPS * 32 * configs.VECTOR_BYTES // x.element_size()
-            read = {"BLOCK": min(block, made.block * made.parts), "UNROLL": configs.STATISTICS_UNROLL}
-            rows = layout_or_refuse(grad, x, z)
+            read = layout_or_refuse(grad, x, z)
+            tile = tile._replace(
+                block=min(block, made.block * made.parts), rows=1, parts=1, levels=read.levels, align=read.align
+            )
             groups = self.groups
             self.statistics = KernelLaunch(
-                statistics_kernel, configs.STATISTICS_WARPS, rows, x.device, pdl, how | read, lambda m: m * groups
+                statistics_kernel,
+                configs.STATISTICS_WARPS,
+                read.integers,
+                x.device,
+                pdl,
+                {"tile": tile, "recipe": recipe, "UNROLL": configs.STATISTICS_UNROLL},
+                lambda m: m * groups,
             )
             self.planes = 2 if rms else 5
         columns = configs.SUM_COLUMNS if self.width <= configs.SUM_WIDE else configs.SUM_COLUMNS_WIDE
         sums = (self.weight + self.bias) * -(-self.width // columns)
-        of = {"N": self.width, "COLUMNS": columns, "ROWS": configs.SUM_ROWS}
-        self.sum = KernelLaunch(sum_kernel, configs.SUM_WARPS, None, x.device, pdl, of, lambda m: sums)
+        of = {"N": self.width, "COLUMNS": columns, "ROWS": configs.SUM_ROWS, "PDL": pdl}
+        self.sum = KernelLaunch(sum_kernel, configs.SUM_WARPS, (), x.device, pdl, of, lambda m: sums)
+
+    def bound(self, run: Callable[..., Any]) -> Bound:
+        """`run`, which calls these launches."""
+        return Bound(run, tuple(launch for launch in (self.rows, self.statistics, self.sum) if launch is not None))
 
     def blocks(self, m: int) -> int:
         """How many blocks of consecutive rows there are: as many as tiles where nothing is summed over them."""
@@ -143,7 +153,7 @@ class Backward:
 def bind_rmsnorm(
     grad: Tensor, input: Tensor, weight: Tensor | None, residual_grad: Tensor | None, eps: float, gemma: bool,
     variance_size: int | None, weight_grad: bool,
-) -> Callable[..., list[Tensor]]:  # fmt: skip
+) -> Bound:  # fmt: skip
     if variance_size is not None:
         raise Refusal(f"the variance is of the first {variance_size} columns only")
     launches = Backward(grad, input, None, residual_grad, weight, None, weight_grad, False, gemma=gemma)
@@ -153,18 +163,18 @@ def bind_rmsnorm(
     ) -> list[Tensor]:
         return launches(grad, input, None, residual_grad, weight, None, eps)
 
-    return run
+    return launches.bound(run)
 
 
-def bind_l2norm(grad: Tensor, input: Tensor, eps: float) -> Callable[..., Tensor]:
+def bind_l2norm(grad: Tensor, input: Tensor, eps: float) -> Bound:
     launches = Backward(grad, input, None, None, None, None, False, False, l2=True)
-    return lambda grad, input, eps: launches(grad, input, None, None, None, None, eps)[0]
+    return launches.bound(lambda grad, input, eps: launches(grad, input, None, None, None, None, eps)[0])
 
 
 def bind_layernorm(
     grad: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, weight_grad: bool,
     bias_grad: bool,
-) -> Callable[..., list[Tensor]]:  # fmt: skip
+) -> Bound:  # fmt: skip
     launches = Backward(grad, input, None, None, weight, bias, weight_grad, bias_grad, rms=False)
 
     def run(
@@ -172,14 +182,14 @@ def bind_layernorm(
     ) -> list[Tensor]:
         return launches(grad, input, None, None, weight, bias, eps)
 
-    return run
+    return launches.bound(run)
 
 
 def bind_gated_norm(
     grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float,
     group_size: int | None, norm_before_gate: bool, is_rms_norm: bool, activation: str, weight_grad: bool,
     bias_grad: bool,
-) -> Callable[..., list[Tensor]]:  # fmt: skip
+) -> Bound:  # fmt: skip
     launches = Backward(
         grad, x, z, None, weight, bias, weight_grad, bias_grad, group=group_size, rms=is_rms_norm,
         gate_first=not norm_before_gate, sigmoid=activation == "sigmoid",
@@ -190,7 +200,7 @@ def bind_gated_norm(
     ) -> list[Tensor]:
         return launches(grad, x, z, None, weight, bias, eps)
 
-    return run
+    return launches.bound(run)
 
 
 KERNELS: dict[str, Kernel] = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -15,6 +17,40 @@ from norm_plugin.kernels.common import (
     row_start,
     wait_for_producer,
 )
+from norm_plugin.kernels.constants import constants
+
+
+@constants
+class Tile(NamedTuple):
+    """How a program holds `rows` rows of `n` columns, or of one of `parts` of them: in `chunks` of `block` columns.
+    `stages`, `hold` and `flat` are as in backward_configs, `levels` and `align` as in a forward tile. `fence`: the
+    compiler is kept from holding values in fp32, see `anew`. `pdl`: launched dependently."""
+
+    n: int
+    parts: int
+    block: int
+    chunks: int
+    rows: int
+    stages: int
+    hold: bool
+    flat: bool
+    fence: bool
+    levels: int
+    align: int
+    pdl: bool
+
+
+@constants
+class Recipe(NamedTuple):
+    """Which norm the gradients are of."""
+
+    groups: int
+    rms: bool
+    l2: bool
+    gemma: bool
+    gate_first: bool
+    gate_last: bool
+    sigmoid: bool
 
 
 @triton.jit
@@ -65,11 +101,10 @@ def gate_slope(z, SIGMOID: tl.constexpr):
 
 
 @triton.jit
-def mask_of(c: tl.constexpr, lane, inside, MANY: tl.constexpr, N: tl.constexpr, BLOCK: tl.constexpr,
-            CHUNKS: tl.constexpr, PARTS: tl.constexpr):  # fmt: skip
+def mask_of(c: tl.constexpr, lane, inside, MANY: tl.constexpr, tile: tl.constexpr):
     """The mask of chunk c of a program's columns, or None."""
-    OVER: tl.constexpr = (c * BLOCK + BLOCK > N) if PARTS == 1 else (PARTS * CHUNKS * BLOCK > N)
-    return chunk_mask(c * BLOCK + lane, inside, OVER, MANY, N)
+    END: tl.constexpr = (c + 1 if tile.parts == 1 else tile.parts * tile.chunks) * tile.block
+    return chunk_mask(c * tile.block + lane, inside, tile.n < END, MANY, tile.n)
 
 
 @triton.jit
@@ -83,23 +118,23 @@ def anew(raw, zero, FENCE: tl.constexpr):
 
 
 @triton.jit
-def normed(x, z, GATE_FIRST: tl.constexpr, SIGMOID: tl.constexpr):
+def normed(x, z, recipe: tl.constexpr):
     """What is normalized: x, or the gated x."""
     h = x.to(tl.float32)
-    if GATE_FIRST:
-        h = h * gate(z.to(tl.float32), SIGMOID)
+    if recipe.gate_first:
+        h = h * gate(z.to(tl.float32), recipe.sigmoid)
     return h
 
 
 @triton.jit
-def reaching(g, z, w, HAS_WEIGHT: tl.constexpr, GEMMA: tl.constexpr, GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr):
+def reaching(g, z, w, recipe: tl.constexpr):
     """(d, d * w): the gradients of xhat * w + b and of xhat."""
     d = g.to(tl.float32)
-    if GATE_LAST:
-        d = d * gate(z.to(tl.float32), SIGMOID)
-    if HAS_WEIGHT:
+    if recipe.gate_last:
+        d = d * gate(z.to(tl.float32), recipe.sigmoid)
+    if w is not None:
         w = w.to(tl.float32)
-        return d, d * (w + 1.0 if GEMMA else w)
+        return d, d * (w + 1.0 if recipe.gemma else w)
     return d, d
 
 
@@ -128,40 +163,35 @@ def layer_statistics(sums, squares, gradients, products, eps, N: tl.constexpr):
 @triton.jit(do_not_specialize=["M", "n1", "n2", "g0", "g1", "g2", "x0", "x1", "x2", "z0", "z1", "z2"])
 def statistics_kernel(
     DY, X, Z, W, STATS, M, n1, n2, g0, g1, g2, x0, x1, x2, z0, z1, z2, eps,
-    N: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr, UNROLL: tl.constexpr, LEVELS: tl.constexpr,
-    ALIGN: tl.constexpr, PDL: tl.constexpr,
-    RMS: tl.constexpr, L2: tl.constexpr, GEMMA: tl.constexpr, GATE_FIRST: tl.constexpr, GATE_LAST: tl.constexpr,
-    SIGMOID: tl.constexpr,
+    UNROLL: tl.constexpr, tile: tl.constexpr, recipe: tl.constexpr,
 ):  # fmt: skip
     """What has to be known of a row that does not fit registers before its gradient: a plane of STATS for each."""
-    HAS_WEIGHT: tl.constexpr = W is not None
-    GATED: tl.constexpr = GATE_FIRST or GATE_LAST
-    rows = tl.program_id(0) // G + tl.zeros([1, 1], tl.int32)
-    group = tl.program_id(0) % G
-    w_at = group * N
-    g_at = row_start(rows, n1, n2, g0, g1, g2, LEVELS, ALIGN) + w_at
-    x_at = row_start(rows, n1, n2, x0, x1, x2, LEVELS, ALIGN) + w_at
-    z_at = row_start(rows, n1, n2, z0, z1, z2, LEVELS, ALIGN) + w_at if GATED else x_at
-    lane = tl.arange(0, BLOCK)[None, :]
-    wait_for_producer(PDL, True)
+    rows = tl.program_id(0) // recipe.groups + tl.zeros([1, 1], tl.int32)
+    group = tl.program_id(0) % recipe.groups
+    w_at = group * tile.n
+    g_at = row_start(rows, n1, n2, g0, g1, g2, tile) + w_at
+    x_at = row_start(rows, n1, n2, x0, x1, x2, tile) + w_at
+    z_at = row_start(rows, n1, n2, z0, z1, z2, tile) + w_at if Z is not None else x_at
+    lane = tl.arange(0, tile.block)[None, :]
+    wait_for_producer(tile.pdl, True)
     mean = tl.zeros([1, 1], tl.float32)
-    if not RMS:  # any value near the row's serves as a first mean: that of its beginning
-        begin = read_raw(Z + z_at + lane, lane < N) if GATED else None
-        mean = tl.sum(normed(read_raw(X + x_at + lane, lane < N), begin, GATE_FIRST, SIGMOID), axis=1, keep_dims=True)
-        mean = mean * (1.0 / min(N, BLOCK))
-    sums = tl.zeros([1, BLOCK], tl.float32)
-    squares = tl.zeros([1, BLOCK], tl.float32)
-    gradients = tl.zeros([1, BLOCK], tl.float32)
-    products = tl.zeros([1, BLOCK], tl.float32)
-    for start in tl.range(0, N, BLOCK * UNROLL):
+    if not recipe.rms:  # any value near the row's serves as a first mean: that of its beginning
+        begin = read_raw(Z + z_at + lane, lane < tile.n) if Z is not None else None
+        mean = tl.sum(normed(read_raw(X + x_at + lane, lane < tile.n), begin, recipe), axis=1, keep_dims=True)
+        mean = mean * (1.0 / min(tile.n, tile.block))
+    sums = tl.zeros([1, tile.block], tl.float32)
+    squares = tl.zeros([1, tile.block], tl.float32)
+    gradients = tl.zeros([1, tile.block], tl.float32)
+    products = tl.zeros([1, tile.block], tl.float32)
+    for start in tl.range(0, tile.n, tile.block * UNROLL):
         for u in tl.static_range(UNROLL):
-            cols = start + u * BLOCK + lane
-            mask = chunk_mask(cols, True, N % (BLOCK * UNROLL) != 0, False, N)
-            z = read_raw(Z + z_at + cols, mask) if GATED else None
-            w = read_raw(W + w_at + cols, mask) if HAS_WEIGHT else None
-            h = normed(read_raw(X + x_at + cols, mask), z, GATE_FIRST, SIGMOID)
-            _, dw = reaching(read_raw(DY + g_at + cols, mask), z, w, HAS_WEIGHT, GEMMA, GATE_LAST, SIGMOID)
-            if not RMS:
+            cols = start + u * tile.block + lane
+            mask = chunk_mask(cols, True, tile.n % (tile.block * UNROLL) != 0, False, tile.n)
+            z = read_raw(Z + z_at + cols, mask) if Z is not None else None
+            w = read_raw(W + w_at + cols, mask) if W is not None else None
+            h = normed(read_raw(X + x_at + cols, mask), z, recipe)
+            _, dw = reaching(read_raw(DY + g_at + cols, mask), z, w, recipe)
+            if not recipe.rms:
                 h = h - mean
                 if mask is not None:
                     h = tl.where(mask, h, 0.0)
@@ -169,19 +199,19 @@ def statistics_kernel(
                 gradients += dw
             squares += h * h
             products += dw * h
-    release_consumer(PDL, True)
-    at = rows * G + group
-    if RMS:
+    release_consumer(tile.pdl, True)
+    at = rows * recipe.groups + group
+    if recipe.rms:
         total, product = tl.reduce((squares, products), 1, add_pairs, keep_dims=True)
-        s, share = rms_statistics(total, product, eps, N, L2)
+        s, share = rms_statistics(total, product, eps, tile.n, recipe.l2)
     else:
         total, square, gradient, product = tl.reduce((sums, squares, gradients, products), 1, add_fours, keep_dims=True)
-        left, s, shift, share = layer_statistics(total, square, gradient, product, eps, N)
-        tl.store(STATS + 2 * M * G + at, shift)
-        tl.store(STATS + 3 * M * G + at, mean)
-        tl.store(STATS + 4 * M * G + at, left)
+        left, s, shift, share = layer_statistics(total, square, gradient, product, eps, tile.n)
+        tl.store(STATS + 2 * M * recipe.groups + at, shift)
+        tl.store(STATS + 3 * M * recipe.groups + at, mean)
+        tl.store(STATS + 4 * M * recipe.groups + at, left)
     tl.store(STATS + at, s)
-    tl.store(STATS + M * G + at, share)
+    tl.store(STATS + M * recipe.groups + at, share)
 
 
 @triton.jit(do_not_specialize=["M"])

@@ -8,20 +8,20 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def row_start(row, n1, n2, s0, s1, s2, LEVELS: tl.constexpr, ALIGN: tl.constexpr):
+def row_start(row, n1, n2, s0, s1, s2, tile: tl.constexpr):
     """The offset of flat row number `row` in a tensor of 1 to 3 leading dimensions, in elements.
 
-    n1 and n2 are the sizes of the second and third leading dimension; ALIGN is what divides every stride.
+    n1 and n2 are the sizes of the second and third leading dimension; `tile.align` divides every stride.
     """
-    if LEVELS == 1:
-        start = row.to(tl.int64) * aligned(s0, ALIGN)
-    elif LEVELS == 2:
-        start = (row // n1).to(tl.int64) * aligned(s0, ALIGN)
-        start += (row % n1).to(tl.int64) * aligned(s1, ALIGN)
+    if tile.levels == 1:
+        start = row.to(tl.int64) * aligned(s0, tile.align)
+    elif tile.levels == 2:
+        start = (row // n1).to(tl.int64) * aligned(s0, tile.align)
+        start += (row % n1).to(tl.int64) * aligned(s1, tile.align)
     else:
-        start = (row // n2 // n1).to(tl.int64) * aligned(s0, ALIGN)
-        start += (row // n2 % n1).to(tl.int64) * aligned(s1, ALIGN)
-        start += (row % n2).to(tl.int64) * aligned(s2, ALIGN)
+        start = (row // n2 // n1).to(tl.int64) * aligned(s0, tile.align)
+        start += (row // n2 % n1).to(tl.int64) * aligned(s1, tile.align)
+        start += (row % n2).to(tl.int64) * aligned(s2, tile.align)
     return start
 
 
@@ -76,6 +76,13 @@ def chunk_mask(cols, in_batch, PARTIAL: tl.constexpr, MANY: tl.constexpr, N: tl.
     return mask
 
 
+@triton.jit
+def chunk(c: tl.constexpr, lane, in_batch, tile: tl.constexpr):
+    """(the columns of chunk c, their mask): of rows that are there, where a tile has several."""
+    cols = c * tile.block + lane
+    return cols, chunk_mask(cols, in_batch, c * tile.block + tile.block > tile.n, tile.rows > 1, tile.n)
+
+
 #: How long a value that is read should stay in the cache: no wish, until it is read again, or no longer.
 ANY, KEEP, DROP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
@@ -101,25 +108,40 @@ def read(places, mask, STAY: tl.constexpr = 0):
 
 
 @triton.jit
-def expect(P, at, first, N: tl.constexpr, POWER: tl.constexpr, PDL: tl.constexpr):
-    """Have a weight or bias brought to the L2 cache during the wait, by the first program that reads it: all of them
-    at once would stand in line. No value is read: a preceding kernel may still be writing it."""
-    if PDL and first:
+def expect(P, at, first, tile: tl.constexpr):
+    """Have a weight or bias that is read with the row brought to the L2 cache during the wait, by the first program
+    that reads it: all of them at once would stand in line. No value is read: a preceding kernel may still be writing
+    it."""
+    if P is not None and tile.with_row and tile.pdl and first:
         LINE: tl.constexpr = 1024 // P.dtype.element_ty.primitive_bitwidth  # 128 bytes
-        LINES: tl.constexpr = (POWER + LINE - 1) // LINE
-        places = P + at + tl.minimum(tl.arange(0, LINES) * LINE, N - 1)[None, :]
+        LINES: tl.constexpr = (triton.next_power_of_2(tile.block * tile.chunks) + LINE - 1) // LINE
+        places = P + at + tl.minimum(tl.arange(0, LINES) * LINE, tile.n - 1)[None, :]
         asm: tl.constexpr = "prefetch.global.L2 [$1]; // $0"
         tl.inline_asm_elementwise(asm, "=r,l", [places.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
-def read_with_row(P, at, lane, in_batch, N: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr):
-    """All chunks of a weight or bias, read with the row, so that they are there when its sum is."""
+def read_with_row(P, at, lane, tile: tl.constexpr):
+    """All chunks of a weight or bias that is read with the row, so that they are there when its sum is."""
     chunks = ()
-    for c in tl.static_range(CHUNKS):
-        mask = chunk_mask(c * BLOCK + lane, in_batch, c * BLOCK + BLOCK > N, False, N)
-        chunks += (tl.load(P + at + c * BLOCK + lane, mask=mask, eviction_policy="evict_last"),)
+    if P is not None and tile.with_row:
+        for c in tl.static_range(tile.chunks):
+            mask = chunk_mask(c * tile.block + lane, True, c * tile.block + tile.block > tile.n, False, tile.n)
+            chunks += (tl.load(P + at + c * tile.block + lane, mask=mask, eviction_policy="evict_last"),)
     return chunks
+
+
+@triton.jit
+def by_column(P, at, chunks, c: tl.constexpr, lane, tile: tl.constexpr):
+    """A weight's or bias's chunk c: read with the row, or now; None where there is none."""
+    if P is None:
+        w = None
+    elif tile.with_row:
+        w = chunks[c]
+    else:
+        mask = chunk_mask(c * tile.block + lane, True, c * tile.block + tile.block > tile.n, False, tile.n)
+        w = read(P + at + c * tile.block + lane, mask)
+    return w
 
 
 @triton.jit

@@ -1,6 +1,9 @@
-"""The gated norm kernel: LayerNorm or RMSNorm of each group of a row, gated before or after; also plain LayerNorm."""
+"""The gated norm kernel: LayerNorm or RMSNorm of each group of a row, gated before or after; also plain LayerNorm, and
+RMSNorm of rows that lie in parts on several ranks."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -9,8 +12,9 @@ from norm_plugin.kernels.common import (
     DROP,
     KEEP,
     add_pairs,
+    by_column,
     cast,
-    chunk_mask,
+    chunk,
     expect,
     gate,
     mean_of,
@@ -21,166 +25,156 @@ from norm_plugin.kernels.common import (
     row_start,
     wait_for_producer,
 )
+from norm_plugin.kernels.constants import constants
+
+
+@constants
+class Recipe(NamedTuple):
+    """What the kernel computes of each of `groups` groups of a row. `qmax`: the largest value of a quantised output.
+    `full_width`: the columns of a row whose parts lie on several ranks. `fp8_unit`: the GPU converts to fp8 itself."""
+
+    groups: int
+    rms: bool
+    gate_first: bool
+    gate_last: bool
+    sigmoid: bool
+    round_before_weight: bool
+    round_before_quant: bool
+    qmax: float
+    full_width: int
+    fp8_unit: bool
 
 
 @triton.jit
-def load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST: tl.constexpr, SIGMOID: tl.constexpr,
-               STAY: tl.constexpr = 0):  # fmt: skip
+def load_gated(X, Z, x_at, z_at, cols, mask, recipe: tl.constexpr, STAY: tl.constexpr = 0):
     """One chunk of x in fp32, gated already where the gate comes first."""
     h = read(X + x_at + cols, mask, STAY)
-    if GATE_FIRST:
-        h = h * gate(read(Z + z_at + cols, mask, STAY), SIGMOID)
+    if recipe.gate_first:
+        h = h * gate(read(Z + z_at + cols, mask, STAY), recipe.sigmoid)
     return h
 
 
 @triton.jit
-def finish(xhat, w, b, z, dtype: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
-           GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr, HF: tl.constexpr):  # fmt: skip
-    """xhat * w + b, gated where the gate comes last, before the last rounding."""
-    y = xhat.to(dtype).to(tl.float32) if HF else xhat
-    if HAS_WEIGHT:
+def finish(Y, xhat, w, b, z, inverse, dtype: tl.constexpr, recipe: tl.constexpr):
+    """xhat * w + b, gated where the gate comes last, quantised where there is a scale, and rounded."""
+    y = xhat
+    if recipe.round_before_weight:
+        y = y.to(dtype).to(tl.float32)
+    if w is not None:
         y = y * w.to(tl.float32)
-    if HAS_BIAS:
+    if b is not None:
         y = y + b.to(tl.float32)
-    if HF:
+    if recipe.round_before_weight:
         y = y.to(dtype).to(tl.float32)
-    if GATE_LAST:
-        y = y * gate(z.to(tl.float32), SIGMOID)
-    return y
-
-
-@triton.jit
-def quantised(y, inverse, dtype: tl.constexpr, ROUND: tl.constexpr, QMAX: tl.constexpr, out_dtype: tl.constexpr,
-              FP8_UNIT: tl.constexpr):  # fmt: skip
-    """y by a static scale, rounded to x's dtype first where its numerics say so."""
-    if ROUND:
-        y = y.to(dtype).to(tl.float32)
-    return cast(y * inverse, QMAX, out_dtype, FP8_UNIT)
+    if recipe.gate_last:
+        y = y * gate(z.to(tl.float32), recipe.sigmoid)
+    if inverse is not None:
+        if recipe.round_before_quant:
+            y = y.to(dtype).to(tl.float32)
+        y = cast(y * inverse, recipe.qmax, Y.dtype.element_ty, recipe.fp8_unit)
+    return y.to(Y.dtype.element_ty)
 
 
 @triton.jit(do_not_specialize=["M", "n1", "n2", "x0", "x1", "x2", "z0", "z1", "z2", "y0", "y1", "y2"])
 def gated_kernel(
-    X, Z, W, B, Y, S, MEAN, RSTD, M, n1, n2, x0, x1, x2, z0, z1, z2, y0, y1, y2, eps,
-    N: tl.constexpr, POWER: tl.constexpr, G: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr,
-    UNROLL: tl.constexpr, HELD: tl.constexpr, WITH_ROW: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr,
-    ALIGN: tl.constexpr, PDL: tl.constexpr, LATE: tl.constexpr,
-    RMS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, GATE_FIRST: tl.constexpr,
-    GATE_LAST: tl.constexpr, SIGMOID: tl.constexpr, HF: tl.constexpr, STATIC: tl.constexpr, ROUND: tl.constexpr,
-    QMAX: tl.constexpr, FP8_UNIT: tl.constexpr,
+    X, Z, W, B, Y, S, SUMS, M, n1, n2, x0, x1, x2, z0, z1, z2, y0, y1, y2, eps,
+    tile: tl.constexpr, recipe: tl.constexpr,
 ):  # fmt: skip
-    """Y = norm of ROWS groups of width N; M groups in all, G of them a row; S is the scale of a quantised Y."""
-    index = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
+    """Y = norm of M groups in all; S is the scale of a quantised Y. Of rows in parts, SUMS are the sums of squares of
+    the whole rows; without a Y, it takes those of the parts."""
+    index = tl.program_id(0) * tile.rows + tl.arange(0, tile.rows)[:, None]
     in_batch = index < M
     index = tl.minimum(index, M - 1)
-    row = index // G
-    group = index % G
-    w_at = group * N
-    x_at = row_start(row, n1, n2, x0, x1, x2, LEVELS, ALIGN) + w_at
-    y_at = row_start(row, n1, n2, y0, y1, y2, LEVELS, ALIGN) + w_at
-    z_at = row_start(row, n1, n2, z0, z1, z2, LEVELS, ALIGN) + w_at if GATE_FIRST or GATE_LAST else x_at
-    lane = tl.arange(0, BLOCK)[None, :]
+    row = index // recipe.groups
+    group = index % recipe.groups
+    w_at = group * tile.n
+    x_at = row_start(row, n1, n2, x0, x1, x2, tile) + w_at
+    y_at = row_start(row, n1, n2, y0, y1, y2, tile) + w_at if Y is not None else x_at
+    z_at = row_start(row, n1, n2, z0, z1, z2, tile) + w_at if Z is not None else x_at
+    lane = tl.arange(0, tile.block)[None, :]
     dtype: tl.constexpr = X.dtype.element_ty
-    if WITH_ROW and HAS_WEIGHT:
-        expect(W, w_at, tl.program_id(0) * ROWS < G, N, POWER, PDL)
-    if WITH_ROW and HAS_BIAS:
-        expect(B, w_at, tl.program_id(0) * ROWS < G, N, POWER, PDL)
-    wait_for_producer(PDL, LATE)
+    expect(W, w_at, tl.program_id(0) * tile.rows < recipe.groups, tile)
+    expect(B, w_at, tl.program_id(0) * tile.rows < recipe.groups, tile)
+    wait_for_producer(tile.pdl, tile.late)
 
-    sums = tl.zeros([ROWS, BLOCK], tl.float32)
-    squares = tl.zeros([ROWS, BLOCK], tl.float32)
-    AGAIN: tl.constexpr = CHUNKS - HELD  # whole chunks, read a second time for the output
-    mean = tl.zeros([ROWS, 1], tl.float32)
-    if AGAIN > 0:
-        if not RMS:
-            # Any value near the row's serves as a first mean; the first chunk's is within sqrt(CHUNKS) deviations.
-            mean = tl.sum(load_gated(X, Z, x_at, z_at, lane, in_batch, GATE_FIRST, SIGMOID), axis=1, keep_dims=True)
-            mean = mean * (1.0 / BLOCK)
-        for start in tl.range(0, AGAIN, UNROLL):
-            for u in tl.static_range(UNROLL):
-                cols = (start + u) * BLOCK + lane
-                mask = (cols < AGAIN * BLOCK) & in_batch
-                h = load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST, SIGMOID, KEEP)
-                off = tl.where(cols < AGAIN * BLOCK, h - mean, 0.0)
+    sums = tl.zeros([tile.rows, tile.block], tl.float32)
+    squares = tl.zeros([tile.rows, tile.block], tl.float32)
+    SUMMED: tl.constexpr = SUMS is None or Y is None  # else the sums are given
+    AGAIN: tl.constexpr = tile.chunks - tile.held  # whole chunks, read a second time for the output
+    mean = tl.zeros([tile.rows, 1], tl.float32)
+    if AGAIN > 0 and SUMMED:
+        if not recipe.rms:
+            # Any value near the row's serves as a first mean; the first chunk's is within sqrt(chunks) deviations.
+            mean = tl.sum(load_gated(X, Z, x_at, z_at, lane, in_batch, recipe), axis=1, keep_dims=True)
+            mean = mean * (1.0 / tile.block)
+        for start in tl.range(0, AGAIN, tile.unroll):
+            for u in tl.static_range(tile.unroll):
+                cols = (start + u) * tile.block + lane
+                mask = (cols < AGAIN * tile.block) & in_batch
+                h = load_gated(X, Z, x_at, z_at, cols, mask, recipe, KEEP)
+                off = tl.where(cols < AGAIN * tile.block, h - mean, 0.0)
                 sums += off
                 squares += off * off
+    variance = mean_of(tl.load(SUMS + row), recipe.full_width) if not SUMMED else mean
     held = ()
     gates = ()
-    for c in tl.static_range(AGAIN, CHUNKS):
-        cols = c * BLOCK + lane
-        mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
-        if GATE_FIRST:
-            held += (load_gated(X, Z, x_at, z_at, cols, mask, GATE_FIRST, SIGMOID),)
+    for c in tl.static_range(AGAIN, tile.chunks):
+        cols, mask = chunk(c, lane, in_batch, tile)
+        if recipe.gate_first:
+            held += (load_gated(X, Z, x_at, z_at, cols, mask, recipe),)
         else:
             held += (read_raw(X + x_at + cols, mask),)
-        if GATE_LAST:  # read with x, not after the reduction: one memory latency instead of two
+        if recipe.gate_last:  # read with x, not after the reduction: one memory latency instead of two
             gates += (read_raw(Z + z_at + cols, mask),)
-    weights = ()
-    biases = ()
-    if WITH_ROW and HAS_WEIGHT:
-        weights = read_with_row(W, w_at, lane, in_batch, N, BLOCK, CHUNKS)
-    if WITH_ROW and HAS_BIAS:
-        biases = read_with_row(B, w_at, lane, in_batch, N, BLOCK, CHUNKS)
-    given_scale = tl.load(S).to(tl.float32) if STATIC else 0.0
-    release_consumer(PDL, LATE)
-    if AGAIN == 0 and not RMS:
-        for c in tl.static_range(CHUNKS):
+    weights = read_with_row(W, w_at, lane, tile)
+    biases = read_with_row(B, w_at, lane, tile)
+    given_scale = tl.load(S).to(tl.float32) if S is not None else 0.0
+    release_consumer(tile.pdl, tile.late)
+    if AGAIN == 0 and not recipe.rms:
+        for c in tl.static_range(tile.chunks):
             sums += held[c].to(tl.float32)
-        mean = mean_of(tl.sum(sums, axis=1, keep_dims=True), N)
-        sums = tl.zeros([ROWS, BLOCK], tl.float32)
-    for c in tl.static_range(AGAIN, CHUNKS):
-        off = held[c - AGAIN].to(tl.float32)
-        if not RMS:
-            off = off - mean
-            if c * BLOCK + BLOCK > N:
-                off = tl.where(c * BLOCK + lane < N, off, 0.0)
-            sums += off
-        squares += off * off
-    left = tl.zeros([ROWS, 1], tl.float32)
-    if RMS:
-        variance = mean_of(tl.sum(squares, axis=1, keep_dims=True), N)
-    else:  # what the first mean left in the centred row is taken off as well, in the same reduction
-        left, variance = tl.reduce((sums, squares), 1, add_pairs, keep_dims=True)
-        left = mean_of(left, N)
-        variance = mean_of(variance, N) - left * left
-    rstd = tl.rsqrt(variance + eps)
-    if RSTD is not None:
-        place = group * (M // G) + row
-        tl.store(RSTD + place, rstd, mask=in_batch)
-        if not RMS:
-            tl.store(MEAN + place, mean + left, mask=in_batch)
-
-    inverse = rstd
-    if STATIC:
-        tensor_scale = tl.zeros([ROWS, 1], tl.float32) + given_scale
-        inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), tensor_scale)
-    for c in tl.static_range(AGAIN, CHUNKS):
-        cols = c * BLOCK + lane
-        mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
-        in_row = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, False, N)
-        h = held[c - AGAIN].to(tl.float32)
-        xhat = h * rstd if RMS else tl.fma(h - mean, rstd, -left * rstd)
-        w, b = None, None
-        if HAS_WEIGHT:
-            w = weights[c] if WITH_ROW else read(W + w_at + cols, in_row)
-        if HAS_BIAS:
-            b = biases[c] if WITH_ROW else read(B + w_at + cols, in_row)
-        z = gates[c - AGAIN] if GATE_LAST else None
-        y = finish(xhat, w, b, z, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
-        if STATIC:
-            y = quantised(y, inverse, dtype, ROUND, QMAX, Y.dtype.element_ty, FP8_UNIT)
-        tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=mask)
-    if AGAIN > 0:  # from the end: what was read last is what the L2 cache still holds
-        for back in tl.range(0, AGAIN, UNROLL):
-            for u in tl.static_range(UNROLL):
-                cols = ((AGAIN - 1) // UNROLL * UNROLL - back + u) * BLOCK + lane
-                whole = cols < AGAIN * BLOCK
-                inside = whole & in_batch
-                h = load_gated(X, Z, x_at, z_at, cols, inside, GATE_FIRST, SIGMOID, DROP)
-                xhat = h * rstd if RMS else tl.fma(h - mean, rstd, -left * rstd)
-                weight = read(W + w_at + cols, whole, KEEP) if HAS_WEIGHT else None
-                bias = read(B + w_at + cols, whole, KEEP) if HAS_BIAS else None
-                gating = read(Z + z_at + cols, inside, DROP) if GATE_LAST else None
-                y = finish(xhat, weight, bias, gating, dtype, HAS_WEIGHT, HAS_BIAS, GATE_LAST, SIGMOID, HF)
-                if STATIC:
-                    y = quantised(y, inverse, dtype, ROUND, QMAX, Y.dtype.element_ty, FP8_UNIT)
-                tl.store(Y + y_at + cols, y.to(Y.dtype.element_ty), mask=inside)
+        mean = mean_of(tl.sum(sums, axis=1, keep_dims=True), tile.n)
+        sums = tl.zeros([tile.rows, tile.block], tl.float32)
+    if SUMMED:
+        for c in tl.static_range(AGAIN, tile.chunks):
+            off = held[c - AGAIN].to(tl.float32)
+            if not recipe.rms:
+                off = off - mean
+                if c * tile.block + tile.block > tile.n:
+                    off = tl.where(c * tile.block + lane < tile.n, off, 0.0)
+                sums += off
+            squares += off * off
+    if Y is None:
+        tl.store(SUMS + row, tl.sum(squares, axis=1, keep_dims=True), mask=in_batch)
+    else:
+        left = tl.zeros([tile.rows, 1], tl.float32)
+        if SUMMED and recipe.rms:
+            variance = mean_of(tl.sum(squares, axis=1, keep_dims=True), tile.n)
+        elif SUMMED:  # what the first mean left in the centred row is taken off as well, in the same reduction
+            left, variance = tl.reduce((sums, squares), 1, add_pairs, keep_dims=True)
+            left = mean_of(left, tile.n)
+            variance = mean_of(variance, tile.n) - left * left
+        rstd = tl.rsqrt(variance + eps)
+        tensor_scale = tl.zeros([tile.rows, 1], tl.float32) + given_scale
+        inverse = tl.div_rn(tl.full([tile.rows, 1], 1.0, tl.float32), tensor_scale) if S is not None else None
+        for c in tl.static_range(AGAIN, tile.chunks):
+            cols, mask = chunk(c, lane, in_batch, tile)
+            h = held[c - AGAIN].to(tl.float32)
+            xhat = h * rstd if recipe.rms else tl.fma(h - mean, rstd, -left * rstd)
+            w = by_column(W, w_at, weights, c, lane, tile)
+            b = by_column(B, w_at, biases, c, lane, tile)
+            z = gates[c - AGAIN] if recipe.gate_last else None
+            tl.store(Y + y_at + cols, finish(Y, xhat, w, b, z, inverse, dtype, recipe), mask=mask)
+        if AGAIN > 0:  # from the end: what was read last is what the L2 cache still holds
+            for back in tl.range(0, AGAIN, tile.unroll):
+                for u in tl.static_range(tile.unroll):
+                    cols = ((AGAIN - 1) // tile.unroll * tile.unroll - back + u) * tile.block + lane
+                    whole = cols < AGAIN * tile.block
+                    inside = whole & in_batch
+                    h = load_gated(X, Z, x_at, z_at, cols, inside, recipe, DROP)
+                    xhat = h * rstd if recipe.rms else tl.fma(h - mean, rstd, -left * rstd)
+                    weight = read(W + w_at + cols, whole, KEEP) if W is not None else None
+                    bias = read(B + w_at + cols, whole, KEEP) if B is not None else None
+                    gating = read(Z + z_at + cols, inside, DROP) if recipe.gate_last else None
+                    y = finish(Y, xhat, weight, bias, gating, inverse, dtype, recipe)
+                    tl.store(Y + y_at + cols, y, mask=inside)

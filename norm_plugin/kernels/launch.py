@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
 from functools import cache
 from operator import itemgetter
 from typing import Any
@@ -22,9 +21,9 @@ from triton import knobs
 
 from norm_plugin import settings
 from norm_plugin.dispatch import log_once
-from norm_plugin.kernels import NotLaunched, Refusal, driver, interpreted
-from norm_plugin.kernels.configs import UNROLL, Config
-from norm_plugin.numerics import DESCRIPTION, Numerics
+from norm_plugin.kernels import NotLaunched, driver, interpreted
+from norm_plugin.kernels.configs import Config
+from norm_plugin.kernels.constants import Tile
 
 VECTOR_BYTES = 16
 DIRECT_LIMIT = 2**31
@@ -38,44 +37,6 @@ _current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.
 _raw_stream: Callable[[int], int] = getattr(
     torch._C, "_cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream
 )
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the rows of several tensors lie: sizes of the inner leading dimensions, and strides for each tensor."""
-
-    levels: int
-    sizes: tuple[int | None, int | None]
-    strides: tuple[tuple[int | None, int | None, int | None], ...]
-    align: int
-
-
-def layout(tensors: Sequence[Tensor | None]) -> Layout | None:
-    """The common layout of tensors of one shape, with as few levels as their strides allow; None beyond three.
-
-    The first dimension is never looked at but for its stride: a batch of one lies like any other.
-    """
-    present = [t for t in tensors if t is not None]
-    shape = list(present[0].shape[:-1]) or [1]
-    strides = [list(t.stride()[:-1]) or [0] for t in present]
-    dim = 1
-    while dim < len(shape):
-        if shape[dim] == 1 or all(s[dim - 1] == s[dim] * shape[dim] for s in strides):
-            for s in strides:
-                del s[dim - 1 if shape[dim] != 1 else dim]
-            shape[dim - 1] *= shape[dim]
-            del shape[dim]
-        else:
-            dim += 1
-    if len(shape) > 3:
-        return None
-    levels = len(shape)
-    sizes = (shape[1] if levels > 1 else None, shape[2] if levels > 2 else None)
-    found = iter(strides)
-    padded = tuple(tuple([*next(found), None, None][:3]) if t is not None else (None, None, None) for t in tensors)
-    every = [stride for s in strides for stride in s]
-    align = next(n for n in (16, 8, 1) if all(stride % n == 0 for stride in every))
-    return Layout(levels, sizes, padded, align)  # type: ignore[arg-type]
 
 
 def has_pdl(device: torch.device) -> bool:
@@ -94,41 +55,12 @@ def use_pdl(asked: bool | None, device: torch.device) -> bool:
     return wanted is not False and has_pdl(device)
 
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
 def gpu_of(device: torch.device) -> str:
     """The name under which configs.json has a table for a GPU."""
     if device.type != "cuda":
         return "default"
     major, minor = torch.cuda.get_device_capability(device)
     return f"sm_{major}{minor}"
-
-
-def refuse_strange(*tensors: Tensor | None) -> None:
-    """Raise Refusal for what no kernel here can read."""
-    for t in tensors:
-        if t is None:
-            continue
-        if t.dtype not in DTYPES:
-            raise Refusal(f"the kernels compute in fp32 and take fp16, bf16 and fp32, not {t.dtype}")
-        if t.shape[-1] > 1 and t.stride(-1) != 1:
-            raise Refusal(f"the last stride is {t.stride(-1)}, and the kernels read rows of stride 1")
-
-
-def refuse_numerics(numerics: Numerics, *known: str) -> None:
-    """Raise Refusal where a kernel that knows these fields of a numerics would ignore another."""
-    for one in fields(numerics):
-        if one.name not in (*DESCRIPTION, *known) and getattr(numerics, one.name) != one.default:
-            raise Refusal(f"the kernel cannot do what {one.name} says of numerics {numerics.name!r}")
-
-
-def layout_or_refuse(*tensors: Tensor | None) -> Layout:
-    """The common layout, or a Refusal."""
-    found = layout(tensors)
-    if found is None:
-        raise Refusal("the rows do not lie on a grid of at most three strides")
-    return found
 
 
 def hooked() -> bool:
@@ -153,14 +85,14 @@ def processors(device: torch.device) -> int:
 class KernelLaunch:
     """One kernel for one signature: everything but pointers, the number of rows and eps is fixed.
 
-    A kernel that works on something else than rows has no layout. `in_place` says which pointers are always others.
+    `integers` say where the rows lie. `in_place` says which pointers are always others.
     """
 
     def __init__(
         self,
         kernel: Any,
         warps: int,
-        layout: Layout | None,
+        integers: tuple[int | None, ...],
         device: torch.device,
         pdl: bool,
         constants: dict[str, Any],
@@ -169,17 +101,12 @@ class KernelLaunch:
         in_place: Mapping[int, int] = NOTHING,
     ) -> None:
         self.kernel, self.warps, self.device, self.pdl, self.programs = kernel, warps, device, pdl, programs
-        self.in_place = in_place
+        self.integers, self.constants, self.in_place = integers, constants, in_place
         self.options: dict[str, Any] = {"num_warps": warps, "enable_fp_fusion": True}
         if pdl:
             self.options["launch_pdl"] = True
         if registers is not None:
             self.options["maxnreg"] = registers
-        self.integers: tuple[int | None, ...] = ()
-        self.constants = {"PDL": pdl, **constants}
-        if layout is not None:
-            self.integers = (*layout.sizes, *(s for strides in layout.strides for s in strides))
-            self.constants |= {"LEVELS": layout.levels, "ALIGN": layout.align}
         self.lean: KernelLaunch | None = None
         self.lean_from = MOST_ROWS + 1
         self.compiled: set[tuple[bool, ...]] = set()  # the alignments of pointers that Triton has compiled for
@@ -279,27 +206,18 @@ class Launch(KernelLaunch):
         self,
         kernel: Any,
         config: Config,
-        layout: Layout,
+        integers: tuple[int | None, ...],
         device: torch.device,
-        pdl: bool,
-        constants: dict[str, Any],
-        lean: bool = False,
+        tile: Tile,
+        recipe: Any,
         in_place: Mapping[int, int] = NOTHING,
     ) -> None:
-        made = {
-            "POWER": 1 << (config.block * config.chunks - 1).bit_length(),
-            "BLOCK": config.block,
-            "CHUNKS": config.chunks,
-            "UNROLL": UNROLL,
-            "HELD": config.held,
-            "WITH_ROW": config.with_row and not lean,
-            "LATE": config.late,
-            "ROWS": config.rows,
-            **constants,
-        }
-        rows = config.rows
-        super().__init__(kernel, config.warps, layout, device, pdl, made, lambda m: -(-m // rows), in_place=in_place)
-        self.config = config
-        if config.lean and config.with_row and not lean:
-            self.lean = Launch(kernel, config, layout, device, pdl, constants, True, in_place)
-            self.lean_from = processors(device) * config.lean * config.rows
+        self.config, rows = config, config.rows
+        constants, pdl = {"tile": tile, "recipe": recipe}, bool(tile.pdl)
+        super().__init__(
+            kernel, config.warps, integers, device, pdl, constants, lambda m: -(-m // rows), in_place=in_place
+        )
+        if config.lean and tile.with_row:
+            lean = tile._replace(with_row=False)
+            self.lean = Launch(kernel, config, integers, device, lean, recipe, in_place)
+            self.lean_from = processors(device) * config.lean * rows

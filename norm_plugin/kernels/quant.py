@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from norm_plugin.kernels import Kernel, Refusal
-from norm_plugin.kernels.gated import plain
+from norm_plugin.kernels import Bound, Kernel, Refusal, gated
 from norm_plugin.kernels.launch import Launch
 from norm_plugin.kernels.rms import bind
 from norm_plugin.kernels.rms_kernel import PER_BLOCK, PER_TOKEN, STATIC
@@ -32,20 +30,20 @@ def bind_static(
 def bind_rmsnorm_quant(
     out: Tensor, input: Tensor, weight: Tensor | None, scale: Tensor, eps: float, numerics: str, gemma: bool,
     enable_pdl: bool | None,
-) -> Callable[..., None]:  # fmt: skip
+) -> Bound:  # fmt: skip
     launch = bind_static(out, input, None, weight, numerics, gemma, enable_pdl)
     width = input.shape[-1]
 
     def run(out: Tensor, input: Tensor, weight: Tensor | None, scale: Tensor, eps: float, *_: Any) -> None:
         launch(input.numel() // width, eps, input, None, weight, out, None, scale, None)
 
-    return run
+    return Bound(run, (launch,))
 
 
 def bind_fused_add_rmsnorm_quant(
     out: Tensor, input: Tensor, residual: Tensor, weight: Tensor | None, scale: Tensor, eps: float, numerics: str,
     gemma: bool, enable_pdl: bool | None,
-) -> Callable[..., None]:  # fmt: skip
+) -> Bound:  # fmt: skip
     launch = bind_static(out, input, residual, weight, numerics, gemma, enable_pdl)
     width = input.shape[-1]
 
@@ -54,13 +52,13 @@ def bind_fused_add_rmsnorm_quant(
     ) -> None:
         launch(input.numel() // width, eps, input, residual, weight, out, residual, scale, None)
 
-    return run
+    return Bound(run, (launch,))
 
 
 def bind_rmsnorm_dynamic_quant(
     input: Tensor, weight: Tensor | None, residual: Tensor | None, scale_ub: Tensor | None, eps: float,
     quant_dtype: torch.dtype, numerics: str, gemma: bool, enable_pdl: bool | None,
-) -> Callable[..., tuple[Tensor, Tensor]]:  # fmt: skip
+) -> Bound:  # fmt: skip
     new_output = maker_of_outputs(input)
     out = new_output(input, dtype=quant_dtype)
     launch = bind(
@@ -78,13 +76,13 @@ def bind_rmsnorm_dynamic_quant(
         launch(input.numel() // width, eps, input, residual, weight, out, residual, scales, scale_ub)
         return out, scales
 
-    return run
+    return Bound(run, (launch,))
 
 
 def bind_rmsnorm_block_quant(
     input: Tensor, weight: Tensor | None, residual: Tensor | None, eps: float, group_size: int,
     quant_dtype: torch.dtype, numerics: str, gemma: bool, enable_pdl: bool | None,
-) -> Callable[..., tuple[Tensor, Tensor]]:  # fmt: skip
+) -> Bound:  # fmt: skip
     new_output = maker_of_outputs(input)
     out = new_output(input, dtype=quant_dtype)
     launch = bind(
@@ -104,21 +102,21 @@ def bind_rmsnorm_block_quant(
         launch(input.numel() // width, eps, input, residual, weight, out, residual, scales, None)
         return out, scales
 
-    return run
+    return Bound(run, (launch,))
 
 
 def bind_layernorm_quant(
     out: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor, eps: float, numerics: str
-) -> Callable[..., None]:
-    launch = plain(input, weight, bias, out, LAYER_QUANT_NUMERICS[numerics], QMAX[out.dtype])
+) -> Bound:
+    launch = gated.bind(input, weight, bias, None, out, LAYER_QUANT_NUMERICS[numerics], qmax=QMAX[out.dtype])
     width = input.shape[-1]
 
     def run(
         out: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, scale: Tensor, eps: float, *_: Any
     ) -> None:
-        launch(input.numel() // width, eps, input, None, weight, bias, out, scale, None, None)
+        launch(input.numel() // width, eps, input, None, weight, bias, out, scale, None)
 
-    return run
+    return Bound(run, (launch,))
 
 
 KERNELS: dict[str, Kernel] = {

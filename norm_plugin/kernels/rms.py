@@ -8,31 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from norm_plugin.kernels import Kernel, Refusal
-from norm_plugin.kernels.configs import config
-from norm_plugin.kernels.launch import (
-    NOTHING,
-    Launch,
-    gpu_of,
-    has_fp8_unit,
-    layout_or_refuse,
-    refuse_numerics,
-    refuse_strange,
-    use_pdl,
-)
-from norm_plugin.kernels.rms_kernel import NO_QUANT, PER_BLOCK, PER_TOKEN, STATIC, rms_kernel
+from norm_plugin.kernels import Bound, Kernel, Refusal
+from norm_plugin.kernels.binding import bind_rows, refuse_strange
+from norm_plugin.kernels.launch import NOTHING, Launch, has_fp8_unit
+from norm_plugin.kernels.rms_kernel import NO_QUANT, PER_BLOCK, PER_TOKEN, STATIC, Recipe, rms_kernel
 from norm_plugin.native.rms import maker_of_outputs
 from norm_plugin.numerics import NUMERICS, Numerics
 
 #: The table of configurations by the quantisation of the output. With a residual, that decides.
-FAMILIES = {NO_QUANT: "rms", STATIC: "static", PER_TOKEN: "token", PER_BLOCK: "block"}
+TABLES = {NO_QUANT: "rms", STATIC: "static", PER_TOKEN: "token", PER_BLOCK: "block"}
 
 
 #: The kernel's pointers X, R, W, Y, T, S, UB, of which a fused add writes Y where X is and T where R is.
 IN_PLACE, TOTAL_IN_PLACE = {3: 0, 4: 1}, {4: 1}
-
-#: What the kernel knows of a numerics.
-KNOWN_NUMERICS = ("variance_of_rounded_sum", "output_of_rounded_sum", "round_before_weight", "weight_before_scale")
 
 
 def bind(
@@ -44,41 +32,31 @@ def bind(
     """The launch for a signature, from tensors that have it."""
     if variance_size is not None:
         raise Refusal(f"the variance is of the first {variance_size} columns only")
-    refuse_strange(input, residual, weight)
-    refuse_numerics(numerics, *KNOWN_NUMERICS)
-    width = input.shape[-1]
-    rows = layout_or_refuse(input, residual, total, out)
     added = residual is not None
-    return Launch(
-        rms_kernel,
-        config(FAMILIES[quant] if residual is None else "add", width, input.element_size(), gpu_of(input.device)),
-        rows,
-        input.device,
-        use_pdl(enable_pdl, input.device),
-        {
-            "N": width,
-            "HAS_RESIDUAL": added,
-            "HAS_WEIGHT": weight is not None,
-            "GEMMA": gemma,
-            "HF": numerics.round_before_weight,
-            "VARIANCE_OF_ROUNDED": added and numerics.variance_of_rounded_sum,
-            "OUTPUT_OF_ROUNDED": added and numerics.output_of_rounded_sum,
-            "WEIGHT_FIRST": numerics.weight_before_scale,
-            "L2": l2,
-            "QUANT": quant,
-            "GROUP": group,
-            "QMAX": qmax,
-            "MIN_SCALE": min_scale,
-            "FP8_UNIT": has_fp8_unit(input.device),
-        },
-        in_place=IN_PLACE if in_place else TOTAL_IN_PLACE if total is residual else NOTHING,
+    recipe = Recipe(
+        gemma=gemma,
+        variance_of_rounded_sum=added and numerics.variance_of_rounded_sum,
+        output_of_rounded_sum=added and numerics.output_of_rounded_sum,
+        round_before_weight=numerics.round_before_weight,
+        weight_before_scale=numerics.weight_before_scale,
+        l2=l2,
+        quant=quant,
+        group=group,
+        qmax=qmax,
+        min_scale=min_scale,
+        fp8_unit=has_fp8_unit(input.device),
     )
+    rows, table = (input, residual, total, out), "add" if added else TABLES[quant]
+    written = IN_PLACE if in_place else TOTAL_IN_PLACE if added and total is residual else NOTHING
+    return bind_rows(
+        rms_kernel, table, recipe, numerics, Recipe._fields, rows, [weight], pdl=enable_pdl, in_place=written
+    )  # fmt: skip
 
 
 def bind_rmsnorm(
     input: Tensor, weight: Tensor | None, eps: float, numerics: str, gemma: bool, variance_size: int | None,
     enable_pdl: bool | None,
-) -> Callable[..., Tensor]:  # fmt: skip
+) -> Bound:  # fmt: skip
     new_output = maker_of_outputs(input)
     how = (NUMERICS[numerics], gemma, variance_size, enable_pdl)
     launch = bind(input, None, weight, new_output(input), None, *how)
@@ -89,13 +67,13 @@ def bind_rmsnorm(
         launch(out.numel() // width, eps, input, None, weight, out, None, None, None)
         return out
 
-    return run
+    return Bound(run, (launch,))
 
 
 def bind_rmsnorm_out(
     input: Tensor, weight: Tensor | None, out: Tensor, eps: float, numerics: str, gemma: bool,
     variance_size: int | None, enable_pdl: bool | None,
-) -> Callable[..., None]:  # fmt: skip
+) -> Bound:  # fmt: skip
     launch = bind(input, None, weight, out, None, NUMERICS[numerics], gemma, variance_size, enable_pdl)
     width = input.shape[-1]
 
@@ -108,7 +86,7 @@ def bind_rmsnorm_out(
 def bind_add_rmsnorm(
     input: Tensor, residual: Tensor, weight: Tensor | None, eps: float, numerics: str, gemma: bool,
     variance_size: int | None, enable_pdl: bool | None,
-) -> Callable[..., tuple[Tensor, Tensor]]:  # fmt: skip
+) -> Bound:  # fmt: skip
     new_output, new_total = maker_of_outputs(input), maker_of_outputs(residual)
     out, total = new_output(input), new_total(residual)
     launch = bind(input, residual, weight, out, total, NUMERICS[numerics], gemma, variance_size, enable_pdl)
@@ -119,13 +97,13 @@ def bind_add_rmsnorm(
         launch(input.numel() // width, eps, input, residual, weight, out, total, None, None)
         return out, total
 
-    return run
+    return Bound(run, (launch,))
 
 
 def bind_fused_add_rmsnorm(
     input: Tensor, residual: Tensor, weight: Tensor | None, eps: float, numerics: str, gemma: bool,
     variance_size: int | None, enable_pdl: bool | None,
-) -> Callable[..., None]:  # fmt: skip
+) -> Bound:  # fmt: skip
     how = (NUMERICS[numerics], gemma, variance_size, enable_pdl)
     launch = bind(input, residual, weight, input, residual, *how, in_place=True)
     width = input.shape[-1]
@@ -136,18 +114,17 @@ def bind_fused_add_rmsnorm(
     return with_addresses(run, launch, width)
 
 
-def with_addresses(run: Callable[..., None], launch: Launch, width: int) -> Callable[..., None]:
-    """`run`, with an `at` that launches by the addresses of its tensors, which are the kernel's pointers in order."""
+def with_addresses(run: Callable[..., None], launch: Launch, width: int) -> Bound:
+    """`run`, and the same by the addresses of its tensors, which are the kernel's pointers in order."""
 
     def at(placed: tuple[int, Sequence[int]], rest: tuple[Any, ...]) -> bool:
         elements, addresses = placed
         return launch.at(elements // width, rest[0], addresses)
 
-    run.at = at  # type: ignore[attr-defined]
-    return run
+    return Bound(run, (launch,), at)
 
 
-def bind_l2norm(input: Tensor, eps: float, output_dtype: torch.dtype | None) -> Callable[..., Tensor]:
+def bind_l2norm(input: Tensor, eps: float, output_dtype: torch.dtype | None) -> Bound:
     new_output = maker_of_outputs(input)
     out = new_output(input, dtype=output_dtype)
     refuse_strange(out)
@@ -159,7 +136,7 @@ def bind_l2norm(input: Tensor, eps: float, output_dtype: torch.dtype | None) -> 
         launch(input.numel() // width, eps, input, None, None, out, None, None, None)
         return out
 
-    return run
+    return Bound(run, (launch,))
 
 
 KERNELS: dict[str, Kernel] = {

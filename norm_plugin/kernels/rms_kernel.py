@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 from norm_plugin.kernels.common import (
     DROP,
     KEEP,
+    by_column,
     cast,
-    chunk_mask,
+    chunk,
     expect,
     larger,
     largest_of,
@@ -22,56 +25,61 @@ from norm_plugin.kernels.common import (
     row_start,
     wait_for_producer,
 )
+from norm_plugin.kernels.constants import constants
 
-#: What QUANT means.
+#: What `quant` means.
 NO_QUANT, STATIC, PER_TOKEN, PER_BLOCK = 0, 1, 2, 3
 
 
+@constants
+class Recipe(NamedTuple):
+    """What the kernel computes: the fields of a Numerics, and how the output is quantised (blocks of `group` columns,
+    values up to `qmax`). `fp8_unit`: the GPU converts to fp8 itself."""
+
+    gemma: bool
+    variance_of_rounded_sum: bool
+    output_of_rounded_sum: bool
+    round_before_weight: bool
+    weight_before_scale: bool
+    l2: bool
+    quant: int
+    group: int
+    qmax: float
+    min_scale: float
+    fp8_unit: bool
+
+
 @triton.jit
-def sum_of(x, r, HAS_RESIDUAL: tl.constexpr):
+def sum_of(x, r):
     """(x + r before rounding, the same rounded to r's dtype), in fp32; x twice where there is no residual."""
     total = x.to(tl.float32)
     rounded = total
-    if HAS_RESIDUAL:
+    if r is not None:
         total += r.to(tl.float32)
         rounded = total.to(r.dtype).to(tl.float32)
     return total, rounded
 
 
 @triton.jit
-def load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL: tl.constexpr, STAY: tl.constexpr):
+def load_sum(X, R, x_at, r_at, cols, mask, STAY: tl.constexpr):
     """The sum of one chunk that is read for it."""
     x = read_raw(X + x_at + cols, mask, STAY)
-    r = read_raw(R + r_at + cols, mask, STAY) if HAS_RESIDUAL else None
-    return sum_of(x, r, HAS_RESIDUAL)
+    r = read_raw(R + r_at + cols, mask, STAY) if R is not None else None
+    return sum_of(x, r)
 
 
 @triton.jit
-def weight_chunk(W, weights, c: tl.constexpr, lane, in_batch, N: tl.constexpr, BLOCK: tl.constexpr,
-                 WITH_ROW: tl.constexpr, HAS_WEIGHT: tl.constexpr):  # fmt: skip
-    """The weight of chunk c: read with the row, or now; None where there is no weight."""
-    if not HAS_WEIGHT:
-        w = None
-    elif WITH_ROW:
-        w = weights[c]
-    else:
-        w = read(W + c * BLOCK + lane, chunk_mask(c * BLOCK + lane, in_batch, c * BLOCK + BLOCK > N, False, N))
-    return w
-
-
-@triton.jit
-def scale(h, s, w, dtype: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.constexpr, HF: tl.constexpr,
-          WEIGHT_FIRST: tl.constexpr):  # fmt: skip
+def scale(h, s, w, dtype: tl.constexpr, recipe: tl.constexpr):
     """h * s * w before its last rounding."""
-    if not HAS_WEIGHT:
+    if w is None:
         y = h * s
     else:
         w = w.to(tl.float32)
-        if GEMMA:
+        if recipe.gemma:
             w = w + 1.0
-        if WEIGHT_FIRST:
+        if recipe.weight_before_scale:
             y = h * w * s
-        elif HF:
+        elif recipe.round_before_weight:
             y = (h * s).to(dtype).to(tl.float32) * w
         else:
             y = h * s * w
@@ -79,149 +87,139 @@ def scale(h, s, w, dtype: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.cons
 
 
 @triton.jit
-def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column, END: tl.constexpr,
-          N: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, QUANT: tl.constexpr, GROUP: tl.constexpr,
-          QMAX: tl.constexpr, MIN_SCALE: tl.constexpr, FP8_UNIT: tl.constexpr):  # fmt: skip
+def to_quantise(h, s, w, dtype: tl.constexpr, recipe: tl.constexpr):
+    """The same as the quantisation takes it: rounded, where the numerics round before the weight."""
+    y = scale(h, s, w, dtype, recipe)
+    return y.to(dtype).to(tl.float32) if recipe.round_before_weight and recipe.quant > 0 else y
+
+
+@triton.jit
+def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column, END: tl.constexpr, tile: tl.constexpr,
+          recipe: tl.constexpr):  # fmt: skip
     """Round one chunk and write it; with PER_BLOCK its scales too, up to column END."""
     out: tl.constexpr = Y.dtype.element_ty
-    if QUANT == 0:
+    if recipe.quant == 0:
         y = y.to(out)
-    elif QUANT == 1:
-        y = cast(y * inverse, QMAX, out, FP8_UNIT)
-    elif QUANT == 2:
-        y = y * inverse if out == tl.int8 else quotient(y, inverse, token_scale, FP8_UNIT)
-        y = cast(y, QMAX, out, FP8_UNIT)
+    elif recipe.quant == 1:
+        y = cast(y * inverse, recipe.qmax, out, recipe.fp8_unit)
+    elif recipe.quant == 2:
+        y = y * inverse if out == tl.int8 else quotient(y, inverse, token_scale, recipe.fp8_unit)
+        y = cast(y, recipe.qmax, out, recipe.fp8_unit)
     else:
-        blocks = tl.reshape(y, [ROWS, BLOCK // GROUP, GROUP])
+        BLOCKS: tl.constexpr = tile.block // recipe.group
+        blocks = tl.reshape(y, [tile.rows, BLOCKS, recipe.group])
         largest = largest_of(blocks, 2)
-        scales = larger(tl.div_rn(largest, tl.full([ROWS, BLOCK // GROUP, 1], QMAX, tl.float32)), MIN_SCALE)
-        inverses = tl.div_rn(tl.full([ROWS, BLOCK // GROUP, 1], 1.0, tl.float32), scales)
-        blocks = blocks * inverses if out == tl.int8 else quotient(blocks, inverses, scales, FP8_UNIT)
-        y = tl.reshape(cast(blocks, QMAX, out, FP8_UNIT), [ROWS, BLOCK])
-        block = column // GROUP + tl.arange(0, BLOCK // GROUP)[None, :]
-        in_row = (block < END // GROUP) & (rows[:, None] >= 0)
-        place = S + rows[:, None].to(tl.int64) * (N // GROUP) + block
-        tl.store(place, tl.reshape(scales, [ROWS, BLOCK // GROUP]), mask=in_row)
+        scales = larger(tl.div_rn(largest, tl.full([tile.rows, BLOCKS, 1], recipe.qmax, tl.float32)), recipe.min_scale)
+        inverses = tl.div_rn(tl.full([tile.rows, BLOCKS, 1], 1.0, tl.float32), scales)
+        blocks = blocks * inverses if out == tl.int8 else quotient(blocks, inverses, scales, recipe.fp8_unit)
+        y = tl.reshape(cast(blocks, recipe.qmax, out, recipe.fp8_unit), [tile.rows, tile.block])
+        block = column // recipe.group + tl.arange(0, BLOCKS)[None, :]
+        in_row = (block < END // recipe.group) & (rows[:, None] >= 0)
+        place = S + rows[:, None].to(tl.int64) * (tile.n // recipe.group) + block
+        tl.store(place, tl.reshape(scales, [tile.rows, BLOCKS]), mask=in_row)
     tl.store(Y + y_at + cols, y, mask=mask)
 
 
+# The strides are not tuples: Triton would make a constant of each that is 1, and a kernel for each that 16 divides.
 @triton.jit(do_not_specialize=["M", "n1", "n2", "x0", "x1", "x2", "r0", "r1", "r2", "t0", "t1", "t2", "y0", "y1", "y2"])
 def rms_kernel(
     X, R, W, Y, T, S, UB, M, n1, n2, x0, x1, x2, r0, r1, r2, t0, t1, t2, y0, y1, y2, eps,
-    N: tl.constexpr, POWER: tl.constexpr, BLOCK: tl.constexpr, CHUNKS: tl.constexpr, UNROLL: tl.constexpr,
-    HELD: tl.constexpr, WITH_ROW: tl.constexpr, ROWS: tl.constexpr, LEVELS: tl.constexpr, ALIGN: tl.constexpr,
-    PDL: tl.constexpr, LATE: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, GEMMA: tl.constexpr, HF: tl.constexpr,
-    VARIANCE_OF_ROUNDED: tl.constexpr, OUTPUT_OF_ROUNDED: tl.constexpr, WEIGHT_FIRST: tl.constexpr,
-    L2: tl.constexpr, QUANT: tl.constexpr, GROUP: tl.constexpr, QMAX: tl.constexpr, MIN_SCALE: tl.constexpr,
-    FP8_UNIT: tl.constexpr,
+    tile: tl.constexpr, recipe: tl.constexpr,
 ):  # fmt: skip
-    """Y = norm(X [+ R]) of ROWS rows, T = X + R; S holds or takes the scales of a quantised Y, UB bounds them."""
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    """Y = norm(X [+ R]), T = X + R; S holds or takes the scales of a quantised Y, UB bounds them."""
+    rows = tl.program_id(0) * tile.rows + tl.arange(0, tile.rows)
     in_batch = rows[:, None] < M
-    if ROWS > 1:
+    if tile.rows > 1:
         rows = tl.where(rows < M, rows, -1)
     safe = tl.maximum(rows, 0)[:, None]
-    x_at = row_start(safe, n1, n2, x0, x1, x2, LEVELS, ALIGN)
-    y_at = row_start(safe, n1, n2, y0, y1, y2, LEVELS, ALIGN)
-    r_at = row_start(safe, n1, n2, r0, r1, r2, LEVELS, ALIGN) if HAS_RESIDUAL else x_at
-    t_at = row_start(safe, n1, n2, t0, t1, t2, LEVELS, ALIGN) if HAS_RESIDUAL else x_at
-    lane = tl.arange(0, BLOCK)[None, :]
+    x_at = row_start(safe, n1, n2, x0, x1, x2, tile)
+    y_at = row_start(safe, n1, n2, y0, y1, y2, tile)
+    r_at = row_start(safe, n1, n2, r0, r1, r2, tile) if R is not None else x_at
+    t_at = row_start(safe, n1, n2, t0, t1, t2, tile) if R is not None else x_at
+    lane = tl.arange(0, tile.block)[None, :]
     dtype: tl.constexpr = X.dtype.element_ty
 
-    if WITH_ROW and HAS_WEIGHT:
-        expect(W, 0, tl.program_id(0) == 0, N, POWER, PDL)
-    wait_for_producer(PDL, LATE)
+    expect(W, 0, tl.program_id(0) == 0, tile)
+    wait_for_producer(tile.pdl, tile.late)
 
-    squares = tl.zeros([ROWS, BLOCK], tl.float32)
-    AGAIN: tl.constexpr = CHUNKS - HELD  # whole chunks, read a second time for the output
+    squares = tl.zeros([tile.rows, tile.block], tl.float32)
+    AGAIN: tl.constexpr = tile.chunks - tile.held  # whole chunks, read a second time for the output
     if AGAIN > 0:
-        for start in tl.range(0, AGAIN, UNROLL):
-            for u in tl.static_range(UNROLL):
-                cols = (start + u) * BLOCK + lane
-                mask = (cols < AGAIN * BLOCK) & in_batch
-                total, rounded = load_sum(X, R, x_at, r_at, cols, mask, HAS_RESIDUAL, KEEP)
-                v = rounded if VARIANCE_OF_ROUNDED else total
+        for start in tl.range(0, AGAIN, tile.unroll):
+            for u in tl.static_range(tile.unroll):
+                cols = (start + u) * tile.block + lane
+                mask = (cols < AGAIN * tile.block) & in_batch
+                total, rounded = load_sum(X, R, x_at, r_at, cols, mask, KEEP)
+                v = rounded if recipe.variance_of_rounded_sum else total
                 squares += v * v
     # Everything that the row needs is asked for at once, before the first store: no load is moved across one.
     xs = ()
     rs = ()
-    for c in tl.static_range(AGAIN, CHUNKS):
-        cols = c * BLOCK + lane
-        mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
+    for c in tl.static_range(AGAIN, tile.chunks):
+        cols, mask = chunk(c, lane, in_batch, tile)
         xs += (read_raw(X + x_at + cols, mask),)
-        if HAS_RESIDUAL:
+        if R is not None:
             rs += (read_raw(R + r_at + cols, mask),)
-    weights = ()
-    if WITH_ROW and HAS_WEIGHT:
-        weights = read_with_row(W, 0, lane, in_batch, N, BLOCK, CHUNKS)
-    given_scale = tl.load(S).to(tl.float32) if QUANT == 1 else 0.0
+    weights = read_with_row(W, 0, lane, tile)
+    given_scale = tl.load(S).to(tl.float32) if recipe.quant == 1 else 0.0
     bound = tl.load(UB).to(tl.float32) if UB is not None else 0.0
     held = ()
-    for c in tl.static_range(AGAIN, CHUNKS):
-        if HAS_RESIDUAL:
-            total, rounded = sum_of(xs[c - AGAIN], rs[c - AGAIN], HAS_RESIDUAL)
-            cols = c * BLOCK + lane
-            mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
+    for c in tl.static_range(AGAIN, tile.chunks):
+        if R is not None:
+            total, rounded = sum_of(xs[c - AGAIN], rs[c - AGAIN])
+            cols, mask = chunk(c, lane, in_batch, tile)
             tl.store(T + t_at + cols, rounded.to(T.dtype.element_ty), mask=mask)
-            held += ((rounded if OUTPUT_OF_ROUNDED else total),)
-            v = rounded if VARIANCE_OF_ROUNDED else total
+            held += ((rounded if recipe.output_of_rounded_sum else total),)
+            v = rounded if recipe.variance_of_rounded_sum else total
         else:
             held += (xs[c - AGAIN],)
             v = xs[c - AGAIN].to(tl.float32)
         squares += v * v
-    release_consumer(PDL, LATE)
+    release_consumer(tile.pdl, tile.late)
     sum_of_squares = tl.sum(squares, axis=1, keep_dims=True)
-    s = tl.rsqrt((sum_of_squares if L2 else mean_of(sum_of_squares, N)) + eps)
+    s = tl.rsqrt((sum_of_squares if recipe.l2 else mean_of(sum_of_squares, tile.n)) + eps)
 
     inverse = s
     token_scale = s
-    if QUANT == 1:
-        tensor_scale = tl.full([ROWS, 1], 0.0, tl.float32) + given_scale
-        inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), tensor_scale)
-    if QUANT == 2:
-        largest = tl.zeros([ROWS, BLOCK], tl.float32)
-        for c in tl.static_range(AGAIN, CHUNKS):
-            w = weight_chunk(W, weights, c, lane, in_batch, N, BLOCK, WITH_ROW, HAS_WEIGHT)
-            y = scale(held[c - AGAIN].to(tl.float32), s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
-            largest = larger(largest, tl.abs(y.to(dtype).to(tl.float32) if HF else y))
+    if recipe.quant == 1:
+        tensor_scale = tl.full([tile.rows, 1], 0.0, tl.float32) + given_scale
+        inverse = tl.div_rn(tl.full([tile.rows, 1], 1.0, tl.float32), tensor_scale)
+    if recipe.quant == 2:
+        largest = tl.zeros([tile.rows, tile.block], tl.float32)
+        for c in tl.static_range(AGAIN, tile.chunks):
+            w = by_column(W, 0, weights, c, lane, tile)
+            y = to_quantise(held[c - AGAIN].to(tl.float32), s, w, dtype, recipe)
+            largest = larger(largest, tl.abs(y))
         if AGAIN > 0:
             for again in tl.range(0, AGAIN):
-                cols = again * BLOCK + lane
-                total, rounded = load_sum(X, R, x_at, r_at, cols, in_batch, HAS_RESIDUAL, KEEP)
-                weight = read(W + cols, cols >= 0, KEEP) if HAS_WEIGHT else None
-                h = rounded if OUTPUT_OF_ROUNDED else total
-                y = scale(h, s, weight, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
-                largest = larger(largest, tl.abs(y.to(dtype).to(tl.float32) if HF else y))
+                cols = again * tile.block + lane
+                total, rounded = load_sum(X, R, x_at, r_at, cols, in_batch, KEEP)
+                weight = read(W + cols, cols >= 0, KEEP) if W is not None else None
+                h = rounded if recipe.output_of_rounded_sum else total
+                largest = larger(largest, tl.abs(to_quantise(h, s, weight, dtype, recipe)))
         top = largest_of(largest, 1)
         if UB is not None:
             top = tl.minimum(top, bound, propagate_nan=tl.PropagateNan.ALL)
-        token_scale = larger(tl.div_rn(top, tl.full([ROWS, 1], QMAX, tl.float32)), MIN_SCALE)
-        inverse = tl.div_rn(tl.full([ROWS, 1], 1.0, tl.float32), token_scale)
+        token_scale = larger(tl.div_rn(top, tl.full([tile.rows, 1], recipe.qmax, tl.float32)), recipe.min_scale)
+        inverse = tl.div_rn(tl.full([tile.rows, 1], 1.0, tl.float32), token_scale)
         tl.store(S + safe, token_scale, mask=in_batch)
 
-    for c in tl.static_range(AGAIN, CHUNKS):
-        cols = c * BLOCK + lane
-        mask = chunk_mask(cols, in_batch, c * BLOCK + BLOCK > N, ROWS > 1, N)
-        w = weight_chunk(W, weights, c, lane, in_batch, N, BLOCK, WITH_ROW, HAS_WEIGHT)
-        y = scale(held[c - AGAIN].to(tl.float32), s, w, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
-        if HF and QUANT > 0:
-            y = y.to(dtype).to(tl.float32)
-        store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, c * BLOCK,
-              N, N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE, FP8_UNIT)  # fmt: skip
+    for c in tl.static_range(AGAIN, tile.chunks):
+        cols, mask = chunk(c, lane, in_batch, tile)
+        w = by_column(W, 0, weights, c, lane, tile)
+        y = to_quantise(held[c - AGAIN].to(tl.float32), s, w, dtype, recipe)
+        store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, c * tile.block, tile.n, tile, recipe)
     if AGAIN > 0:  # from the end: what was read last is what the L2 cache still holds
-        for back in tl.range(0, AGAIN, UNROLL):
-            for u in tl.static_range(UNROLL):
-                column = ((AGAIN - 1) // UNROLL * UNROLL - back + u) * BLOCK
+        for back in tl.range(0, AGAIN, tile.unroll):
+            for u in tl.static_range(tile.unroll):
+                column = ((AGAIN - 1) // tile.unroll * tile.unroll - back + u) * tile.block
                 cols = column + lane
-                inside = (cols < AGAIN * BLOCK) & in_batch
-                total, rounded = load_sum(X, R, x_at, r_at, cols, inside, HAS_RESIDUAL, DROP)
-                weight = read(W + cols, cols < AGAIN * BLOCK, KEEP) if HAS_WEIGHT else None
-                if HAS_RESIDUAL:
+                inside = (cols < AGAIN * tile.block) & in_batch
+                total, rounded = load_sum(X, R, x_at, r_at, cols, inside, DROP)
+                weight = read(W + cols, cols < AGAIN * tile.block, KEEP) if W is not None else None
+                if R is not None:
                     tl.store(T + t_at + cols, rounded.to(T.dtype.element_ty), mask=inside)
-                h = rounded if OUTPUT_OF_ROUNDED else total
-                y = scale(h, s, weight, dtype, HAS_WEIGHT, GEMMA, HF, WEIGHT_FIRST)
-                if HF and QUANT > 0:
-                    y = y.to(dtype).to(tl.float32)
+                h = rounded if recipe.output_of_rounded_sum else total
+                y = to_quantise(h, s, weight, dtype, recipe)
                 store(Y, y_at, S, y, inverse, token_scale, cols, inside, rows, column,
-                      AGAIN * BLOCK, N, BLOCK, ROWS, QUANT, GROUP, QMAX, MIN_SCALE, FP8_UNIT)  # fmt: skip
+                      AGAIN * tile.block, tile, recipe)  # fmt: skip

@@ -36,7 +36,7 @@ from triton.compiler import ASTSource
 from norm_plugin import kernels
 from norm_plugin.accuracy import inputs
 from norm_plugin.gradients import BACKWARD_OPS
-from norm_plugin.kernels import backward, driver, gated, launch, rms, split
+from norm_plugin.kernels import backward, binding, driver, gated, launch, rms
 from norm_plugin.ops import OPS
 from tests.kernels import ptx
 from tests.spec import samples
@@ -197,7 +197,7 @@ def bind(task: Task) -> list[Bound]:
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(launch.KernelLaunch, "__call__", launch_nothing))
-        for module in (rms, gated, split, backward):
+        for module in (binding, backward):
             stack.enter_context(mock.patch.object(module, "gpu_of", return_value=f"sm_{task.arch}"))
             stack.enter_context(mock.patch.object(module, "use_pdl", return_value=pdl))
         for module in (rms, gated):
@@ -206,7 +206,7 @@ def bind(task: Task) -> list[Bound]:
         stack.enter_context(mock.patch.object(backward, "processors", return_value=PROCESSORS))
         found = kernels.find(op.family, op.name)
         assert found is not None
-        found(*a.values())(*a.values())
+        found(*a.values()).run(*a.values())
     assert launched, f"{task.label} launched nothing"
     return launched
 
@@ -214,7 +214,7 @@ def bind(task: Task) -> list[Bound]:
 def compiled(found: Bound, task: Task) -> tuple[Any, dict[str, Tensor | None]]:
     """(the compiled kernel, its parameters by name), specialised as Triton would for aligned addresses."""
     bound = found.bound
-    values = bound.constants | ({"WITH_ROW": False} if task.lean else {})
+    values = bound.constants | ({"tile": bound.constants["tile"]._replace(with_row=False)} if task.lean else {})
     signature = dict.fromkeys(values, "constexpr")
     parameters: dict[str, Tensor | None] = {}
     aligned = {}
@@ -270,11 +270,11 @@ def report(task: Task, found: Bound) -> Report:
     try:
         kernel, parameters = compiled(found, task)
         names, text = list(parameters), kernel.asm["ptx"]
-        if "BLOCK" in bound.constants:
-            share = bound.constants["BLOCK"] * bound.constants.get("ROWS", 1) // (bound.options["num_warps"] * 32)
+        if tile := bound.constants["tile"]._asdict() if "tile" in bound.constants else {}:
+            share = tile["block"] * tile["rows"] // (bound.options["num_warps"] * 32)
             rows = {name: t for name, t in parameters.items() if t is not None and t.shape == task.shape}
             made.shares = {name: share * t.itemsize for name, t in rows.items()}
-        made.aligned = bound.constants.get("ALIGN") == 16
+        made.aligned = tile.get("align") == 16
         made.pdl = bound.pdl
         made.waits = text.count("griddepcontrol.wait")
         made.accesses = [(a.store, names[a.parameter], a.bytes, a.before_wait) for a in ptx.accesses(text)]

@@ -181,7 +181,8 @@ def test_a_driver_that_fails_raises_and_nothing_computes_again(name: str, roads:
     x = aligned(4, WIDTH).copy_(x)
     CALLS[name](x, other, weight)
     (route,) = (route for route in dispatch.routes() if route.op.name == name)
-    launch = next(c.cell_contents for c in route.run.__closure__ or () if hasattr(c.cell_contents, "lean_from"))
+    assert route.bound is not None
+    (launch,) = route.bound.launches
 
     def dies(*_: Any) -> None:
         raise RuntimeError("cuLaunchKernelEx failed with CUDA error 719")

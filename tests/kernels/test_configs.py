@@ -47,7 +47,7 @@ def weights_with_rows(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     through_jit = Launch.through_jit
 
     def spied(self: Any, *args: Any) -> None:
-        seen.append(self.constants["WITH_ROW"])
+        seen.append(bool(self.constants["tile"].with_row))
         through_jit(self, *args)
 
     monkeypatch.setattr(Launch, "through_jit", spied)
@@ -117,15 +117,15 @@ def test_releasing_the_next_kernel_early_or_late_changes_no_bit(name: str, varia
     assert all(twins.same_bits(*pair) for pair in zip(*found, strict=True))
 
 
-@pytest.mark.parametrize("family", ["rms", "add", "layer", "gated", "static", "token", "block"])
-def test_every_table_serves_every_width(family: str) -> None:
+@pytest.mark.parametrize("name", ["rms", "add", "layer", "gated", "static", "token", "block"])
+def test_every_table_serves_every_width(name: str) -> None:
     """Its limits ascend, and what it makes of a width holds the row: chunks that cover it, powers of two."""
-    for gpu, table in configs.tables().items():
-        limits = [limit for limit, *_ in table[family]]
+    for gpu, tables in configs.tables().items():
+        limits = [limit for limit, *_ in tables[name]]
         assert limits == sorted(limits)
         for width in [1, 7, 80, 128, 1000, 4096, 5120, 18432, 131072, 1 << 20]:
             for itemsize in (2, 4):
-                made = configs.config(family, width, itemsize, gpu)
+                made = configs.config(name, width, itemsize, gpu)
                 assert made.block * (made.chunks - 1) < width <= made.block * made.chunks
                 assert made.block & (made.block - 1) == 0
                 assert 1 <= made.held <= made.chunks

@@ -127,7 +127,7 @@ def test_a_lean_launch_that_cannot_be_compiled_leaves_the_usual_one(
     rows = 64
 
     def dies(args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        if not named["WITH_ROW"]:
+        if not named["tile"].with_row:
             raise RuntimeError("ptxas died")
 
     x, weight = x_of(8), x_of(1)[0]
@@ -143,8 +143,9 @@ def test_a_lean_launch_that_cannot_be_compiled_leaves_the_usual_one(
 
 
 def launch_of(op: str) -> Any:
-    (route,) = (route for route in dispatch.routes() if route.op.name == op)
-    return next(cell.cell_contents for cell in route.run.__closure__ if hasattr(cell.cell_contents, "lean_from"))
+    (bound,) = (route.bound for route in dispatch.routes() if route.op.name == op)
+    assert bound is not None
+    return bound.launches[0]
 
 
 @pytest.mark.parametrize("error", [MemoryError("none left"), RecursionError("too deep")], ids=str)
@@ -159,9 +160,9 @@ def test_what_is_not_the_kernels_fault_does_not_end_it(kernel: Troubled, error: 
         dispatch.reset()
 
 
-def test_a_family_that_a_gpu_has_no_table_for_takes_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, family in ((configs, "static"), (backward_configs, "gated")):
+def test_what_a_gpu_has_no_table_of_takes_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, table in ((configs, "static"), (backward_configs, "gated")):
         known = module.tables()
         known = known | {"sm_00": {"rms": known["default"]["rms"]}}
         monkeypatch.setattr(module, "tables", lambda known=known: known)
-        assert module.config(family, 4096, 2, "sm_00") == module.config(family, 4096, 2, "sm_99")
+        assert module.config(table, 4096, 2, "sm_00") == module.config(table, 4096, 2, "sm_99")

@@ -76,7 +76,7 @@ def levels_needed(tensors: Sequence[Tensor]) -> int:
 @fixed
 def test_a_layout_finds_every_row(tensors: list[Tensor]) -> None:
     """Also in batches of another size, since a launch is bound to strides and not to the number of rows."""
-    from norm_plugin.kernels.launch import layout
+    from norm_plugin.kernels.binding import layout
 
     found = layout([tensors[0], None, *tensors[1:]])
     needed = levels_needed(tensors)

@@ -13,9 +13,8 @@ from unittest import mock
 
 from norm_plugin import kernels
 from norm_plugin.ops import OPS
-from tests.sequences.test_binding import launches
 
-Bind = Callable[..., Callable[..., Any]]
+Bind = Callable[..., kernels.Bound]
 
 #: The ops that allocate their output, which is the last tensor of their layout.
 ALLOCATING = ("rmsnorm", "l2norm", "layernorm", "gated_norm")
@@ -24,14 +23,14 @@ ALLOCATING = ("rmsnorm", "l2norm", "layernorm", "gated_norm")
 def strides_of_the_first_call(op: str, bind: Bind) -> Bind:
     """The output is written at the strides that the first call's input had, where it had one row or none."""
 
-    def planted(*args: Any) -> Callable[..., Any]:
-        run = bind(*args)
+    def planted(*args: Any) -> kernels.Bound:
+        bound = bind(*args)
         if op in ALLOCATING and args[0].dim() == 2 and len(args[0]) < 2:
-            for launch in launches(run):
+            for launch in bound.launches:
                 integers = list(launch.integers)
                 integers[-3] = args[0].stride(0)
                 launch.integers = tuple(integers)
-        return run
+        return bound
 
     return planted
 
@@ -39,16 +38,16 @@ def strides_of_the_first_call(op: str, bind: Bind) -> Bind:
 def fallback_from_what_was_written(op: str, bind: Bind) -> Bind:
     """Whatever fails is computed natively, from an input and a residual that may hold the result already."""
 
-    def planted(*args: Any) -> Callable[..., Any]:
-        run = bind(*args)
+    def planted(*args: Any) -> kernels.Bound:
+        bound = bind(*args)
 
         def lenient(*given: Any) -> Any:
             try:
-                return run(*given)
+                return bound.run(*given)
             except Exception:
                 return OPS[op].native(*given)
 
-        return lenient if op in OPS else run
+        return kernels.Bound(lenient, bound.launches) if op in OPS else bound
 
     return planted
 

@@ -6,7 +6,6 @@ rows. So every number of rows must bind the same integers, constants and options
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -28,44 +27,26 @@ from norm_plugin.kernels.launch import KernelLaunch
 
 BATCHES = (1, 2, 7, 100, 4097, 10**6)
 
-Bound = tuple[Any, ...]
+Description = tuple[Any, ...]
 
 
-def launches(run: Any, seen: set[int] | None = None) -> Iterator[KernelLaunch]:
-    """Every launch that a function holds, or that something holds which it holds."""
-    seen = set() if seen is None else seen
-    if id(run) in seen:
-        return
-    seen.add(id(run))
-    if isinstance(run, KernelLaunch):
-        yield run
-        return
-    held = [cell.cell_contents for cell in getattr(run, "__closure__", None) or ()]
-    if type(run).__module__.startswith("norm_plugin.kernels"):
-        held += vars(run).values()
-    for one in held:
-        if callable(one):
-            yield from launches(one, seen)
-
-
-def described(launch: KernelLaunch) -> Bound:
+def described(launch: KernelLaunch) -> Description:
     """All that a launch passes, but for pointers, the number of rows and eps."""
     lean = None if launch.lean is None else described(launch.lean)
     grids = [launch.programs(m) for m in BATCHES]
     return launch.kernel, launch.integers, launch.constants, launch.options, grids, launch.lean_from, lean
 
 
-def bound(op: Op, args: tuple[Any, ...]) -> list[Bound] | str:
+def bound(op: Op, args: tuple[Any, ...]) -> list[Description] | str:
     """What a first call with these arguments binds, or why it is refused."""
     bind = kernels.find(op.family, op.name)
     assert bind is not None
     try:
-        run = bind(*args)
+        found = bind(*args)
     except kernels.Refusal as refusal:
         return str(refusal)
-    found = [described(launch) for launch in launches(run)]
-    assert found, f"{op.name} holds no launch that can be found"
-    return found
+    assert found.launches, f"{op.name} launches nothing"
+    return [described(launch) for launch in found.launches]
 
 
 def signature(op: Op, args: tuple[Any, ...]) -> tuple[Any, ...]:

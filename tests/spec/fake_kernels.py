@@ -22,11 +22,11 @@ class FakeKernel:
         self.bound, self.ran, self.refusal = 0, 0, refusal
         self.body = run or (lambda *args: rms.rmsnorm(*args[:-1]))
 
-    def __call__(self, *args: Any) -> Callable[..., Any]:
+    def __call__(self, *args: Any) -> kernels.Bound:
         self.bound += 1
         if self.refusal:
             raise kernels.Refusal(self.refusal)
-        return self.run
+        return kernels.Bound(self.run)
 
     def run(self, *args: Any) -> Any:
         self.ran += 1

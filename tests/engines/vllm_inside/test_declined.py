@@ -51,7 +51,7 @@ def test_a_kernel_that_dies_at_its_launch_is_given_up(monkeypatch):
         def run(*args):
             raise kernels.NotLaunched("no compiler") from RuntimeError("ptxas died")
 
-        return run
+        return kernels.Bound(run)
 
     monkeypatch.setattr(kernels, "unavailable", lambda device: "")
     monkeypatch.setattr(kernels, "find", lambda family, op: bind)

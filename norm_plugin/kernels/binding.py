@@ -1,0 +1,127 @@
+"""From the tensors of a first call to its launch: what is refused, where the rows lie, and which tile holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from norm_plugin.kernels import Refusal
+from norm_plugin.kernels.configs import UNROLL, config
+from norm_plugin.kernels.constants import Tile
+from norm_plugin.kernels.launch import NOTHING, Launch, gpu_of, use_pdl
+from norm_plugin.numerics import DESCRIPTION, Numerics
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of several tensors lie: sizes of the inner leading dimensions, and strides for each tensor."""
+
+    levels: int
+    sizes: tuple[int | None, int | None]
+    strides: tuple[tuple[int | None, int | None, int | None], ...]
+    align: int
+
+    @property
+    def integers(self) -> tuple[int | None, ...]:
+        """What a kernel is given of it."""
+        return (*self.sizes, *(stride for strides in self.strides for stride in strides))
+
+
+def layout(tensors: Sequence[Tensor | None]) -> Layout | None:
+    """The common layout of tensors of one shape, with as few levels as their strides allow; None beyond three.
+
+    The first dimension is never looked at but for its stride: a batch of one lies like any other.
+    """
+    present = [t for t in tensors if t is not None]
+    shape = list(present[0].shape[:-1]) or [1]
+    strides = [list(t.stride()[:-1]) or [0] for t in present]
+    dim = 1
+    while dim < len(shape):
+        if shape[dim] == 1 or all(s[dim - 1] == s[dim] * shape[dim] for s in strides):
+            for s in strides:
+                del s[dim - 1 if shape[dim] != 1 else dim]
+            shape[dim - 1] *= shape[dim]
+            del shape[dim]
+        else:
+            dim += 1
+    if len(shape) > 3:
+        return None
+    levels = len(shape)
+    sizes = (shape[1] if levels > 1 else None, shape[2] if levels > 2 else None)
+    found = iter(strides)
+    padded = tuple(tuple([*next(found), None, None][:3]) if t is not None else (None, None, None) for t in tensors)
+    every = [stride for s in strides for stride in s]
+    align = next(n for n in (16, 8, 1) if all(stride % n == 0 for stride in every))
+    return Layout(levels, sizes, padded, align)  # type: ignore[arg-type]
+
+
+def refuse_strange(*tensors: Tensor | None) -> None:
+    """Raise Refusal for what no kernel here can read."""
+    for t in tensors:
+        if t is None:
+            continue
+        if t.dtype not in DTYPES:
+            raise Refusal(f"the kernels compute in fp32 and take fp16, bf16 and fp32, not {t.dtype}")
+        if t.shape[-1] > 1 and t.stride(-1) != 1:
+            raise Refusal(f"the last stride is {t.stride(-1)}, and the kernels read rows of stride 1")
+
+
+def refuse_numerics(numerics: Numerics, known: Sequence[str]) -> None:
+    """Raise Refusal where a kernel that knows these fields of a numerics would ignore another."""
+    for one in fields(numerics):
+        if one.name not in (*DESCRIPTION, *known) and getattr(numerics, one.name) != one.default:
+            raise Refusal(f"the kernel cannot do what {one.name} says of numerics {numerics.name!r}")
+
+
+def layout_or_refuse(*tensors: Tensor | None) -> Layout:
+    """The common layout, or a Refusal."""
+    found = layout(tensors)
+    if found is None:
+        raise Refusal("the rows do not lie on a grid of at most three strides")
+    return found
+
+
+def bind_rows(
+    kernel: Any,
+    table: str,
+    recipe: Any,
+    numerics: Numerics,
+    known: Sequence[str],
+    rows: Sequence[Tensor | None],
+    columns: Sequence[Tensor | None],
+    *,
+    width: int | None = None,
+    pdl: bool | None = None,
+    in_place: Mapping[int, int] = NOTHING,
+) -> Launch:
+    """The launch of a kernel for a signature, from tensors that have it; raises Refusal.
+
+    `known` are the fields of a numerics that the kernel reads. `rows` lie row by row, x first and the output last;
+    `columns` have a number for each column.
+    """
+    x = rows[0]
+    assert x is not None
+    refuse_strange(*rows[:-1], *columns)
+    refuse_numerics(numerics, known)
+    width = x.shape[-1] if width is None else width
+    made, lie = config(table, width, x.element_size(), gpu_of(x.device)), layout_or_refuse(*rows)
+    tile = Tile(
+        n=width,
+        block=made.block,
+        chunks=made.chunks,
+        unroll=UNROLL,
+        held=made.held,
+        with_row=made.with_row,
+        rows=made.rows,
+        levels=lie.levels,
+        align=lie.align,
+        pdl=use_pdl(pdl, x.device),
+        late=made.late,
+    )
+    return Launch(kernel, made, lie.integers, x.device, tile, recipe, in_place)
