@@ -1,4 +1,4 @@
-"""The families in Triton. Nothing here imports triton before a call needs a kernel."""
+"""The ops in Triton, a module for each kind. Nothing here imports triton before a call needs a kernel."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def unavailable(device: torch.device) -> str:
 
 
 @cache
-def find(family: str, op: str) -> Kernel | None:
+def find(kind: str, op: str) -> Kernel | None:
     """The kernel of an op, or None where there is none."""
-    if importlib.util.find_spec(f"norm_plugin.kernels.{family}") is None:
+    if importlib.util.find_spec(f"norm_plugin.kernels.{kind}") is None:
         return None
-    kernels: dict[str, Kernel] = importlib.import_module(f"norm_plugin.kernels.{family}").KERNELS
+    kernels: dict[str, Kernel] = importlib.import_module(f"norm_plugin.kernels.{kind}").KERNELS
     return kernels.get(op)

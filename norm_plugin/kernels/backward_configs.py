@@ -1,10 +1,10 @@
-"""Launch configurations of the backward kernels: data, a function of (family, N, element size, GPU).
+"""Launch configurations of the backward kernels: data, a function of (table, N, element size, GPU).
 
 A program keeps a row in registers, with its part of the sums, and takes `rows` rows at once. There are `programs` of
 them a multiprocessor, each with a block of consecutive rows, so the number of partial sums is bounded. The order of a
-row's sums follows from (family, N, element size, GPU) alone; that of the sums over the rows from the number of rows
+row's sums follows from (table, N, element size, GPU) alone; that of the sums over the rows from the number of rows
 besides. `stages` is how many rows are read ahead. To have the next row brought to the L2 cache meanwhile
-is slower: by 24 to 73 % in the median of all configurations of a family and width (H100, 4096 to 16384 columns).
+is slower: by 24 to 73 % in the median of all configurations of a table and width (H100, 4096 to 16384 columns).
 """
 
 from __future__ import annotations
@@ -79,14 +79,14 @@ def forced(*entry: int) -> Iterator[None]:
         _forced = None
 
 
-def config(family: str, width: int, itemsize: int, gpu: str) -> Config:
+def config(table: str, width: int, itemsize: int, gpu: str) -> Config:
     """The configuration for rows (or groups) of `width` elements of `itemsize` bytes."""
     if _forced is not None:
-        return made(width, itemsize, *_forced) if _forced else in_parts(family, width)
-    for limit, *entry in entries(tables(), gpu, family):
+        return made(width, itemsize, *_forced) if _forced else in_parts(table, width)
+    for limit, *entry in entries(tables(), gpu, table):
         if width * itemsize <= limit:
             return made(width, itemsize, *entry)
-    return in_parts(family, width)
+    return in_parts(table, width)
 
 
 def made(width: int, itemsize: int, warps: int, rows: int, programs: int, stages: int) -> Config:
@@ -100,7 +100,7 @@ def made(width: int, itemsize: int, warps: int, rows: int, programs: int, stages
     return Config(warps, rows, block, chunks, 1, programs, stages, hold, flat)
 
 
-def in_parts(family: str, width: int) -> Config:
+def in_parts(table: str, width: int) -> Config:
     """The configuration of rows that no program holds."""
-    block, rows = min(PART, 1 << (width - 1).bit_length()), PART_ROWS[family]
+    block, rows = min(PART, 1 << (width - 1).bit_length()), PART_ROWS[table]
     return Config(PART_WARPS, rows, block, 1, -(-width // block), PART_PROGRAMS, PART_STAGES, True, flat=block >= PART)

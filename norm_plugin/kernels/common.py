@@ -83,8 +83,8 @@ def chunk(c: tl.constexpr, lane, in_batch, tile: tl.constexpr):
     return cols, chunk_mask(cols, in_batch, c * tile.block + tile.block > tile.n, tile.rows > 1, tile.n)
 
 
-#: How long a value that is read should stay in the cache: no wish, until it is read again, or no longer.
-ANY, KEEP, DROP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+#: How long a value that is read should stay in the cache: until it is read again, or no longer. 0 wishes nothing.
+KEEP, DROP = tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Launch configurations: data, a function of (family, N, element size, GPU), never of the number of rows.
+"""Launch configurations: data, a function of (table, N, element size, GPU), never of the number of rows.
 
 A row is held by `warps` warps in chunks of BLOCK columns, one load of `vector` bytes a thread and chunk; a program has
 `rows` rows. The order of a row's sum follows from these alone, so a row's result cannot depend on the batch around it.
@@ -40,7 +40,7 @@ class Config:
     lean: int
 
 
-#: GPU -> family -> entries, of which the first number is the largest row in bytes; "default" is any other GPU.
+#: GPU -> table -> entries, of which the first number is the largest row in bytes; "default" is any other GPU.
 Tables = dict[str, dict[str, list[list[int]]]]
 
 
@@ -56,17 +56,17 @@ def tables() -> Tables:
     return load("configs.json")
 
 
-def config(family: str, width: int, itemsize: int, gpu: str) -> Config:
+def config(table: str, width: int, itemsize: int, gpu: str) -> Config:
     """The configuration for rows of `width` elements of `itemsize` bytes."""
-    table = [_forced] if _forced else entries(tables(), gpu, family)
+    known = [_forced] if _forced else entries(tables(), gpu, table)
     row_bytes = width * itemsize
-    entry = next((entry for limit, *entry in table if row_bytes <= limit), table[-1][1:])
-    return make(family, width, itemsize, *entry)
+    entry = next((entry for limit, *entry in known if row_bytes <= limit), known[-1][1:])
+    return make(table, width, itemsize, *entry)
 
 
-def entries(of: Tables, gpu: str, family: str) -> list[list[int]]:
-    """A GPU's entries of a family, or those of any other GPU."""
-    return of.get(gpu, {}).get(family) or of["default"][family]
+def entries(of: Tables, gpu: str, table: str) -> list[list[int]]:
+    """A GPU's entries of a table, or those of any other GPU."""
+    return of.get(gpu, {}).get(table) or of["default"][table]
 
 
 _forced: list[int] | None = None
@@ -84,18 +84,18 @@ def forced(*entry: int) -> Iterator[None]:
 
 
 def make(
-    family: str, width: int, itemsize: int, warps: int, rows: int, late: int, lean: int, vector: int = 16
+    table: str, width: int, itemsize: int, warps: int, rows: int, late: int, lean: int, vector: int = 16
 ) -> Config:  # fmt: skip
     """The configuration that a table's entry stands for: the rest follows from the width."""
     power = 1 << (width - 1).bit_length()
     block = power if rows > 1 else min(power, warps * 32 * max(1, vector // itemsize))
     chunks = -(-width // block)
-    room = HELD_BYTES // (block * rows * bytes_held(family, itemsize))
+    room = HELD_BYTES // (block * rows * bytes_held(table, itemsize))
     held = min(chunks, max(1, room))
     with_row = held == chunks and block * rows * chunks <= WITH_ROW_ELEMENTS * warps * 32
     return Config(warps, rows, block, chunks, held, with_row, bool(late), lean)
 
 
-def bytes_held(family: str, itemsize: int) -> int:
+def bytes_held(table: str, itemsize: int) -> int:
     """Register bytes an element: a row as it is, with its gate, or the fp32 sum of a row and its residual."""
-    return {"add": 4, "gated": 2 * itemsize}.get(family, itemsize)
+    return {"add": 4, "gated": 2 * itemsize}.get(table, itemsize)

@@ -92,8 +92,3 @@ def divided_by_max(x: Tensor) -> Tensor:
     magnitude = h.abs().amax(-1, keepdim=True)
     divisor = torch.maximum(h.amax(-1, keepdim=True).abs(), magnitude * 2.0**-40)
     return h / torch.where(divisor > 0, divisor, torch.ones_like(divisor))
-
-
-def stable_layernorm(x: Tensor, gamma: Tensor, eps: float = 1e-5) -> Tensor:
-    """layernorm(x / |max(x)|), row by row, of which no step overflows. See `divided_by_max` for rows without one."""
-    return layernorm(divided_by_max(x), gamma, None, eps).to(x.dtype)

@@ -53,7 +53,7 @@ EVERY_OP = OPS | BACKWARD_OPS
 ALIKE = {"rmsnorm_out": "rmsnorm", "add_rmsnorm": "fused_add_rmsnorm"}
 
 #: One call of each table of launch configurations.
-FAMILIES: list[tuple[str, samples.Arguments]] = [
+TABLES: list[tuple[str, samples.Arguments]] = [
     ("rmsnorm", {}),
     ("fused_add_rmsnorm", {}),
     ("layernorm", {}),
@@ -129,7 +129,7 @@ def on(arch: int, name: str, variant: samples.Arguments) -> samples.Arguments:
 
 
 def tasks(few: bool) -> Iterator[Task]:
-    """Every variant of every op for Hopper, one for the others; the families in every layout, dtype and width."""
+    """Every variant of every op for Hopper, one for the others; the tables in every layout, dtype and width."""
     for name, variants in samples.VARIANTS.items():
         if name == "layernorm_linear":  # layernorm's kernel
             continue
@@ -138,10 +138,10 @@ def tasks(few: bool) -> Iterator[Task]:
         for variant in [] if few or name in ALIKE else variants[1:]:
             if "variance_size" not in variant:
                 yield Task(name, variant, (4, 256))
-    for name, variant in FAMILIES:
+    for name, variant in TABLES:
         for width in FEW_WIDTHS if few else WIDTHS:
             yield Task(name, variant, (4, width))
-    for name, variant in [] if few else FAMILIES[:4]:
+    for name, variant in [] if few else TABLES[:4]:
         yield Task(name, variant, (2, 3, 4, 128), layout="qkv_slice")
         yield Task(name, variant, (2, 3, 4, 128), layout="transposed")
         yield Task(name, variant, (4, 1000), dtype=torch.float16, layout="padded")
