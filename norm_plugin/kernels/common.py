@@ -77,10 +77,9 @@ def chunk_mask(cols, in_batch, PARTIAL: tl.constexpr, MANY: tl.constexpr, N: tl.
 
 
 @triton.jit
-def chunk(c: tl.constexpr, lane, in_batch, tile: tl.constexpr):
-    """(the columns of chunk c, their mask): of rows that are there, where a tile has several."""
-    cols = c * tile.block + lane
-    return cols, chunk_mask(cols, in_batch, c * tile.block + tile.block > tile.n, tile.rows > 1, tile.n)
+def mask_of(c: tl.constexpr, lane, in_batch, MANY: tl.constexpr, tile: tl.constexpr):
+    """The mask of chunk c, or None."""
+    return chunk_mask(c * tile.block + lane, in_batch, c * tile.block + tile.block > tile.n, MANY, tile.n)
 
 
 #: How long a value that is read should stay in the cache: until it is read again, or no longer. 0 wishes nothing.
@@ -126,7 +125,7 @@ def read_with_row(P, at, lane, tile: tl.constexpr):
     chunks = ()
     if P is not None and tile.with_row:
         for c in tl.static_range(tile.chunks):
-            mask = chunk_mask(c * tile.block + lane, True, c * tile.block + tile.block > tile.n, False, tile.n)
+            mask = mask_of(c, lane, True, False, tile)
             chunks += (tl.load(P + at + c * tile.block + lane, mask=mask, eviction_policy="evict_last"),)
     return chunks
 
@@ -139,8 +138,7 @@ def by_column(P, at, chunks, c: tl.constexpr, lane, tile: tl.constexpr):
     elif tile.with_row:
         w = chunks[c]
     else:
-        mask = chunk_mask(c * tile.block + lane, True, c * tile.block + tile.block > tile.n, False, tile.n)
-        w = read(P + at + c * tile.block + lane, mask)
+        w = read(P + at + c * tile.block + lane, mask_of(c, lane, True, False, tile))
     return w
 
 

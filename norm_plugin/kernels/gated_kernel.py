@@ -14,9 +14,9 @@ from norm_plugin.kernels.common import (
     add_pairs,
     by_column,
     cast,
-    chunk,
     expect,
     gate,
+    mask_of,
     mean_of,
     read,
     read_raw,
@@ -119,7 +119,8 @@ def gated_kernel(
     held = ()
     gates = ()
     for c in tl.static_range(AGAIN, tile.chunks):
-        cols, mask = chunk(c, lane, in_batch, tile)
+        cols = c * tile.block + lane
+        mask = mask_of(c, lane, in_batch, tile.rows > 1, tile)
         if recipe.gate_first:
             held += (load_gated(X, Z, x_at, z_at, cols, mask, recipe),)
         else:
@@ -158,7 +159,8 @@ def gated_kernel(
         tensor_scale = tl.zeros([tile.rows, 1], tl.float32) + given_scale
         inverse = tl.div_rn(tl.full([tile.rows, 1], 1.0, tl.float32), tensor_scale) if S is not None else None
         for c in tl.static_range(AGAIN, tile.chunks):
-            cols, mask = chunk(c, lane, in_batch, tile)
+            cols = c * tile.block + lane
+            mask = mask_of(c, lane, in_batch, tile.rows > 1, tile)
             h = held[c - AGAIN].to(tl.float32)
             xhat = h * rstd if recipe.rms else tl.fma(h - mean, rstd, -left * rstd)
             w = by_column(W, w_at, weights, c, lane, tile)

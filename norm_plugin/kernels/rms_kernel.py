@@ -12,10 +12,10 @@ from norm_plugin.kernels.common import (
     KEEP,
     by_column,
     cast,
-    chunk,
     expect,
     larger,
     largest_of,
+    mask_of,
     mean_of,
     quotient,
     read,
@@ -156,7 +156,8 @@ def rms_kernel(
     xs = ()
     rs = ()
     for c in tl.static_range(AGAIN, tile.chunks):
-        cols, mask = chunk(c, lane, in_batch, tile)
+        cols = c * tile.block + lane
+        mask = mask_of(c, lane, in_batch, tile.rows > 1, tile)
         xs += (read_raw(X + x_at + cols, mask),)
         if R is not None:
             rs += (read_raw(R + r_at + cols, mask),)
@@ -167,7 +168,8 @@ def rms_kernel(
     for c in tl.static_range(AGAIN, tile.chunks):
         if R is not None:
             total, rounded = sum_of(xs[c - AGAIN], rs[c - AGAIN])
-            cols, mask = chunk(c, lane, in_batch, tile)
+            cols = c * tile.block + lane
+            mask = mask_of(c, lane, in_batch, tile.rows > 1, tile)
             tl.store(T + t_at + cols, rounded.to(T.dtype.element_ty), mask=mask)
             held += ((rounded if recipe.output_of_rounded_sum else total),)
             v = rounded if recipe.variance_of_rounded_sum else total
@@ -205,7 +207,8 @@ def rms_kernel(
         tl.store(S + safe, token_scale, mask=in_batch)
 
     for c in tl.static_range(AGAIN, tile.chunks):
-        cols, mask = chunk(c, lane, in_batch, tile)
+        cols = c * tile.block + lane
+        mask = mask_of(c, lane, in_batch, tile.rows > 1, tile)
         w = by_column(W, 0, weights, c, lane, tile)
         y = to_quantise(held[c - AGAIN].to(tl.float32), s, w, dtype, recipe)
         store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, c * tile.block, tile.n, tile, recipe)
