@@ -57,55 +57,27 @@ class Backward:
         self.most = max(1, processors(x.device) * made.programs // (self.groups * made.parts))
         dz = None if z is None else new_output(z)
         recipe = Recipe(
-            groups=self.groups,
-            rms=rms,
-            l2=l2,
-            gemma=gemma,
-            gate_first=z is not None and gate_first,
-            gate_last=z is not None and not gate_first,
-            sigmoid=sigmoid,
-        )
+            groups=self.groups, rms=rms, l2=l2, gemma=gemma, gate_first=z is not None and gate_first,
+            gate_last=z is not None and not gate_first, sigmoid=sigmoid,
+        )  # fmt: skip
         rows = layout_or_refuse(grad, x, z, added, new_output(x), dz)
         tile = Tile(
-            n=self.size,
-            parts=made.parts,
-            block=made.block,
-            chunks=made.chunks,
-            rows=made.rows,
-            stages=made.stages,
-            hold=made.hold,
-            flat=made.flat,
-            fence=on_nvidia(x.device),
-            levels=rows.levels,
-            align=rows.align,
-            pdl=pdl,
-        )
+            n=self.size, parts=made.parts, block=made.block, chunks=made.chunks, rows=made.rows, stages=made.stages,
+            hold=made.hold, flat=made.flat, fence=on_nvidia(x.device), levels=rows.levels, align=rows.align, pdl=pdl,
+        )  # fmt: skip
         self.rows = KernelLaunch(
-            backward_kernel,
-            made.warps,
-            rows.integers,
-            x.device,
-            pdl,
-            {"tile": tile, "recipe": recipe},
-            lambda m: self.blocks(m) * self.groups * made.parts,
-            made.registers if on_nvidia(x.device) else None,
-        )
+            backward_kernel, made.warps, rows.integers, x.device, pdl, {"tile": tile, "recipe": recipe},
+            lambda m: self.blocks(m) * self.groups * made.parts, made.registers if on_nvidia(x.device) else None,
+        )  # fmt: skip
         self.statistics: KernelLaunch | None = None
         if made.parts > 1:
             block = configs.STATISTICS_WARPS * 32 * configs.VECTOR_BYTES // x.element_size()
             read = layout_or_refuse(grad, x, z)
-            tile = tile._replace(
-                block=min(block, made.block * made.parts), rows=1, parts=1, levels=read.levels, align=read.align
-            )
-            groups = self.groups
+            block, groups = min(block, made.block * made.parts), self.groups
+            tile = tile._replace(block=block, rows=1, parts=1, levels=read.levels, align=read.align)
+            how = {"tile": tile, "recipe": recipe, "UNROLL": configs.STATISTICS_UNROLL}
             self.statistics = KernelLaunch(
-                statistics_kernel,
-                configs.STATISTICS_WARPS,
-                read.integers,
-                x.device,
-                pdl,
-                {"tile": tile, "recipe": recipe, "UNROLL": configs.STATISTICS_UNROLL},
-                lambda m: m * groups,
+                statistics_kernel, configs.STATISTICS_WARPS, read.integers, x.device, pdl, how, lambda m: m * groups
             )
             self.planes = 2 if rms else 5
         columns = configs.SUM_COLUMNS if self.width <= configs.SUM_WIDE else configs.SUM_COLUMNS_WIDE
@@ -157,13 +129,10 @@ def bind_rmsnorm(
     if variance_size is not None:
         raise Refusal(f"the variance is of the first {variance_size} columns only")
     launches = Backward(grad, input, None, residual_grad, weight, None, weight_grad, False, gemma=gemma)
-
-    def run(
-        grad: Tensor, input: Tensor, weight: Tensor | None, residual_grad: Tensor | None, eps: float, *_: Any
-    ) -> list[Tensor]:
-        return launches(grad, input, None, residual_grad, weight, None, eps)
-
-    return launches.bound(run)
+    return launches.bound(
+        lambda grad, input, weight, residual_grad, eps, *_:
+            launches(grad, input, None, residual_grad, weight, None, eps)
+    )  # fmt: skip
 
 
 def bind_l2norm(grad: Tensor, input: Tensor, eps: float) -> Bound:
@@ -176,13 +145,9 @@ def bind_layernorm(
     bias_grad: bool,
 ) -> Bound:  # fmt: skip
     launches = Backward(grad, input, None, None, weight, bias, weight_grad, bias_grad, rms=False)
-
-    def run(
-        grad: Tensor, input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *_: Any
-    ) -> list[Tensor]:
-        return launches(grad, input, None, None, weight, bias, eps)
-
-    return launches.bound(run)
+    return launches.bound(
+        lambda grad, input, weight, bias, eps, *_: launches(grad, input, None, None, weight, bias, eps)
+    )
 
 
 def bind_gated_norm(
@@ -194,13 +159,7 @@ def bind_gated_norm(
         grad, x, z, None, weight, bias, weight_grad, bias_grad, group=group_size, rms=is_rms_norm,
         gate_first=not norm_before_gate, sigmoid=activation == "sigmoid",
     )  # fmt: skip
-
-    def run(
-        grad: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, z: Tensor | None, eps: float, *_: Any
-    ) -> list[Tensor]:
-        return launches(grad, x, z, None, weight, bias, eps)
-
-    return launches.bound(run)
+    return launches.bound(lambda grad, x, weight, bias, z, eps, *_: launches(grad, x, z, None, weight, bias, eps))
 
 
 KERNELS: dict[str, Kernel] = {

@@ -88,18 +88,10 @@ def layout_or_refuse(*tensors: Tensor | None) -> Layout:
 
 
 def bind_rows(
-    kernel: Any,
-    table: str,
-    recipe: Any,
-    numerics: Numerics,
-    known: Sequence[str],
-    rows: Sequence[Tensor | None],
-    columns: Sequence[Tensor | None],
-    *,
-    width: int | None = None,
-    pdl: bool | None = None,
+    kernel: Any, table: str, recipe: Any, numerics: Numerics, known: Sequence[str], rows: Sequence[Tensor | None],
+    columns: Sequence[Tensor | None], *, width: int | None = None, pdl: bool | None = None,
     in_place: Mapping[int, int] = NOTHING,
-) -> Launch:
+) -> Launch:  # fmt: skip
     """The launch of a kernel for a signature, from tensors that have it; raises Refusal.
 
     `known` are the fields of a numerics that the kernel reads. `rows` lie row by row, x first and the output last;
@@ -110,18 +102,9 @@ def bind_rows(
     refuse_strange(*rows[:-1], *columns)
     refuse_numerics(numerics, known)
     width = x.shape[-1] if width is None else width
-    made, lie = config(table, width, x.element_size(), gpu_of(x.device)), layout_or_refuse(*rows)
+    made, laid = config(table, width, x.element_size(), gpu_of(x.device)), layout_or_refuse(*rows)
     tile = Tile(
-        n=width,
-        block=made.block,
-        chunks=made.chunks,
-        unroll=UNROLL,
-        held=made.held,
-        with_row=made.with_row,
-        rows=made.rows,
-        levels=lie.levels,
-        align=lie.align,
-        pdl=use_pdl(pdl, x.device),
-        late=made.late,
-    )
-    return Launch(kernel, made, lie.integers, x.device, tile, recipe, in_place)
+        n=width, block=made.block, chunks=made.chunks, unroll=UNROLL, held=made.held, with_row=made.with_row,
+        rows=made.rows, levels=laid.levels, align=laid.align, pdl=use_pdl(pdl, x.device), late=made.late,
+    )  # fmt: skip
+    return Launch(kernel, made, laid.integers, x.device, tile, recipe, in_place)

@@ -22,17 +22,10 @@ def bind(
     """The launch for a signature, from tensors that have it; without an `out`, of the sums of squares."""
     width = x.shape[-1] if group is None else group
     recipe = Recipe(
-        groups=x.shape[-1] // width,
-        rms=rms,
-        gate_first=z is not None and gate_first,
-        gate_last=z is not None and not gate_first,
-        sigmoid=sigmoid,
-        round_before_weight=numerics.round_before_weight,
-        round_before_quant=numerics.round_before_quant,
-        qmax=1.0 if qmax is None else qmax,
-        full_width=full_width,
-        fp8_unit=has_fp8_unit(x.device),
-    )
+        groups=x.shape[-1] // width, rms=rms, gate_first=z is not None and gate_first, sigmoid=sigmoid,
+        round_before_weight=numerics.round_before_weight, round_before_quant=numerics.round_before_quant,
+        qmax=1.0 if qmax is None else qmax, full_width=full_width, fp8_unit=has_fp8_unit(x.device),
+    )  # fmt: skip
     table, known = "gated" if rms else "layer", ["round_before_weight" if qmax is None else "round_before_quant"]
     return bind_rows(gated_kernel, table, recipe, numerics, known, (x, z, out), (weight, bias), width=width)
 

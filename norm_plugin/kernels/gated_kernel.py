@@ -36,7 +36,6 @@ class Recipe(NamedTuple):
     groups: int
     rms: bool
     gate_first: bool
-    gate_last: bool
     sigmoid: bool
     round_before_weight: bool
     round_before_quant: bool
@@ -49,14 +48,14 @@ class Recipe(NamedTuple):
 def load_gated(X, Z, x_at, z_at, cols, mask, recipe: tl.constexpr, STAY: tl.constexpr = 0):
     """One chunk of x in fp32, gated already where the gate comes first."""
     h = read(X + x_at + cols, mask, STAY)
-    if recipe.gate_first:
+    if Z is not None and recipe.gate_first:
         h = h * gate(read(Z + z_at + cols, mask, STAY), recipe.sigmoid)
     return h
 
 
 @triton.jit
 def finish(Y, xhat, w, b, z, inverse, dtype: tl.constexpr, recipe: tl.constexpr):
-    """xhat * w + b, gated where the gate comes last, quantised where there is a scale, and rounded."""
+    """xhat * w + b, gated where the gate z comes last, quantised where there is a scale, and rounded."""
     y = xhat
     if recipe.round_before_weight:
         y = y.to(dtype).to(tl.float32)
@@ -66,7 +65,7 @@ def finish(Y, xhat, w, b, z, inverse, dtype: tl.constexpr, recipe: tl.constexpr)
         y = y + b.to(tl.float32)
     if recipe.round_before_weight:
         y = y.to(dtype).to(tl.float32)
-    if recipe.gate_last:
+    if z is not None:
         y = y * gate(z.to(tl.float32), recipe.sigmoid)
     if inverse is not None:
         if recipe.round_before_quant:
@@ -99,6 +98,7 @@ def gated_kernel(
 
     sums = tl.zeros([tile.rows, tile.block], tl.float32)
     squares = tl.zeros([tile.rows, tile.block], tl.float32)
+    GATE_LAST: tl.constexpr = Z is not None and not recipe.gate_first
     SUMMED: tl.constexpr = SUMS is None or Y is None  # else the sums are given
     AGAIN: tl.constexpr = tile.chunks - tile.held  # whole chunks, read a second time for the output
     mean = tl.zeros([tile.rows, 1], tl.float32)
@@ -121,11 +121,11 @@ def gated_kernel(
     for c in tl.static_range(AGAIN, tile.chunks):
         cols = c * tile.block + lane
         mask = mask_of(c, lane, in_batch, tile.rows > 1, tile)
-        if recipe.gate_first:
+        if Z is not None and recipe.gate_first:
             held += (load_gated(X, Z, x_at, z_at, cols, mask, recipe),)
         else:
             held += (read_raw(X + x_at + cols, mask),)
-        if recipe.gate_last:  # read with x, not after the reduction: one memory latency instead of two
+        if GATE_LAST:  # read with x, not after the reduction: one memory latency instead of two
             gates += (read_raw(Z + z_at + cols, mask),)
     weights = read_with_row(W, w_at, lane, tile)
     biases = read_with_row(B, w_at, lane, tile)
@@ -165,7 +165,7 @@ def gated_kernel(
             xhat = h * rstd if recipe.rms else tl.fma(h - mean, rstd, -left * rstd)
             w = by_column(W, w_at, weights, c, lane, tile)
             b = by_column(B, w_at, biases, c, lane, tile)
-            z = gates[c - AGAIN] if recipe.gate_last else None
+            z = gates[c - AGAIN] if GATE_LAST else None
             tl.store(Y + y_at + cols, finish(Y, xhat, w, b, z, inverse, dtype, recipe), mask=mask)
         if AGAIN > 0:  # from the end: what was read last is what the L2 cache still holds
             for back in tl.range(0, AGAIN, tile.unroll):
@@ -177,6 +177,6 @@ def gated_kernel(
                     xhat = h * rstd if recipe.rms else tl.fma(h - mean, rstd, -left * rstd)
                     weight = read(W + w_at + cols, whole, KEEP) if W is not None else None
                     bias = read(B + w_at + cols, whole, KEEP) if B is not None else None
-                    gating = read(Z + z_at + cols, inside, DROP) if recipe.gate_last else None
+                    gating = read(Z + z_at + cols, inside, DROP) if GATE_LAST else None
                     y = finish(Y, xhat, weight, bias, gating, inverse, dtype, recipe)
                     tl.store(Y + y_at + cols, y, mask=inside)

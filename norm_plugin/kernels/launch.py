@@ -203,20 +203,14 @@ class Launch(KernelLaunch):
     """
 
     def __init__(
-        self,
-        kernel: Any,
-        config: Config,
-        integers: tuple[int | None, ...],
-        device: torch.device,
-        tile: Tile,
-        recipe: Any,
-        in_place: Mapping[int, int] = NOTHING,
-    ) -> None:
+        self, kernel: Any, config: Config, integers: tuple[int | None, ...], device: torch.device, tile: Tile,
+        recipe: Any, in_place: Mapping[int, int] = NOTHING,
+    ) -> None:  # fmt: skip
         self.config, rows = config, config.rows
-        constants, pdl = {"tile": tile, "recipe": recipe}, bool(tile.pdl)
         super().__init__(
-            kernel, config.warps, integers, device, pdl, constants, lambda m: -(-m // rows), in_place=in_place
-        )
+            kernel, config.warps, integers, device, bool(tile.pdl), {"tile": tile, "recipe": recipe},
+            lambda m: -(-m // rows), in_place=in_place,
+        )  # fmt: skip
         if config.lean and tile.with_row:
             lean = tile._replace(with_row=False)
             self.lean = Launch(kernel, config, integers, device, lean, recipe, in_place)

@@ -39,13 +39,8 @@ def bind(
         output_of_rounded_sum=added and numerics.output_of_rounded_sum,
         round_before_weight=numerics.round_before_weight,
         weight_before_scale=numerics.weight_before_scale,
-        l2=l2,
-        quant=quant,
-        group=group,
-        qmax=qmax,
-        min_scale=min_scale,
-        fp8_unit=has_fp8_unit(input.device),
-    )
+        l2=l2, quant=quant, group=group, qmax=qmax, min_scale=min_scale, fp8_unit=has_fp8_unit(input.device),
+    )  # fmt: skip
     rows, table = (input, residual, total, out), "add" if added else TABLES[quant]
     written = IN_PLACE if in_place else TOTAL_IN_PLACE if added and total is residual else NOTHING
     return bind_rows(
