@@ -1,6 +1,6 @@
 """Two defects that were there once, to be planted again: the sequences must notice them.
 
-Both are planted around what a kernel's `bind` returns, so they depend on `kernels.find` and `KernelLaunch.integers`
+Both are planted around what a kernel's `bind` returns, so they depend on `kernels.find`, `Bound` and `integers`
 alone, and on the output being the last tensor of a layout.
 """
 
