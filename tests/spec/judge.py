@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from norm_plugin.accuracy import bounds, oracle, ulps
-from norm_plugin.dispatch import Op
 from norm_plugin.native.rms import wide_dtype
+from norm_plugin.op import Op
 
 Arguments = dict[str, Any]
 
@@ -24,7 +24,7 @@ class Truth(NamedTuple):
 
 def check(op: Op, a: Arguments, outputs: tuple[Tensor, ...]) -> None:
     """Assert that `outputs`, in the order of samples.outputs, are right for the arguments before the call."""
-    truths = list(TRUTHS[op.family](op.name, a, outputs))
+    truths = list(TRUTHS[op.kind](op.name, a, outputs))
     assert len(outputs) == len(truths)
     for place, (output, truth) in enumerate(zip(outputs, truths, strict=True)):
         assert output.dtype == dtype_of(op, a, place)
@@ -51,7 +51,7 @@ def dtype_of(op: Op, a: Arguments, place: int) -> torch.dtype:
         "split": [wide_dtype(x) if op.name == "split_sums" else x],
         "quant": [a["out"].dtype, *residual] if "out" in a else [a.get("quant_dtype"), wide_dtype(x), *residual],
     }
-    return by_op[op.family][place]
+    return by_op[op.kind][place]
 
 
 def rms(name: str, a: Arguments, outputs: tuple[Tensor, ...]) -> Iterator[Truth]:
