@@ -235,7 +235,7 @@ def apart(name: str, t: Tensor, other_name: str, other: Tensor, both_written: bo
 
 
 def may_be_written(name: str, t: Tensor) -> None:
-    """torch refuses to write an inference tensor outside of inference mode, but only once it comes to it."""
+    """torch refuses to write an inference tensor outside of inference mode, but maybe after it has written another."""
     if t.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{name} is an inference tensor, and it is written in place, which torch allows under "
@@ -244,7 +244,7 @@ def may_be_written(name: str, t: Tensor) -> None:
 
 
 def recorded_writing(name: str, t: Tensor) -> None:
-    """t is written where gradients are recorded: what torch refuses then, it refuses only once it comes to it."""
+    """t is written while gradients are recorded: what torch would refuse midway is refused before."""
     base = t._base if t._is_view() else t
     if base is not None and base.is_leaf and base.requires_grad:
         raise RuntimeError(f"{name} is a leaf that requires a gradient, and it is written in place; pass a copy of it.")

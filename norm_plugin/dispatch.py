@@ -86,8 +86,8 @@ _planned: set[Op] = set()
 _logged: set[str] = set()
 _lock = threading.RLock()
 
-# A route that was taken out of its table may be in use by another thread, which counts its call there: so its count is
-# taken when the last thread has let it go.
+# Another thread may still use a route that has left its table, and count calls there. So a route's count is taken when
+# the route ends.
 _alive: weakref.WeakSet[Route] = weakref.WeakSet()
 _ended: deque[tuple[str, str, int]] = deque()
 _counts: Counter[tuple[str, str]] = Counter()
@@ -133,7 +133,7 @@ def run(route: Route, args: tuple[Any, ...], decline: bool = False) -> Any:
     return result
 
 
-#: Autograd must notice that a tensor was written by what it cannot see: its version counter advances.
+#: Autograd cannot see what a kernel writes. It notices by the version counter of the tensor, which this advances.
 advance_versions: Callable[[Sequence[Tensor]], None] = torch._C._increment_version
 
 
@@ -152,7 +152,7 @@ def find_route(op: Op, args: tuple[Any, ...]) -> Route:
 
 
 def _entered(table: Table, route: Route) -> Route:
-    """The route, in its table: or the one that another thread has put there meanwhile."""
+    """Puts a route into its table. Returns it, or the one that another thread has put there meanwhile."""
     with _lock:
         if len(table.routes) >= MOST_ROUTES and table is _table:
             _start_over()
@@ -169,7 +169,7 @@ def is_current(route: Route) -> bool:
 
 
 def find_native(op: Op, args: tuple[Any, ...], reason: str) -> Route:
-    """The route of calls that no kernel can do for a reason which is not in their signature."""
+    """The native route, for a reason that does not follow from the signature."""
     checks.check(op, args)
     table, signature = _table, (op.name, reason)
     expected = settings.get().backend == "native" or bool(kernels.unavailable(args[op.x].device))
@@ -226,10 +226,8 @@ def _native(op: Op, signature: Signature, reason: str, args: tuple[Any, ...], *,
 
 
 def after_failure(route: Route, error: Exception, args: tuple[Any, ...], decline: bool = False) -> Any:
-    """The call again, by the native op: where nothing can have been written, and the fault is the kernel's own.
-
-    Otherwise the error is raised: what it leaves is not known, and the native op would compute from that.
-    """
+    """Calls the native op instead, if nothing was written and the kernel is at fault. Otherwise raises the error, because
+    the native op would compute from what is left."""
     if isinstance(error, (MemoryError, RecursionError, torch.OutOfMemoryError)) or route.backend == "native":
         raise error
     before_launch = isinstance(error, (kernels.NotLaunched, CompilerError))
@@ -280,7 +278,7 @@ def routes() -> tuple[Route, ...]:
 
 
 def keep_plan(route: Route, plan: Any, most: int) -> None:
-    """Keep a plan with its op, one of at most so many, for as long as the flags stay as they are."""
+    """Keep a plan with its op until the flags change; of more than `most`, the oldest goes."""
     with _lock:
         if is_current(route):
             route.op.plans = (*route.op.plans, plan)[-most:]

@@ -28,7 +28,7 @@ Wanted = tuple[bool, ...]
 
 def _declare(native: Callable[..., Any], fake: Callable[[Arguments], Any], **roles: Any) -> Op:
     """A backward op. It can be differentiated in turn, by its tensors: they are its first arguments."""
-    op = library.declare(BACKWARD_OPS, "backward", native, fake, **roles)
+    op = library.declare(BACKWARD_OPS, native, fake, **roles)
     tensors = len(op.tensors)
 
     def again(kept: Tensors, wanted: Wanted, *rest: Any) -> Tensors:
@@ -77,11 +77,11 @@ RMSNORM_BACKWARD = _declare(
     backward.rmsnorm_backward,
     lambda a: _like(a, "input", "weight"),
     normalized="input",
-    by_element=("grad", "residual_grad"),
-    shared=("weight",),
+    by_element="grad residual_grad",
+    shared="weight",
 )
 L2NORM_BACKWARD = _declare(
-    backward.l2norm_backward, lambda a: new_output(a["input"]), normalized="input", by_element=("grad",)
+    backward.l2norm_backward, lambda a: new_output(a["input"]), normalized="input", by_element="grad"
 )
 _RMS_CONSTANTS = ("eps", "gemma", "variance_size")
 
@@ -143,8 +143,8 @@ LAYERNORM_BACKWARD = _declare(
     backward.layernorm_backward,
     lambda a: _like(a, "input", "weight", "bias"),
     normalized="input",
-    by_element=("grad",),
-    shared=("weight", "bias"),
+    by_element="grad",
+    shared="weight bias",
 )
 
 
@@ -178,8 +178,8 @@ GATED_NORM_BACKWARD = _declare(
     backward.gated_norm_backward,
     lambda a: _like(a, "x", "z", "weight", "bias"),
     normalized="x",
-    by_element=("grad", "z"),
-    shared=("weight", "bias"),
+    by_element="grad z",
+    shared="weight bias",
 )
 
 

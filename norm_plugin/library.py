@@ -28,44 +28,43 @@ Tensors = tuple[Tensor | None, ...]
 
 def declare(
     ops: dict[str, Op],
-    kind: str,
     native: Callable[..., Any],
     fake: Callable[[Arguments], Any],
     *,
     normalized: str,
-    by_element: tuple[str, ...] = (),
-    one_a_row: tuple[str, ...] = (),
-    shared: tuple[str, ...] = (),
-    written: tuple[str, ...] = (),
-    may_be: tuple[str, str] | None = None,
+    by_element: str = "",
+    one_a_row: str = "",
+    shared: str = "",
+    written: str = "",
+    may_be: str = "",
     numerics: Mapping[str, Numerics] | None = None,
 ) -> Op:
-    """Define the op that `native` computes, with its name and signature, and enter it in `ops`.
+    """Define the op that `native` computes, with its name and signature, and enter it in `ops`. Its kind is the name of
+    its module, which the module of its kernel shares.
 
-    kind: the module of norm_plugin.kernels that may have a kernel of this name
     fake: makes outputs of the right shape and dtype from the named arguments
     normalized, by_element, one_a_row, shared: the role of each tensor. It is what is normalized, has the same shape,
-        has one number for each row, or is shared by all rows.
+        has one number for each row, or is shared by all rows. Several names are one string, as in "weight bias".
     written: the arguments that are written in place, in the order of the arguments
-    may_be: one that is written, and the argument whose memory it may be
+    may_be: one that is written, and the argument whose memory it may be, as in "out input"
     numerics: the table of those that the op knows
     """
     name = native.__name__
     parameters = inspect.signature(native).parameters
     arguments = tuple(parameters)
-    schema = schema_of(native, written)
+    schema = schema_of(native, written.split())
     parsed = torch._C.parse_schema(f"norm_plugin::{schema}").arguments
     tensors = frozenset(a.name for a in parsed if "Tensor" in str(a.type))
-    roles = (normalized, *by_element, *one_a_row, *shared)
+    roles = f"{normalized} {by_element} {one_a_row} {shared}".split()
     if sorted(roles) != sorted(tensors):
         raise TypeError(
             f"{name} has the tensors {', '.join(sorted(tensors))} and roles for {', '.join(sorted(roles))}; "
             "each tensor must have one role."
         )
     rules = {
-        **dict.fromkeys(by_element, Call.per_element),
-        **dict.fromkeys(one_a_row, Call.per_row),
-        **dict.fromkeys(shared, Call.per_column),
+        **dict.fromkeys(by_element.split(), Call.per_element),
+        **dict.fromkeys(one_a_row.split(), Call.per_row),
+        **dict.fromkeys(shared.split(), Call.per_column),
         **{argument: rule for argument, rule in checks.RULES.items() if argument in arguments},
     }
     unchecked = {normalized, *(a.name for a in parsed if "bool" in str(a.type))}  # the one has a check of its own
@@ -76,12 +75,12 @@ def declare(
     LIBRARY.define(schema)
     getattr(torch.ops.norm_plugin, name)  # dir(torch.ops.norm_plugin) lists what was asked for
 
-    def places(names: tuple[str, ...]) -> tuple[int, ...]:
-        return tuple(map(arguments.index, names))
+    def places(names: str) -> tuple[int, ...]:
+        return tuple(map(arguments.index, names.split()))
 
     op = ops[name] = Op(
         name,
-        kind,
+        native.__module__.rpartition(".")[2],
         native,
         arguments,
         defaults=tuple(None if p.default is p.empty else p.default for p in parameters.values()),
@@ -92,7 +91,7 @@ def declare(
         written=places(written),
         tensors=tensors,
         required=frozenset(a.name for a in parsed if not str(a.type).startswith("Optional")),
-        may_be=None if may_be is None else (arguments.index(may_be[0]), arguments.index(may_be[1])),
+        may_be=places(may_be),
         numerics=numerics or {},
     )
 
@@ -115,7 +114,7 @@ def declare(
     return op
 
 
-def schema_of(native: Callable[..., Any], written: tuple[str, ...]) -> str:
+def schema_of(native: Callable[..., Any], written: list[str]) -> str:
     """The schema of a typed function. What it writes is marked (a!), (b!), in the order of the arguments."""
     schema = torch.library.infer_schema(native, op_name=native.__name__, mutates_args=written)
     arguments = list(inspect.signature(native).parameters)

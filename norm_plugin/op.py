@@ -27,7 +27,7 @@ class Op:
     written: tuple[int, ...]
     tensors: frozenset[str]
     required: frozenset[str]
-    may_be: tuple[int, int] | None  # what is written, and the argument whose memory it may be
+    may_be: tuple[int, ...]  # what is written, and the argument whose memory it may be
     numerics: Mapping[str, Numerics]
     recorded: Callable[..., Any] | None = None  # does the same where a gradient is wanted: an op that writes has none
     plans: tuple[Any, ...] = ()

@@ -35,82 +35,68 @@ def _nothing(a: Arguments) -> None:
 
 # --- rms ----------------------------------------------------------------------------------------------------------
 
-RMSNORM = declare("rms", rms.rmsnorm, _like_input, normalized="input", shared=("weight",), numerics=NUMERICS)
+RMSNORM = declare(rms.rmsnorm, _like_input, normalized="input", shared="weight", numerics=NUMERICS)
 RMSNORM_OUT = declare(
-    "rms",
     rms.rmsnorm_out,
     _nothing,
     normalized="input",
-    by_element=("out",),
-    shared=("weight",),
-    written=("out",),
-    may_be=("out", "input"),
+    by_element="out",
+    shared="weight",
+    written="out",
+    may_be="out input",
     numerics=NUMERICS,
 )
 ADD_RMSNORM = declare(
-    "rms",
     rms.add_rmsnorm,
     lambda a: (new_output(a["input"]), new_output(a["residual"])),
     normalized="input",
-    by_element=("residual",),
-    shared=("weight",),
+    by_element="residual",
+    shared="weight",
     numerics=NUMERICS,
 )
 FUSED_ADD_RMSNORM = declare(
-    "rms",
     rms.fused_add_rmsnorm,
     _nothing,
     normalized="input",
-    by_element=("residual",),
-    shared=("weight",),
-    written=("input", "residual"),
+    by_element="residual",
+    shared="weight",
+    written="input residual",
     numerics=NUMERICS,
 )
-L2NORM = declare("rms", rms.l2norm, lambda a: new_output(a["input"], dtype=a["output_dtype"]), normalized="input")
+L2NORM = declare(rms.l2norm, lambda a: new_output(a["input"], dtype=a["output_dtype"]), normalized="input")
 
 # --- layer --------------------------------------------------------------------------------------------------------
 
-LAYERNORM = declare(
-    "layer", layer.layernorm, _like_input, normalized="input", shared=("weight", "bias"), numerics=LAYER_NUMERICS
-)
+LAYERNORM = declare(layer.layernorm, _like_input, normalized="input", shared="weight bias", numerics=LAYER_NUMERICS)
 LAYERNORM_LINEAR = declare(
-    "layer",
     layer.layernorm_linear,
     lambda a: a["linear_weight"].new_empty((*a["x"].shape[:-1], a["linear_weight"].shape[0])),
     normalized="x",
-    shared=("weight", "bias", "linear_weight", "linear_bias"),
+    shared="weight bias linear_weight linear_bias",
 )
 
 # --- gated --------------------------------------------------------------------------------------------------------
 
 GATED_NORM = declare(
-    "gated",
-    gated.gated_norm,
-    _like_x,
-    normalized="x",
-    by_element=("z",),
-    shared=("weight", "bias"),
-    numerics=GATED_NUMERICS,
+    gated.gated_norm, _like_x, normalized="x", by_element="z", shared="weight bias", numerics=GATED_NUMERICS
 )
 
 # --- split ---------------------------------------------------------------------------------------------------------
 
 SPLIT_SUMS = declare(
-    "split",
     split.split_sums,
     lambda a: a["x"].new_empty((*a["x"].shape[:-1], 1), dtype=wide_dtype(a["x"].dtype)),
     normalized="x",
-    by_element=("z",),
+    by_element="z",
     numerics=GATED_NUMERICS,
 )
 SPLIT_RMSNORM = declare(
-    "split",
     split.split_rmsnorm,
     _like_x,
     normalized="x",
-    by_element=("z",),
-    one_a_row=("sums",),
-    shared=("weight",),
+    by_element="z",
+    one_a_row="sums",
+    shared="weight",
     numerics=GATED_NUMERICS,
 )
 
@@ -124,52 +110,47 @@ def _quantised(a: Arguments, scales: int) -> tuple[Tensor, Tensor]:
 
 
 RMSNORM_QUANT = declare(
-    "quant",
     quant.rmsnorm_quant,
     _nothing,
     normalized="input",
-    by_element=("out",),
-    shared=("weight", "scale"),
-    written=("out",),
+    by_element="out",
+    shared="weight scale",
+    written="out",
     numerics=NUMERICS,
 )
 FUSED_ADD_RMSNORM_QUANT = declare(
-    "quant",
     quant.fused_add_rmsnorm_quant,
     _nothing,
     normalized="input",
-    by_element=("out", "residual"),
-    shared=("weight", "scale"),
-    written=("out", "residual"),
+    by_element="out residual",
+    shared="weight scale",
+    written="out residual",
     numerics=NUMERICS,
 )
 RMSNORM_DYNAMIC_QUANT = declare(
-    "quant",
     quant.rmsnorm_dynamic_quant,
     lambda a: _quantised(a, 1),
     normalized="input",
-    by_element=("residual",),
-    shared=("weight", "scale_ub"),
-    written=("residual",),
+    by_element="residual",
+    shared="weight scale_ub",
+    written="residual",
     numerics=NUMERICS,
 )
 RMSNORM_BLOCK_QUANT = declare(
-    "quant",
     quant.rmsnorm_block_quant,
     lambda a: _quantised(a, a["input"].shape[-1] // a["group_size"]),
     normalized="input",
-    by_element=("residual",),
-    shared=("weight",),
-    written=("residual",),
+    by_element="residual",
+    shared="weight",
+    written="residual",
     numerics=NUMERICS,
 )
 LAYERNORM_QUANT = declare(
-    "quant",
     quant.layernorm_quant,
     _nothing,
     normalized="input",
-    by_element=("out",),
-    shared=("weight", "bias", "scale"),
-    written=("out",),
+    by_element="out",
+    shared="weight bias scale",
+    written="out",
     numerics=LAYER_QUANT_NUMERICS,
 )

@@ -24,11 +24,11 @@ try:
 except ImportError:
     dynamo_guards = None  # type: ignore[assignment]
 
-#: How many elements x has, and where each tensor that is given begins, in the order of the arguments.
+#: The number of elements of x, and the address of each tensor that is given, in the order of the arguments.
 Placed = tuple[int, Sequence[int]]
 
-#: What a guard cannot ask, because it asks of one tensor at a time. For an op that writes, the answer says where the
-#: tensors lie, so that nobody has to ask again.
+#: Asks what guards cannot: each of them looks at one tensor. For an op that writes, the answer has the addresses of the
+#: tensors, so that nobody has to ask again.
 Agreement = Callable[[tuple[Any, ...]], bool | Placed]
 
 #: A model has few signatures an op; the latest ones are kept.
@@ -131,7 +131,7 @@ def _lie_alike(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def _reach(t: Tensor, by_row: bool) -> tuple[int, int]:
-    """At most so many bytes an element of x, and so many besides, lie between a tensor's first byte and its last."""
+    """(a, b): for n elements of x, at most a * n + b bytes lie between a tensor's first byte and its last."""
     first, end = memory.span(t)
     if not by_row:
         return 0, end - first

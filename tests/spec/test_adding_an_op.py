@@ -97,6 +97,9 @@ x, w = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape i
 print("counted", norm_plugin.l1norm(x.detach(), w.detach()).shape, dispatch.calls("l1norm", "native"))
 print("gradients", *(torch.autograd.gradcheck(norm_plugin.l1norm, (x, weight)) for weight in (w, None)))
 
+utils = ("test_schema", "test_autograd_registration", "test_faketensor")
+print("checked", *torch.library.opcheck(torch.ops.norm_plugin.l1norm.default, (x, w), test_utils=utils).values())
+
 try:
     norm_plugin.l1norm(x, w[1:])
 except ValueError as error:
@@ -112,13 +115,14 @@ def test_the_op_is_like_any_other(followed: Path) -> None:
         "True norm_plugin::l1norm(Tensor input, Tensor? weight, float eps=9.9999999999999995e-07) -> Tensor",
         "counted torch.Size([3, 8]) 1",
         "gradients True True",
+        "checked SUCCESS SUCCESS SUCCESS",
         "refused: weight has shape [7]; it must be [8], the last dimension of input.",
         "judged True True True",
     ]
 
 
 def test_the_tests_of_all_ops_have_it(followed: Path) -> None:
-    files = (f"tests/spec/test_{name}.py" for name in ("torch_library", "layouts", "rows"))
+    files = ("tests/spec/test_layouts.py", "tests/spec/test_rows.py")
     said = python(followed, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", "l1norm")
     passed = re.search(r"(\d+) passed", said)
     assert passed

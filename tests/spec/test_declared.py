@@ -91,12 +91,12 @@ ONE_ROLE = "each tensor must have one role."
         (toy, {}, f"toy has the tensors input, weight and roles for input; {ONE_ROLE}"),
         (
             toy,
-            {"shared": ("weight", "eps")},
+            {"shared": "weight eps"},
             f"toy has the tensors input, weight and roles for eps, input, weight; {ONE_ROLE}",
         ),
         (
             toy,
-            {"shared": ("weight",), "by_element": ("weight",)},
+            {"shared": "weight", "by_element": "weight"},
             f"toy has the tensors input, weight and roles for input, weight, weight; {ONE_ROLE}",
         ),
         (toy_of_height, {}, "toy_of_height has arguments that checks.RULES has no rule for: height. Add one."),
@@ -107,7 +107,7 @@ ONE_ROLE = "each tensor must have one role."
         ),
         (
             toy,
-            {"shared": ("weight",), "numerics": NUMERICS},
+            {"shared": "weight", "numerics": NUMERICS},
             "toy must have an argument `numerics` and declare the table of those it knows, or neither.",
         ),
     ],
@@ -117,7 +117,7 @@ def test_a_declaration_that_leaves_something_open_is_refused(
 ) -> None:
     ops: dict[str, Op] = {}
     with pytest.raises(TypeError) as raised:
-        library.declare(ops, "rms", native, lambda a: a["input"], normalized="input", **declared)
+        library.declare(ops, native, lambda a: a["input"], normalized="input", **declared)
     assert str(raised.value) == message
     assert not ops
     assert native.__name__ not in dir(torch.ops.norm_plugin)
