@@ -226,8 +226,8 @@ def _native(op: Op, signature: Signature, reason: str, args: tuple[Any, ...], *,
 
 
 def after_failure(route: Route, error: Exception, args: tuple[Any, ...], decline: bool = False) -> Any:
-    """Calls the native op instead, if nothing was written and the kernel is at fault. Otherwise raises the error, because
-    the native op would compute from what is left."""
+    """Calls the native op instead, if nothing was written and the kernel is at fault. Otherwise raises the error: the
+    native op would compute from what is left."""
     if isinstance(error, (MemoryError, RecursionError, torch.OutOfMemoryError)) or route.backend == "native":
         raise error
     before_launch = isinstance(error, (kernels.NotLaunched, CompilerError))
