@@ -1,7 +1,7 @@
 """What a call must satisfy. Every message names the argument, what it is, and what it must be.
 
-An argument of one name means the same in every op, so there is one rule a name, and an op with an argument that has no
-rule cannot be defined. Nothing is modified before all of a call's rules hold.
+A tensor is checked by the rule of its role, unless its name has a rule of its own; a number or a word by the rule of
+its name, which means the same in every op. Nothing is modified before all checks of a call have passed.
 """
 
 from __future__ import annotations
@@ -16,26 +16,10 @@ from torch import Tensor
 from norm_plugin import memory
 from norm_plugin.native.quant import QMAX
 from norm_plugin.native.rms import wide_dtype
-from norm_plugin.numerics import ACTIVATIONS, GATED_NUMERICS, LAYER_NUMERICS, LAYER_QUANT_NUMERICS, NUMERICS, Numerics
+from norm_plugin.numerics import ACTIVATIONS
+from norm_plugin.op import Op
 
 ACTIVATION_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-#: The arguments that go with x element by element.
-ALIKE = ("residual", "out", "z", "grad", "residual_grad")
-
-#: The arguments that have one number for each row of x.
-ONE_A_ROW = ("sums",)
-
-#: The tensors that all rows share: none of their sizes is a number of rows.
-SHARED_BY_ROWS = ("weight", "bias", "scale", "scale_ub", "linear_weight", "linear_bias")
-
-#: The numerics of an op by arguments that it has. The first line that an op has all arguments of is the op's.
-NUMERICS_BY_ARGUMENTS: tuple[tuple[frozenset[str], dict[str, Numerics]], ...] = (
-    (frozenset({"z"}), GATED_NUMERICS),
-    (frozenset({"bias", "scale"}), LAYER_QUANT_NUMERICS),
-    (frozenset({"bias"}), LAYER_NUMERICS),
-    (frozenset(), NUMERICS),
-)
 
 
 def _names(dtypes: Collection[torch.dtype | None]) -> str:
@@ -57,38 +41,34 @@ def _length(name: str, p: Tensor, length: int, of: str) -> None:
         raise ValueError(f"{name} has shape {list(p.shape)}; it must be [{length}], the {of}.")
 
 
-class Call:
-    """The named arguments of one call, and the rules for them. `tensors` and `required` are the names of those that
-    must be tensors, and of those that must not be None."""
+#: How an argument is checked, by its name and its value.
+Rule = Callable[["Call", str, Any], None]
 
-    def __init__(
-        self,
-        x_name: str,
-        arguments: Mapping[str, Any],
-        tensors: Collection[str] = (),
-        required: Collection[str] = (),
-    ) -> None:
-        self.x_name, self.arguments = x_name, arguments
-        self.tensors, self.required = tensors, required
+
+class Call:
+    """The named arguments of one call, and the rules for them. `numerics` are those that its op knows."""
+
+    def __init__(self, x_name: str, arguments: Mapping[str, Any], numerics: Collection[str] = ()) -> None:
+        self.x_name, self.arguments, self.known_numerics = x_name, arguments, numerics
         self.x: Tensor = arguments[x_name]
         self.width = 0
 
-    def check(self) -> None:
-        self.given()
+    def check(self, rules: Mapping[str, Rule]) -> None:
         self.normalized(self.x_name, self.x)
         for name, value in self.arguments.items():
-            if value is not None and name != self.x_name:
-                RULES[name](self, name, value)
+            if value is not None and name in rules:
+                rules[name](self, name, value)
             if isinstance(value, Tensor) and value.device != self.x.device:
                 raise ValueError(
                     f"{name} is on {value.device} and {self.x_name} on {self.x.device}; move {name} to {self.x.device}."
                 )
 
-    def given(self) -> None:
+    def given(self, tensors: Collection[str], required: Collection[str]) -> None:
+        """`tensors` must be tensors, and `required` not be None."""
         for name, value in self.arguments.items():
-            if value is None and name in self.required:
+            if value is None and name in required:
                 raise TypeError(f"{name} is None, and it has no meaning then; give it.")
-            if value is not None and name in self.tensors and not isinstance(value, Tensor):
+            if value is not None and name in tensors and not isinstance(value, Tensor):
                 raise TypeError(f"{name} is of type {type(value).__name__}; it must be a tensor.")
 
     def normalized(self, name: str, x: Tensor) -> None:
@@ -99,9 +79,6 @@ class Call:
                 f"{name} has shape {list(x.shape)}; "
                 "it must have a last dimension, the one that is normalized, of at least one element."
             )
-
-    def anything(self, name: str, value: Any) -> None:
-        """What torch's schema says of it is enough."""
 
     def eps(self, name: str, eps: float) -> None:
         if isinstance(eps, bool) or not isinstance(eps, (int, float, torch.SymFloat)) or not 0 <= eps < math.inf:
@@ -114,8 +91,8 @@ class Call:
         _dtype(name, p.dtype, ACTIVATION_DTYPES)
         _length(name, p, self.width, f"last dimension of {self.x_name}")
 
-    def sums(self, name: str, sums: Tensor) -> None:
-        _dtype(name, sums.dtype, [wide_dtype(self.x.dtype)])
+    def per_row(self, name: str, other: Tensor) -> None:
+        _dtype(name, other.dtype, [wide_dtype(self.x.dtype)])
 
     def out(self, name: str, out: Tensor) -> None:
         _dtype(name, out.dtype, QMAX if "scale" in self.arguments else [self.x.dtype])
@@ -132,7 +109,7 @@ class Call:
         _dtype(name, dtype, ACTIVATION_DTYPES)
 
     def numerics(self, name: str, value: str) -> None:
-        _one_of(name, value, next(known for has, known in NUMERICS_BY_ARGUMENTS if has <= self.arguments.keys()))
+        _one_of(name, value, self.known_numerics)
 
     def activation(self, name: str, value: str) -> None:
         _one_of(name, value, ACTIVATIONS)
@@ -162,28 +139,14 @@ class Call:
         _length(name, bias, weight.shape[0], "number of rows of linear_weight")
 
 
-RULES: dict[str, Callable[[Call, str, Any], None]] = {
-    "input": Call.normalized,
-    "x": Call.normalized,
-    "residual": Call.per_element,
-    "z": Call.per_element,
-    "grad": Call.per_element,
-    "residual_grad": Call.per_element,
-    "weight": Call.per_column,
-    "bias": Call.per_column,
-    "sums": Call.sums,
+#: The rules of names. An argument without one has that of its role.
+RULES: dict[str, Rule] = {
     "out": Call.out,
     "scale": Call.scale,
     "scale_ub": Call.scale,
     "quant_dtype": Call.quant_dtype,
     "output_dtype": Call.output_dtype,
     "eps": Call.eps,
-    "gemma": Call.anything,
-    "enable_pdl": Call.anything,
-    "norm_before_gate": Call.anything,
-    "is_rms_norm": Call.anything,
-    "weight_grad": Call.anything,
-    "bias_grad": Call.anything,
     "numerics": Call.numerics,
     "activation": Call.activation,
     "group_size": Call.group_size,
@@ -192,6 +155,42 @@ RULES: dict[str, Callable[[Call, str, Any], None]] = {
     "linear_weight": Call.linear_weight,
     "linear_bias": Call.linear_bias,
 }
+
+
+def check(op: Op, args: tuple[Any, ...]) -> None:
+    """Everything but memory, for a call that has no route yet or never gets one (a fake one)."""
+    call = Call(op.arguments[op.x], dict(zip(op.arguments, args, strict=True)), op.numerics)
+    call.given(op.tensors, op.required)
+    call.check(op.rules)
+    check_shapes(op, args)
+    for i in op.written:
+        if args[i] is not None:
+            writable(op.arguments[i], args[i])
+
+
+def check_shapes(op: Op, args: tuple[Any, ...]) -> None:
+    """What may change from call to call within one signature."""
+    x = args[op.x]
+    for i in op.by_element:
+        if args[i] is not None and args[i].shape != x.shape:
+            same_shape(op.arguments[i], args[i], op.arguments[op.x], x)
+    for i in op.one_a_row:
+        one_a_row(op.arguments[i], args[i], op.arguments[op.x], x)
+
+
+def check_memory(op: Op, args: tuple[Any, ...]) -> None:
+    """What only real tensors can tell: that each written element is one place, and no other argument's."""
+    if args[op.x].is_meta:
+        return
+    for i in op.written:
+        if args[i] is not None:
+            may_be_written(op.arguments[i], args[i])
+            covered_once(op.arguments[i], args[i])
+    for i, j in op.pairs:
+        a, b = args[i], args[j]
+        if a is None or b is None or ((i, j) == op.may_be and memory.same(a, b)):
+            continue
+        apart(op.arguments[i], a, op.arguments[j], b, j in op.written)
 
 
 def same_shape(name: str, other: Tensor, x_name: str, x: Tensor) -> None:
@@ -236,7 +235,7 @@ def apart(name: str, t: Tensor, other_name: str, other: Tensor, both_written: bo
 
 
 def may_be_written(name: str, t: Tensor) -> None:
-    """torch refuses to write an inference tensor outside of inference mode, but only once it comes to it."""
+    """torch refuses to write an inference tensor outside of inference mode, but maybe after it has written another."""
     if t.is_inference() and not torch.is_inference_mode_enabled():
         raise RuntimeError(
             f"{name} is an inference tensor, and it is written in place, which torch allows under "
@@ -245,7 +244,7 @@ def may_be_written(name: str, t: Tensor) -> None:
 
 
 def recorded_writing(name: str, t: Tensor) -> None:
-    """t is written where gradients are recorded: what torch refuses then, it refuses only once it comes to it."""
+    """t is written while gradients are recorded: what torch would refuse midway is refused before."""
     base = t._base if t._is_view() else t
     if base is not None and base.is_leaf and base.requires_grad:
         raise RuntimeError(f"{name} is a leaf that requires a gradient, and it is written in place; pass a copy of it.")

@@ -15,15 +15,15 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from norm_plugin import checks, kernels, memory, settings
+from norm_plugin import checks, kernels, settings
 from norm_plugin.native.compiled import CompilerError, compiled
+from norm_plugin.op import Op
 
 log = logging.getLogger("norm_plugin")
 
@@ -40,73 +40,6 @@ class Declined(Exception):
     def __init__(self, op: str, reason: str) -> None:
         super().__init__(f"{op}: {reason}")
         self.op, self.reason = op, reason
-
-
-@dataclass(eq=False)
-class Op:
-    """One op: its native twin, its arguments, which is normalized, which go with it by element or have one number for
-    each of its rows, which are written."""
-
-    name: str
-    family: str
-    native: Callable[..., Any]
-    arguments: tuple[str, ...]
-    defaults: tuple[Any, ...]
-    x: int
-    alike: tuple[int, ...]
-    one_a_row: tuple[int, ...]
-    written: tuple[int, ...]
-    tensors: frozenset[str]
-    required: frozenset[str]
-    in_place: tuple[int, int] | None
-    plans: tuple[Any, ...] = ()
-
-    @cached_property
-    def by_row(self) -> tuple[bool, ...]:
-        """Whether an argument has a row for each row of x."""
-        return tuple(i == self.x or i in self.alike or i in self.one_a_row for i in range(len(self.arguments)))
-
-    @cached_property
-    def pairs(self) -> tuple[tuple[int, int], ...]:
-        """Each argument that is written, with each other one that may be a tensor; a pair of written ones once."""
-        others = [i for i, name in enumerate(self.arguments) if name in self.tensors]
-        return tuple((i, j) for i in self.written for j in others if j != i and not (j in self.written and j < i))
-
-    def complete(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """All arguments: torch's dispatcher leaves out trailing ones that equal their defaults."""
-        return args + self.defaults[len(args) :]
-
-    def check(self, args: tuple[Any, ...]) -> None:
-        """Everything, for a call that has no route yet or never gets one (a fake one)."""
-        arguments = dict(zip(self.arguments, args, strict=True))
-        checks.Call(self.arguments[self.x], arguments, self.tensors, self.required).check()
-        self.check_shapes(args)
-        for i in self.written:
-            if args[i] is not None:
-                checks.writable(self.arguments[i], args[i])
-
-    def check_shapes(self, args: tuple[Any, ...]) -> None:
-        """What may change from call to call within one signature."""
-        x = args[self.x]
-        for i in self.alike:
-            if args[i] is not None and args[i].shape != x.shape:
-                checks.same_shape(self.arguments[i], args[i], self.arguments[self.x], x)
-        for i in self.one_a_row:
-            checks.one_a_row(self.arguments[i], args[i], self.arguments[self.x], x)
-
-    def check_memory(self, args: tuple[Any, ...]) -> None:
-        """What only real tensors can tell: that each written element is one place, and no other argument's."""
-        if args[self.x].is_meta:
-            return
-        for i in self.written:
-            if args[i] is not None:
-                checks.may_be_written(self.arguments[i], args[i])
-                checks.covered_once(self.arguments[i], args[i])
-        for i, j in self.pairs:
-            a, b = args[i], args[j]
-            if a is None or b is None or ((i, j) == self.in_place and memory.same(a, b)):
-                continue
-            checks.apart(self.arguments[i], a, self.arguments[j], b, j in self.written)
 
 
 @dataclass(eq=False)
@@ -154,8 +87,8 @@ _planned: set[Op] = set()
 _logged: set[str] = set()
 _lock = threading.RLock()
 
-# A route that was taken out of its table may be in use by another thread, which counts its call there: so its count is
-# taken when the last thread has let it go.
+# Another thread may still use a route that has left its table, and count calls there. So a route's count is taken when
+# the route ends.
 _alive: weakref.WeakSet[Route] = weakref.WeakSet()
 _ended: deque[tuple[str, str, int]] = deque()
 _counts: Counter[tuple[str, str]] = Counter()
@@ -168,20 +101,20 @@ def _fact(value: Any, by_row: bool) -> Any:
     return value
 
 
-_told: list[Callable[[Op, tuple[Any, ...]], None]] = []
+_torch_watchers: list[Callable[[Op, tuple[Any, ...]], None]] = []
 
 
-def tell(told: Callable[[Op, tuple[Any, ...]], None]) -> Callable[[], None]:
-    """Have `told` called with every call that comes through torch.ops, as those of compiled code do. Returns the end
-    of that."""
-    _told.append(told)
-    return lambda: _told.remove(told)
+def on_torch_call(watcher: Callable[[Op, tuple[Any, ...]], None]) -> Callable[[], None]:
+    """Calls `watcher` with every call that comes through torch.ops, as those of compiled code do. Returns a function
+    that unsubscribes."""
+    _torch_watchers.append(watcher)
+    return lambda: _torch_watchers.remove(watcher)
 
 
 def call(op: Op, *args: Any) -> Any:
-    """Run `op` on real tensors by the route of its signature."""
-    for told in _told:
-        told(op, args)
+    """A call through torch.ops, on real tensors: by the route of its signature."""
+    for watcher in _torch_watchers:
+        watcher(op, args)
     return run(find_route(op, args), args)
 
 
@@ -201,7 +134,7 @@ def run(route: Route, args: tuple[Any, ...], decline: bool = False) -> Any:
     return result
 
 
-#: Autograd must notice that a tensor was written by what it cannot see: its version counter advances.
+#: Autograd cannot see what a kernel writes. It notices by the version counter of the tensor, which this advances.
 advance_versions: Callable[[Sequence[Tensor]], None] = torch._C._increment_version
 
 
@@ -211,23 +144,23 @@ def find_route(op: Op, args: tuple[Any, ...]) -> Route:
     signature = (op.name, *map(_fact, args, op.by_row))
     route = table.routes.get(signature)
     if route is None:
-        op.check(args)
+        checks.check(op, args)
     else:
-        op.check_shapes(args)
+        checks.check_shapes(op, args)
     if op.written:
-        op.check_memory(args)
+        checks.check_memory(op, args)
     return _entered(table, _resolve(op, signature, args, table)) if route is None else route
 
 
 def _entered(table: Table, route: Route) -> Route:
-    """The route, in its table: or the one that another thread has put there meanwhile."""
+    """Puts a route into its table. Returns it, or the one that another thread has put there meanwhile."""
     with _lock:
         if len(table.routes) >= MOST_ROUTES and table is _table:
             _start_over()
             table = _table
         route = table.routes.setdefault(route.signature, route)
         _alive.add(route)
-    _tell()
+    _routes_changed()
     return route
 
 
@@ -237,8 +170,8 @@ def is_current(route: Route) -> bool:
 
 
 def find_native(op: Op, args: tuple[Any, ...], reason: str) -> Route:
-    """The route of calls that no kernel can do for a reason which is not in their signature."""
-    op.check(args)
+    """The native route, for a reason that does not follow from the signature."""
+    checks.check(op, args)
     table, signature = _table, (op.name, reason)
     expected = settings.get().backend == "native" or bool(kernels.unavailable(args[op.x].device))
     found = table.routes.get(signature)
@@ -269,7 +202,7 @@ def _bind_kernel(op: Op, device: torch.device, args: tuple[Any, ...]) -> kernels
     if reason := kernels.unavailable(device):
         raise kernels.Refusal(reason)
     try:
-        bind = kernels.find(op.family, op.name)
+        bind = kernels.find(op.kind, op.name)
     except ImportError as error:  # a Triton that is installed but broken
         raise kernels.Refusal(f"the Triton kernels cannot be imported: {error}") from error
     if bind is None:
@@ -294,10 +227,8 @@ def _native(op: Op, signature: Signature, reason: str, args: tuple[Any, ...], *,
 
 
 def after_failure(route: Route, error: Exception, args: tuple[Any, ...], decline: bool = False) -> Any:
-    """The call again, by the native op: where nothing can have been written, and the fault is the kernel's own.
-
-    Otherwise the error is raised: what it leaves is not known, and the native op would compute from that.
-    """
+    """Calls the native op instead, if nothing was written and the kernel is at fault. Otherwise raises the error: the
+    native op would compute from what is left."""
     if isinstance(error, (MemoryError, RecursionError, torch.OutOfMemoryError)) or route.backend == "native":
         raise error
     before_launch = isinstance(error, (kernels.NotLaunched, CompilerError))
@@ -318,21 +249,21 @@ def after_failure(route: Route, error: Exception, args: tuple[Any, ...], decline
             _table.routes[route.signature] = native
             op.plans = tuple(plan for plan in op.plans if plan.route is not route)
         _alive.add(native)
-    _tell()
+    _routes_changed()
     return run(native, args, decline)
 
 
-_watchers: list[Callable[[], None]] = []
+_route_watchers: list[Callable[[], None]] = []
 
 
-def on_resolve(tell: Callable[[], None]) -> None:
-    """Have `tell` called whenever a route is new, or has become another."""
-    _watchers.append(tell)
+def on_resolve(watcher: Callable[[], None]) -> None:
+    """Calls `watcher` whenever a route is new, or has become another."""
+    _route_watchers.append(watcher)
 
 
-def _tell() -> None:
-    for tell in _watchers:
-        tell()
+def _routes_changed() -> None:
+    for watcher in _route_watchers:
+        watcher()
 
 
 def log_once(message: str) -> None:
@@ -348,7 +279,7 @@ def routes() -> tuple[Route, ...]:
 
 
 def keep_plan(route: Route, plan: Any, most: int) -> None:
-    """Keep a plan with its op, one of at most so many, for as long as the flags stay as they are."""
+    """Keep a plan with its op until the flags change; of more than `most`, the oldest goes."""
     with _lock:
         if is_current(route):
             route.op.plans = (*route.op.plans, plan)[-most:]

@@ -1,145 +1,31 @@
-"""The public functions, with the signatures that people already call.
-
-Each has two doors. Where only values are wanted, the call goes straight to `dispatch.call`, which costs a few
-microseconds less than torch's dispatcher; where it is traced, transformed or differentiated, through torch.ops.
-"""
+"""The public functions, with the signatures that people already call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.nn import Parameter
 
-from norm_plugin import checks, dispatch, gradients, ops, shortcut  # noqa: F401 - gradients gives the ops theirs
-from norm_plugin.dispatch import Op
+from norm_plugin import gradients, ops  # noqa: F401 - gradients gives the ops theirs
+from norm_plugin.call import call
 from norm_plugin.numerics import FP32
 
-_PLAIN = (Tensor, Parameter)
-_is_traced = torch.compiler.is_dynamo_compiling  # by a name of this module: finding it takes as long as asking it
-
-
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    if torch.is_grad_enabled():
-        for t in tensors:
-            if getattr(t, "requires_grad", False):  # what is no tensor is refused by torch's schema
-                return True
-    return False
-
-
-def _only_values(*tensors: Tensor | None) -> bool:
-    """Whether nothing traces, transforms or differentiates a call on these tensors, and all of them are plain numbers
-    in memory."""
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-    ):
-        return False
-    return all(t is None or _is_plain(t) for t in tensors) and not _needs_grad(*tensors)
-
-
-def _is_plain(t: Tensor) -> bool:
-    """Whether the values are those in memory. torch's dispatcher makes them so for the others (those with a negative
-    bit, lazy zeros), and answers calls on meta tensors."""
-    return type(t) in _PLAIN and not (t.is_neg() or t._is_zerotensor() or t.is_meta)
-
-
-def _derived() -> bool:
-    """Whether torch.func differentiates what is called, or forward mode does: the ops have no formulas for that, and
-    the native ones need none."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return any(transform.key() in _DERIVING for transform in torch._C._functorch.get_interpreter_stack() or ())
-    return forward_ad._current_level >= 0
-
-
-_DERIVING = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
-
-
-def call(
-    op: Op,
-    tensors: tuple[Tensor | None, ...],
-    rest: tuple[Any, ...],
-    recorded: Callable[..., Any] | None = None,
-    decline: bool = False,
-) -> Any:
-    """`op` on its tensors and its other arguments, by the shortest way that is right.
-
-    An op that writes has no autograd formula: `recorded` does the same where a gradient is wanted. `decline`:
-    raise dispatch.Declined, before anything is written, where a kernel was asked for and none can do the call.
-    """
-    if not _is_traced() and forward_ad._current_level < 0:
-        found = shortcut.find(op, tensors, rest)
-        if found is not None:
-            route, agreed = found
-            if route.writes:
-                dispatch.advance_versions(route.written(tensors))
-            route.calls += 1
-            try:
-                if route.at is not None and route.at(agreed, rest):
-                    return None
-                return route.run(*tensors, *rest)
-            except Exception as error:
-                return dispatch.after_failure(route, error, (*tensors, *rest), decline)
-    args = (*tensors, *rest)
-    if _derived():
-        return dispatch.run(dispatch.find_native(op, args, "torch.func or forward-mode differentiation"), args)
-    if op.written and _needs_grad(*tensors):
-        return _recorded_writing(op, args, recorded)
-    if not _only_values(*tensors):
-        if op.written and not torch.compiler.is_compiling():
-            args = (*_resolved(op, tensors), *rest)
-        return getattr(torch.ops.norm_plugin, op.name)(*args)
-    route = dispatch.find_route(op, args)
-    result = dispatch.run(route, args, decline)
-    if route.backend == "triton" and route.proven:
-        shortcut.remember(op, tensors, rest, route)
-    return result
-
-
-def _resolved(op: Op, tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-    """The tensors without a negative bit, which torch can resolve only for ops that return what they write."""
-    for i in op.written:
-        t = tensors[i]
-        if isinstance(t, Tensor) and t.is_neg():
-            name = op.arguments[i]
-            raise ValueError(f"{name} has the negative bit, and it is written in place; pass {name}.resolve_neg().")
-    return [t.resolve_neg() if isinstance(t, Tensor) else t for t in tensors]
-
-
-def _recorded_writing(op: Op, args: tuple[Any, ...], recorded: Callable[..., Any] | None) -> Any:
-    """An op that writes, where gradients are recorded: nothing is written before it is known that all can be."""
-    op.check(args)
-    written = [(op.arguments[i], args[i]) for i in op.written if args[i] is not None]
-    if not torch.compiler.is_compiling() and all(_is_plain(t) for _, t in written):  # only real tensors can tell
-        op.check_memory(args)
-        for name, t in written:
-            checks.recorded_writing(name, t)
-    if recorded is not None:
-        return recorded(*args)
-    for name, t in written:
-        if t.requires_grad:
-            raise RuntimeError(
-                f"{name} requires a gradient, and {op.name}, which writes it, has none; call it under torch.no_grad()."
-            )
-    return getattr(torch.ops.norm_plugin, op.name)(*args)
-
-
-def _recorded_out(input: Tensor, weight: Tensor | None, out: Tensor, *how: Any) -> None:
-    kept = input.clone()  # what the gradient needs must not change, and out may be the input
-    out.copy_(call(ops.RMSNORM, (kept, weight), how))
-
-
-def recorded_add(input: Tensor, residual: Tensor, weight: Tensor | None, *how: Any) -> None:
-    out, new_residual = torch.ops.norm_plugin.add_rmsnorm(input, residual, weight, *how)
-    input.copy_(out)
-    residual.copy_(new_residual)
+__all__ = [
+    "add_rmsnorm",
+    "fused_add_rmsnorm",
+    "fused_add_rmsnorm_quant",
+    "gemma_fused_add_rmsnorm",
+    "gemma_rmsnorm",
+    "l2norm",
+    "layernorm",
+    "layernorm_fn",
+    "layernorm_linear",
+    "layernorm_quant",
+    "rmsnorm",
+    "rmsnorm_block_quant",
+    "rmsnorm_dynamic_quant",
+    "rmsnorm_fn",
+    "rmsnorm_quant",
+]
 
 
 def rmsnorm(
@@ -158,7 +44,7 @@ def rmsnorm(
     if out is None:
         result: Tensor = call(ops.RMSNORM, (input, weight), how)
         return result
-    call(ops.RMSNORM_OUT, (input, weight, out), how, _recorded_out)
+    call(ops.RMSNORM_OUT, (input, weight, out), how)
     return out
 
 
@@ -186,7 +72,7 @@ def fused_add_rmsnorm(
 ) -> None:
     """residual += input; input = rmsnorm(residual). Both in place."""
     how = (eps, numerics, False, None, enable_pdl)
-    call(ops.FUSED_ADD_RMSNORM, (input, residual, weight), how, recorded_add)
+    call(ops.FUSED_ADD_RMSNORM, (input, residual, weight), how)
 
 
 def gemma_fused_add_rmsnorm(
@@ -200,7 +86,7 @@ def gemma_fused_add_rmsnorm(
 ) -> None:
     """fused_add_rmsnorm with 1 + weight, added in fp32. Both in place."""
     how = (eps, numerics, True, None, enable_pdl)
-    call(ops.FUSED_ADD_RMSNORM, (input, residual, weight), how, recorded_add)
+    call(ops.FUSED_ADD_RMSNORM, (input, residual, weight), how)
 
 
 def add_rmsnorm(

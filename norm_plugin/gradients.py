@@ -14,31 +14,28 @@ import torch
 from torch import Tensor
 
 from norm_plugin import library, ops
-from norm_plugin.dispatch import Op, log_once
-from norm_plugin.library import Arguments
+from norm_plugin.dispatch import log_once
+from norm_plugin.library import Arguments, Tensors
 from norm_plugin.native import backward
 from norm_plugin.native.layer import in_the_dtypes_given
 from norm_plugin.native.rms import new_output
+from norm_plugin.op import Op
 
 BACKWARD_OPS: dict[str, Op] = {}
 
-Saved = tuple[Tensor | None, ...]
-Found = tuple[Tensor | None, ...]
 Wanted = tuple[bool, ...]
 
 
-def _register(
-    schema: str, native: Callable[..., Any], fake: Callable[[Arguments], Any], tensors: int, x: str = "input"
-) -> Op:
-    """A backward op. Its first `tensors` arguments may be tensors, by which it can be differentiated in turn."""
-    op = library.register(schema, "backward", native, fake, x)
-    BACKWARD_OPS[op.name] = op
+def _declare(native: Callable[..., Any], fake: Callable[[Arguments], Any], **roles: Any) -> Op:
+    """A backward op. It can be differentiated in turn, by its tensors: they are its first arguments."""
+    op = library.declare(BACKWARD_OPS, native, fake, **roles)
+    tensors = len(op.tensors)
 
-    def again(saved: Saved, wanted: Wanted, *rest: Any) -> Found:
+    def again(kept: Tensors, wanted: Wanted, *rest: Any) -> Tensors:
         log_once(f"the gradient of {op.name} (a second derivative) is computed by PyTorch")
         constants, grads = rest[:-1], rest[-1]
         with torch.enable_grad():
-            leaves = [None if t is None else t.detach().requires_grad_() for t in saved]
+            leaves = [None if t is None else t.detach().requires_grad_() for t in kept]
             outputs = op.native(*leaves, *constants)
         pairs = [(o, g) for o, g in zip(_listed(outputs), _listed(grads), strict=True) if g is not None]
         places = [i for i, t in enumerate(leaves) if t is not None]
@@ -49,7 +46,7 @@ def _register(
             found[place] = grad
         return tuple(found)
 
-    library.differentiable(op, lambda inputs, output: inputs[:tensors], again, *op.arguments[tensors:])
+    library.differentiable(op, _first(tensors), again, *op.arguments[tensors:])
     return op
 
 
@@ -57,7 +54,7 @@ def _listed(found: Any) -> list[Any]:
     return list(found) if isinstance(found, (list, tuple)) else [found]
 
 
-def _first(count: int) -> Callable[..., Saved]:
+def _first(count: int) -> Callable[..., Tensors]:
     """The first `count` arguments are kept."""
     return lambda inputs, output: inputs[:count]
 
@@ -76,33 +73,30 @@ def _dealt(found: list[Tensor], *given: bool) -> list[Tensor | None]:
 
 # --- rms ----------------------------------------------------------------------------------------------------------
 
-RMSNORM_BACKWARD = _register(
-    "rmsnorm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor? residual_grad=None, float eps=1e-6, "
-    "bool gemma=False, SymInt? variance_size=None, bool weight_grad=True) -> Tensor[]",
+RMSNORM_BACKWARD = _declare(
     backward.rmsnorm_backward,
     lambda a: _like(a, "input", "weight"),
-    tensors=4,
+    normalized="input",
+    by_element="grad residual_grad",
+    shared="weight",
 )
-L2NORM_BACKWARD = _register(
-    "l2norm_backward(Tensor grad, Tensor input, float eps=1e-6) -> Tensor",
-    backward.l2norm_backward,
-    lambda a: new_output(a["input"]),
-    tensors=2,
+L2NORM_BACKWARD = _declare(
+    backward.l2norm_backward, lambda a: new_output(a["input"]), normalized="input", by_element="grad"
 )
 _RMS_CONSTANTS = ("eps", "gemma", "variance_size")
 
 
 def _rmsnorm(
-    saved: Any, wanted: Wanted, eps: float, gemma: bool, variance_size: int | None, grad: Tensor | None
-) -> Found:
-    input, weight = saved
+    kept: Any, wanted: Wanted, eps: float, gemma: bool, variance_size: int | None, grad: Tensor | None
+) -> Tensors:
+    input, weight = kept
     return _of_sum(input, weight, None, wanted[1], eps, gemma, variance_size, grad)
 
 
 def _add_rmsnorm(
-    saved: Any, wanted: Wanted, eps: float, gemma: bool, variance_size: int | None, grad: Tensor | None, beside: Any
-) -> Found:
-    total, weight = saved
+    kept: Any, wanted: Wanted, eps: float, gemma: bool, variance_size: int | None, grad: Tensor | None, beside: Any
+) -> Tensors:
+    total, weight = kept
     dtotal, dweight = _of_sum(total, weight, beside, wanted[2], eps, gemma, variance_size, grad)
     return dtotal, dtotal, dweight
 
@@ -110,7 +104,7 @@ def _add_rmsnorm(
 def _of_sum(
     total: Tensor, weight: Tensor | None, beside: Tensor | None, weight_grad: bool, eps: float, gemma: bool,
     variance_size: int | None, grad: Tensor | None,
-) -> Found:  # fmt: skip
+) -> Tensors:  # fmt: skip
     """(dtotal, dweight), where `beside` is the gradient of the sum that was returned beside its norm."""
     if grad is None:  # the norm was not used
         return beside, None
@@ -120,36 +114,51 @@ def _of_sum(
     return dtotal, dweight
 
 
-def _l2norm(saved: Any, wanted: Wanted, eps: float, grad: Tensor) -> Found:
-    return (torch.ops.norm_plugin.l2norm_backward(grad, saved[0], eps),)
+def _l2norm(kept: Any, wanted: Wanted, eps: float, grad: Tensor) -> Tensors:
+    return (torch.ops.norm_plugin.l2norm_backward(grad, kept[0], eps),)
 
 
 library.differentiable(ops.RMSNORM, _first(2), _rmsnorm, *_RMS_CONSTANTS)
 library.differentiable(ops.ADD_RMSNORM, lambda inputs, output: (output[1], inputs[2]), _add_rmsnorm, *_RMS_CONSTANTS)
 library.differentiable(ops.L2NORM, _first(1), _l2norm, "eps")
 
+
+def _rmsnorm_out(input: Tensor, weight: Tensor | None, out: Tensor, *how: Any) -> None:
+    kept = input.clone()  # what the gradient needs must not change, and out may be the input
+    out.copy_(torch.ops.norm_plugin.rmsnorm(kept, weight, *how))
+
+
+def _fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Tensor | None, *how: Any) -> None:
+    out, new_residual = torch.ops.norm_plugin.add_rmsnorm(input, residual, weight, *how)
+    input.copy_(out)
+    residual.copy_(new_residual)
+
+
+ops.RMSNORM_OUT.recorded = _rmsnorm_out
+ops.FUSED_ADD_RMSNORM.recorded = _fused_add_rmsnorm
+
 # --- layer --------------------------------------------------------------------------------------------------------
 
-LAYERNORM_BACKWARD = _register(
-    "layernorm_backward(Tensor grad, Tensor input, Tensor? weight, Tensor? bias, float eps=1e-6, "
-    "bool weight_grad=True, bool bias_grad=True) -> Tensor[]",
+LAYERNORM_BACKWARD = _declare(
     backward.layernorm_backward,
     lambda a: _like(a, "input", "weight", "bias"),
-    tensors=4,
+    normalized="input",
+    by_element="grad",
+    shared="weight bias",
 )
 
 
-def _layernorm(saved: Any, wanted: Wanted, eps: float, grad: Tensor) -> Found:
-    input, weight, bias = saved
+def _layernorm(kept: Any, wanted: Wanted, eps: float, grad: Tensor) -> Tensors:
+    input, weight, bias = kept
     asked = [need and p is not None for need, p in zip(wanted[1:3], (weight, bias), strict=True)]
     return tuple(_dealt(torch.ops.norm_plugin.layernorm_backward(grad, input, weight, bias, eps, *asked), True, *asked))
 
 
-def _layernorm_linear(saved: Any, wanted: Wanted, eps: float, grad: Tensor) -> Found:
+def _layernorm_linear(kept: Any, wanted: Wanted, eps: float, grad: Tensor) -> Tensors:
     """Two matrix products, PyTorch's, and the gradient of the norm, which is computed again for the first of them."""
-    x, weight, bias, linear_weight = saved
+    x, weight, bias, linear_weight = kept
     rows = grad.reshape(-1, grad.shape[-1])
-    norm: Found = (None, None, None)
+    norm: Tensors = (None, None, None)
     dlinear_weight = None
     with in_the_dtypes_given(x.device):
         if any(wanted[:3]):
@@ -165,22 +174,20 @@ library.differentiable(ops.LAYERNORM_LINEAR, _first(4), _layernorm_linear, "eps"
 
 # --- gated --------------------------------------------------------------------------------------------------------
 
-GATED_NORM_BACKWARD = _register(
-    "gated_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor? z=None, float eps=1e-6, "
-    'SymInt? group_size=None, bool norm_before_gate=True, bool is_rms_norm=False, str activation="silu", '
-    "bool weight_grad=True, bool bias_grad=True) -> Tensor[]",
+GATED_NORM_BACKWARD = _declare(
     backward.gated_norm_backward,
     lambda a: _like(a, "x", "z", "weight", "bias"),
-    tensors=5,
-    x="x",
+    normalized="x",
+    by_element="grad z",
+    shared="weight bias",
 )
 
 
 def _gated_norm(
-    saved: Any, wanted: Wanted, eps: float, group_size: int | None, norm_before_gate: bool, is_rms_norm: bool,
+    kept: Any, wanted: Wanted, eps: float, group_size: int | None, norm_before_gate: bool, is_rms_norm: bool,
     activation: str, grad: Tensor,
-) -> Found:  # fmt: skip
-    x, weight, bias, z = saved
+) -> Tensors:  # fmt: skip
+    x, weight, bias, z = kept
     asked = [need and p is not None for need, p in zip(wanted[1:3], (weight, bias), strict=True)]
     found = torch.ops.norm_plugin.gated_norm_backward(
         grad, x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, activation, *asked

@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from norm_plugin import checks, functions
+from norm_plugin import checks, functions, ops
 from norm_plugin.native.rms import wide, wide_dtype
 from norm_plugin.numerics import FP32, HF, NUMERICS
+from norm_plugin.op import Op
 
 __all__ = ["GemmaRMSNorm", "LayerNorm", "LayerNormGated", "RMSNorm", "RMSNormGated"]
 
@@ -24,9 +25,10 @@ Shape = int | Sequence[int]
 Device = torch.device | str | int | None
 
 
-def _check(width: int, **arguments: Any) -> None:
-    """The ops' own rules, for arguments that are known before the first call."""
-    checks.Call("weight", {"weight": torch.empty(width, device="meta"), **arguments}).check()
+def _check(op: Op, width: int, **arguments: Any) -> None:
+    """The op's own rules, for arguments that are known before the first call."""
+    weight = torch.empty(width, device="meta")
+    checks.Call("weight", {"weight": weight, **arguments}, op.numerics).check(op.rules)
 
 
 class _Norm(nn.Module):
@@ -171,7 +173,7 @@ class RMSNorm(_ResidualNorm):
         self.variance_size_override = None if var_hidden_size == self.hidden_size else var_hidden_size
         self.has_weight = has_weight and elementwise_affine
         if self.has_weight or self.hidden_size:
-            _check(self.hidden_size, numerics=self.numerics, variance_size=self.variance_size_override)
+            _check(ops.RMSNORM, self.hidden_size, numerics=self.numerics, variance_size=self.variance_size_override)
         weight = torch.empty(self.normalized_shape, device=device, dtype=dtype or weight_dtype)
         if not elementwise_affine:
             self.register_parameter("weight", None)
@@ -201,7 +203,7 @@ class GemmaRMSNorm(_ResidualNorm):
         numerics: str = FP32.name,
     ) -> None:
         super().__init__(hidden_size, eps)
-        _check(self.hidden_size, numerics=numerics)
+        _check(ops.RMSNORM, self.hidden_size, numerics=numerics)
         self.numerics = numerics
         self.weight = nn.Parameter(torch.empty(self.normalized_shape, device=device, dtype=dtype))
         self.reset_parameters()
@@ -222,7 +224,7 @@ class LayerNorm(_RowNorm):
         numerics: str = FP32.name,
     ) -> None:
         super().__init__(hidden_size, eps)
-        _check(self.hidden_size, bias=None, numerics=numerics)
+        _check(ops.LAYERNORM, self.hidden_size, numerics=numerics)
         self.numerics = numerics
         self.elementwise_affine = elementwise_affine
         for name, wanted in (("weight", elementwise_affine), ("bias", elementwise_affine and bias)):
@@ -260,7 +262,7 @@ class _GatedNorm(_Norm):
         numerics: str = FP32.name,
     ) -> None:
         super().__init__()
-        _check(hidden_size, z=None, group_size=group_size, activation=activation, numerics=numerics)
+        _check(ops.GATED_NORM, hidden_size, group_size=group_size, activation=activation, numerics=numerics)
         self.numerics = numerics
         self.hidden_size, self.eps, self.group_size = hidden_size, eps, group_size
         self.norm_before_gate, self.activation = norm_before_gate, activation

@@ -1,8 +1,12 @@
-"""Ops in torch.library: how one is defined, and its call through dispatch."""
+"""Ops in torch.library: how one is declared, and how it gets a gradient.
+
+`torch.ops.norm_plugin.*` is the door for traced, transformed and differentiated code. It ends in `dispatch.call`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,51 +15,84 @@ from torch.autograd import forward_ad
 from torch.library import Library
 from torch.utils._pytree import tree_leaves
 
-from norm_plugin import dispatch
-from norm_plugin.checks import ALIKE, ONE_A_ROW, RULES, SHARED_BY_ROWS
-from norm_plugin.dispatch import Op
+from norm_plugin import checks, dispatch
+from norm_plugin.checks import Call
+from norm_plugin.numerics import Numerics
+from norm_plugin.op import Op
 
 LIBRARY = Library("norm_plugin", "DEF")
 
 Arguments = dict[str, Any]
+Tensors = tuple[Tensor | None, ...]
 
 
-def register(
-    schema: str,
-    family: str,
+def declare(
+    ops: dict[str, Op],
     native: Callable[..., Any],
     fake: Callable[[Arguments], Any],
-    x: str = "input",
-    in_place: tuple[str, str] | None = None,
+    *,
+    normalized: str,
+    by_element: str = "",
+    one_a_row: str = "",
+    shared: str = "",
+    written: str = "",
+    may_be: str = "",
+    numerics: Mapping[str, Numerics] | None = None,
 ) -> Op:
-    """Define an op. `fake` makes outputs of the right shape and dtype from the named arguments; `in_place` names the
-    argument that is written and the one that it may be."""
+    """Define the op that `native` computes, with its name and signature, and enter it in `ops`. Its kind is the name of
+    its module, which the module of its kernel shares.
+
+    fake: makes outputs of the right shape and dtype from the named arguments
+    normalized, by_element, one_a_row, shared: the role of each tensor. It is what is normalized, has the same shape,
+        has one number for each row, or is shared by all rows. Several names are one string, as in "weight bias".
+    written: the arguments that are written in place, in the order of the arguments
+    may_be: one that is written, and the argument whose memory it may be, as in "out input"
+    numerics: the table of those that the op knows
+    """
+    name = native.__name__
+    parameters = inspect.signature(native).parameters
+    arguments = tuple(parameters)
+    schema = schema_of(native, written.split())
     parsed = torch._C.parse_schema(f"norm_plugin::{schema}").arguments
-    name = schema.partition("(")[0]
-    arguments = tuple(a.name for a in parsed)
-    if unknown := [argument for argument in arguments if argument not in RULES]:
-        raise TypeError(f"{name} has arguments that checks.RULES has no rule for: {', '.join(unknown)}. Add one.")
-    by_row = (x, *ALIKE, *ONE_A_ROW, *SHARED_BY_ROWS)
     tensors = frozenset(a.name for a in parsed if "Tensor" in str(a.type))
-    if unknown := [argument for argument in tensors if argument not in by_row]:
-        raise TypeError(f"{name} has tensors of which nobody says how they go with rows: {', '.join(unknown)}.")
+    roles = f"{normalized} {by_element} {one_a_row} {shared}".split()
+    if sorted(roles) != sorted(tensors):
+        raise TypeError(
+            f"{name} has the tensors {', '.join(sorted(tensors))} and roles for {', '.join(sorted(roles))}; "
+            "each tensor must have one role."
+        )
+    rules = {
+        **dict.fromkeys(by_element.split(), Call.per_element),
+        **dict.fromkeys(one_a_row.split(), Call.per_row),
+        **dict.fromkeys(shared.split(), Call.per_column),
+        **{argument: rule for argument, rule in checks.RULES.items() if argument in arguments},
+    }
+    unchecked = {normalized, *(a.name for a in parsed if "bool" in str(a.type))}  # the one has a check of its own
+    if unknown := sorted({*arguments} - {*rules} - unchecked):
+        raise TypeError(f"{name} has arguments that checks.RULES has no rule for: {', '.join(unknown)}. Add one.")
+    if ("numerics" in arguments) != (numerics is not None):
+        raise TypeError(f"{name} must have an argument `numerics` and declare the table of those it knows, or neither.")
     LIBRARY.define(schema)
     getattr(torch.ops.norm_plugin, name)  # dir(torch.ops.norm_plugin) lists what was asked for
-    if "enable_pdl" in arguments:  # how a kernel is launched means nothing to the native op
-        native = _without_last(native)
-    op = Op(
+
+    def places(names: str) -> tuple[int, ...]:
+        return tuple(map(arguments.index, names.split()))
+
+    op = ops[name] = Op(
         name,
-        family,
+        native.__module__.rpartition(".")[2],
         native,
         arguments,
-        defaults=tuple(map(_default, parsed)),
-        x=arguments.index(x),
-        alike=tuple(i for i, argument in enumerate(arguments) if argument in ALIKE),
-        one_a_row=tuple(i for i, argument in enumerate(arguments) if argument in ONE_A_ROW),
-        written=tuple(i for i, a in enumerate(parsed) if a.alias_info is not None and a.alias_info.is_write),
+        defaults=tuple(None if p.default is p.empty else p.default for p in parameters.values()),
+        rules=rules,
+        x=arguments.index(normalized),
+        by_element=places(by_element),
+        one_a_row=places(one_a_row),
+        written=places(written),
         tensors=tensors,
         required=frozenset(a.name for a in parsed if not str(a.type).startswith("Optional")),
-        in_place=None if in_place is None else (arguments.index(in_place[0]), arguments.index(in_place[1])),
+        may_be=places(may_be),
+        numerics=numerics or {},
     )
 
     def run(*args: Any) -> Any:
@@ -69,7 +106,7 @@ def register(
 
     def run_fake(*args: Any) -> Any:
         args = op.complete(args)
-        op.check(args)
+        checks.check(op, args)
         return fake(dict(zip(arguments, args, strict=True)))
 
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
@@ -77,41 +114,33 @@ def register(
     return op
 
 
-def _default(argument: Any) -> Any:
-    """The default of an argument, or None. A schema holds a dtype as its number, which only an ATen call can read."""
-    if not argument.has_default_value():
-        return None
-    value = argument.default_value
-    if str(argument.real_type) == "ScalarType" and value is not None:
-        return torch.ops.aten.empty.memory_format([0], dtype=value).dtype
-    return value
+def schema_of(native: Callable[..., Any], written: list[str]) -> str:
+    """The schema of a typed function. What it writes is marked (a!), (b!), in the order of the arguments."""
+    schema = torch.library.infer_schema(native, op_name=native.__name__, mutates_args=written)
+    arguments = list(inspect.signature(native).parameters)
+    for mark, argument in zip("ab", written, strict=False):
+        schema = schema.replace(f"(a{arguments.index(argument)}!)", f"({mark}!)")
+    return schema
 
 
-def _without_last(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args: function(*args[:-1])
+#: Answers for the first arguments of an op, which are tensors. It gets the tensors that were kept, what is wanted, the
+#: constants, and the gradients of the outputs, which are None where an output has none.
+Backward = Callable[..., Tensors]
 
 
-#: The gradients of the arguments of an op, from the saved tensors, the saved constants, what is wanted, and the
-#: gradients of the outputs, which are None where an output has none.
-Backward = Callable[..., tuple[Tensor | None, ...]]
-
-
-Saved = Callable[..., tuple[Tensor | None, ...]]
-
-
-def differentiable(op: Op, saved: Saved, backward: Backward, *constants: str) -> None:
-    """Give `op` a gradient. `saved(inputs, output)` are the tensors that it needs, and `constants` the other arguments;
-    `backward(tensors, wanted, *constants, *grads)` answers for the first arguments of the op, which are tensors."""
+def differentiable(op: Op, keep: Callable[..., Tensors], backward: Backward, *constants: str) -> None:
+    """Give `op` a gradient: `backward(kept, wanted, *constants, *grads)`. `keep(inputs, output)` are the tensors that
+    are kept for it, `constants` the names of other arguments."""
     places = tuple(map(op.arguments.index, constants))
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         inputs = op.complete(inputs)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*saved(inputs, output))
+        ctx.save_for_backward(*keep(inputs, output))
         ctx.constants = [inputs[i] for i in places]
         ctx.dtypes = [t.dtype if isinstance(t, Tensor) else None for t in inputs]
 
-    def differentiate(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+    def differentiate(ctx: Any, *grads: Any) -> Tensors:
         wanted = ctx.needs_input_grad
         given = any(g is not None for g in tree_leaves(grads))
         found = backward(ctx.saved_tensors, wanted, *ctx.constants, *grads) if given else ()

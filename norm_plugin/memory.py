@@ -72,7 +72,7 @@ def bytes_of_a_row(t: Tensor) -> int:
 
 
 def packed(t: Tensor) -> bool:
-    """Whether t would be contiguous with any number of rows, and none of its strides is another than it seems."""
+    """Whether t has the strides of a contiguous tensor, also where a size is 1: then it has them with any rows."""
     expected = 1
     for size, stride in zip(reversed(t.shape), reversed(t.stride()), strict=True):
         if stride != expected:

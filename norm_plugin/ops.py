@@ -1,36 +1,32 @@
-"""The ops in torch.library: schema, native twin and fake. Their gradients are in `gradients`.
+"""The ops: each is declared once. Its name, arguments and defaults are those of its native function.
 
-`torch.ops.norm_plugin.*` is the door for traced and differentiated code; `functions.py` takes the direct one where
-only values are wanted. Both end in `dispatch.call`.
+Their gradients are in `gradients`, the public functions in `functions`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 from torch import Tensor
 
 from norm_plugin import library
-from norm_plugin.dispatch import Op
 from norm_plugin.library import Arguments
 from norm_plugin.native import gated, layer, quant, rms, split
-from norm_plugin.native.rms import new_output
+from norm_plugin.native.rms import new_output, wide_dtype
+from norm_plugin.numerics import GATED_NUMERICS, LAYER_NUMERICS, LAYER_QUANT_NUMERICS, NUMERICS
+from norm_plugin.op import Op
 
 OPS: dict[str, Op] = {}
 
+declare = partial(library.declare, OPS)
 
-def _register(
-    schema: str,
-    family: str,
-    native: Callable[..., Any],
-    fake: Callable[[Arguments], Any],
-    x: str = "input",
-    in_place: tuple[str, str] | None = None,
-) -> Op:
-    op = library.register(schema, family, native, fake, x, in_place)
-    OPS[op.name] = op
-    return op
+
+def _like_input(a: Arguments) -> Tensor:
+    return new_output(a["input"])
+
+
+def _like_x(a: Arguments) -> Tensor:
+    return new_output(a["x"])
 
 
 def _nothing(a: Arguments) -> None:
@@ -39,135 +35,122 @@ def _nothing(a: Arguments) -> None:
 
 # --- rms ----------------------------------------------------------------------------------------------------------
 
-_RMS = 'float eps=1e-6, str numerics="fp32", bool gemma=False, SymInt? variance_size=None, bool? enable_pdl=None'
-
-
-def _rmsnorm_out(
-    input: Tensor, weight: Tensor | None, out: Tensor, eps: float, numerics: str, gemma: bool, variance_size: int | None
-) -> None:
-    out.copy_(rms.rmsnorm(input, weight, eps, numerics, gemma, variance_size))
-
-
-RMSNORM = _register(
-    f"rmsnorm(Tensor input, Tensor? weight, {_RMS}) -> Tensor",
-    "rms",
-    rms.rmsnorm,
-    lambda a: new_output(a["input"]),
-)
-RMSNORM_OUT = _register(
-    f"rmsnorm_out(Tensor input, Tensor? weight, Tensor(a!) out, {_RMS}) -> ()",
-    "rms",
-    _rmsnorm_out,
+RMSNORM = declare(rms.rmsnorm, _like_input, normalized="input", shared="weight", numerics=NUMERICS)
+RMSNORM_OUT = declare(
+    rms.rmsnorm_out,
     _nothing,
-    in_place=("out", "input"),
+    normalized="input",
+    by_element="out",
+    shared="weight",
+    written="out",
+    may_be="out input",
+    numerics=NUMERICS,
 )
-ADD_RMSNORM = _register(
-    f"add_rmsnorm(Tensor input, Tensor residual, Tensor? weight, {_RMS}) -> (Tensor, Tensor)",
-    "rms",
+ADD_RMSNORM = declare(
     rms.add_rmsnorm,
     lambda a: (new_output(a["input"]), new_output(a["residual"])),
+    normalized="input",
+    by_element="residual",
+    shared="weight",
+    numerics=NUMERICS,
 )
-FUSED_ADD_RMSNORM = _register(
-    f"fused_add_rmsnorm(Tensor(a!) input, Tensor(b!) residual, Tensor? weight, {_RMS}) -> ()",
-    "rms",
+FUSED_ADD_RMSNORM = declare(
     rms.fused_add_rmsnorm,
     _nothing,
+    normalized="input",
+    by_element="residual",
+    shared="weight",
+    written="input residual",
+    numerics=NUMERICS,
 )
-L2NORM = _register(
-    "l2norm(Tensor input, float eps=1e-6, ScalarType? output_dtype=None) -> Tensor",
-    "rms",
-    rms.l2norm,
-    lambda a: new_output(a["input"], dtype=a["output_dtype"]),
-)
+L2NORM = declare(rms.l2norm, lambda a: new_output(a["input"], dtype=a["output_dtype"]), normalized="input")
 
 # --- layer --------------------------------------------------------------------------------------------------------
 
-LAYERNORM = _register(
-    'layernorm(Tensor input, Tensor? weight, Tensor? bias, float eps=1e-6, str numerics="fp32") -> Tensor',
-    "layer",
-    layer.layernorm,
-    lambda a: new_output(a["input"]),
-)
-LAYERNORM_LINEAR = _register(
-    "layernorm_linear(Tensor x, Tensor? weight, Tensor? bias, Tensor linear_weight, Tensor? linear_bias, "
-    "float eps=1e-6) -> Tensor",
-    "layer",
+LAYERNORM = declare(layer.layernorm, _like_input, normalized="input", shared="weight bias", numerics=LAYER_NUMERICS)
+LAYERNORM_LINEAR = declare(
     layer.layernorm_linear,
     lambda a: a["linear_weight"].new_empty((*a["x"].shape[:-1], a["linear_weight"].shape[0])),
-    x="x",
+    normalized="x",
+    shared="weight bias linear_weight linear_bias",
 )
 
 # --- gated --------------------------------------------------------------------------------------------------------
 
-GATED_NORM = _register(
-    "gated_norm(Tensor x, Tensor? weight, Tensor? bias, Tensor? z=None, float eps=1e-6, SymInt? group_size=None, "
-    'bool norm_before_gate=True, bool is_rms_norm=False, str activation="silu", str numerics="fp32") -> Tensor',
-    "gated",
-    gated.gated_norm,
-    lambda a: new_output(a["x"]),
-    x="x",
+GATED_NORM = declare(
+    gated.gated_norm, _like_x, normalized="x", by_element="z", shared="weight bias", numerics=GATED_NUMERICS
 )
 
 # --- split ---------------------------------------------------------------------------------------------------------
 
-SPLIT_SUMS = _register(
-    'split_sums(Tensor x, Tensor? z, str numerics="fp32") -> Tensor',
-    "split",
+SPLIT_SUMS = declare(
     split.split_sums,
-    lambda a: a["x"].new_empty((*a["x"].shape[:-1], 1), dtype=rms.wide_dtype(a["x"].dtype)),
-    x="x",
+    lambda a: a["x"].new_empty((*a["x"].shape[:-1], 1), dtype=wide_dtype(a["x"].dtype)),
+    normalized="x",
+    by_element="z",
+    numerics=GATED_NUMERICS,
 )
-SPLIT_RMSNORM = _register(
-    "split_rmsnorm(Tensor x, Tensor? weight, Tensor? z, Tensor sums, SymInt full_width, float eps=1e-6, "
-    'str numerics="fp32") -> Tensor',
-    "split",
+SPLIT_RMSNORM = declare(
     split.split_rmsnorm,
-    lambda a: new_output(a["x"]),
-    x="x",
+    _like_x,
+    normalized="x",
+    by_element="z",
+    one_a_row="sums",
+    shared="weight",
+    numerics=GATED_NUMERICS,
 )
 
 # --- quant --------------------------------------------------------------------------------------------------------
 
-_QUANT = 'str numerics="fp32", bool gemma=False, bool? enable_pdl=None'
-
 
 def _quantised(a: Arguments, scales: int) -> tuple[Tensor, Tensor]:
     x = a["input"]
-    scale = x.new_empty((*x.shape[:-1], scales), dtype=rms.wide_dtype(x.dtype))
+    scale = x.new_empty((*x.shape[:-1], scales), dtype=wide_dtype(x.dtype))
     return new_output(x, dtype=a["quant_dtype"]), scale
 
 
-RMSNORM_QUANT = _register(
-    f"rmsnorm_quant(Tensor(a!) out, Tensor input, Tensor? weight, Tensor scale, float eps=1e-6, {_QUANT}) -> ()",
-    "quant",
+RMSNORM_QUANT = declare(
     quant.rmsnorm_quant,
     _nothing,
+    normalized="input",
+    by_element="out",
+    shared="weight scale",
+    written="out",
+    numerics=NUMERICS,
 )
-FUSED_ADD_RMSNORM_QUANT = _register(
-    "fused_add_rmsnorm_quant(Tensor(a!) out, Tensor input, Tensor(b!) residual, Tensor? weight, Tensor scale, "
-    f"float eps=1e-6, {_QUANT}) -> ()",
-    "quant",
+FUSED_ADD_RMSNORM_QUANT = declare(
     quant.fused_add_rmsnorm_quant,
     _nothing,
+    normalized="input",
+    by_element="out residual",
+    shared="weight scale",
+    written="out residual",
+    numerics=NUMERICS,
 )
-RMSNORM_DYNAMIC_QUANT = _register(
-    "rmsnorm_dynamic_quant(Tensor input, Tensor? weight, Tensor(a!)? residual=None, Tensor? scale_ub=None, "
-    f"float eps=1e-6, ScalarType quant_dtype=float8_e4m3fn, {_QUANT}) -> (Tensor, Tensor)",
-    "quant",
+RMSNORM_DYNAMIC_QUANT = declare(
     quant.rmsnorm_dynamic_quant,
     lambda a: _quantised(a, 1),
+    normalized="input",
+    by_element="residual",
+    shared="weight scale_ub",
+    written="residual",
+    numerics=NUMERICS,
 )
-RMSNORM_BLOCK_QUANT = _register(
-    "rmsnorm_block_quant(Tensor input, Tensor? weight, Tensor(a!)? residual=None, float eps=1e-6, "
-    f"SymInt group_size=128, ScalarType quant_dtype=float8_e4m3fn, {_QUANT}) -> (Tensor, Tensor)",
-    "quant",
+RMSNORM_BLOCK_QUANT = declare(
     quant.rmsnorm_block_quant,
     lambda a: _quantised(a, a["input"].shape[-1] // a["group_size"]),
+    normalized="input",
+    by_element="residual",
+    shared="weight",
+    written="residual",
+    numerics=NUMERICS,
 )
-LAYERNORM_QUANT = _register(
-    "layernorm_quant(Tensor(a!) out, Tensor input, Tensor? weight, Tensor? bias, Tensor scale, float eps=1e-6, "
-    'str numerics="fp32") -> ()',
-    "quant",
+LAYERNORM_QUANT = declare(
     quant.layernorm_quant,
     _nothing,
+    normalized="input",
+    by_element="out",
+    shared="weight bias scale",
+    written="out",
+    numerics=LAYER_QUANT_NUMERICS,
 )

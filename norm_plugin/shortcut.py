@@ -11,24 +11,24 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from norm_plugin import dispatch, memory
-from norm_plugin.dispatch import Op, Route
+from norm_plugin.dispatch import Route
+from norm_plugin.op import Op
 
 try:
     from torch._C._dynamo import guards as dynamo_guards
 except ImportError:
     dynamo_guards = None  # type: ignore[assignment]
 
-#: How many elements x has, and where each tensor that is given begins, in the order of the arguments.
+#: The number of elements of x, and the address of each tensor that is given, in the order of the arguments.
 Placed = tuple[int, Sequence[int]]
 
-#: What a guard cannot ask, because it asks of one tensor at a time. For an op that writes, the answer says where the
-#: tensors lie, so that nobody has to ask again.
+#: Asks what guards cannot: each of them looks at one tensor. For an op that writes, the answer has the addresses of the
+#: tensors, so that nobody has to ask again.
 Agreement = Callable[[tuple[Any, ...]], bool | Placed]
 
 #: A model has few signatures an op; the latest ones are kept.
@@ -67,12 +67,12 @@ def guard(tensors: list[Tensor], by_row: list[bool]) -> Callable[..., bool] | No
 
 
 def agreement(op: Op, tensors: tuple[Tensor | None, ...], given: tuple[int, ...]) -> Agreement | None:
-    """What Op.check_shapes and Op.check_memory ask of tensors whose sizes are known to agree but for the first."""
+    """What checks.check_shapes and check_memory ask of tensors whose sizes are known to agree but for the first."""
     x = op.x
     if op.one_a_row:
         rows = [i for i in given if op.by_row[i]]
         return lambda t: all(t[i].shape[:-1] == t[x].shape[:-1] for i in rows)
-    alike = [i for i in op.alike if i in given]
+    alike = [i for i in op.by_element if i in given]
     if any(i in given for i in op.written):
         return apart(op, tensors, alike, given)
     if not alike:
@@ -92,7 +92,7 @@ def apart(op: Op, tensors: tuple[Tensor | None, ...], alike: list[int], given: t
         one, two = sorted((x, *alike))
         third = others[0] if others else None
         of_one, of_two = reach[one][0], reach[two][0]
-        may_be_one = op.in_place in ((one, two), (two, one)) and _lie_alike(tensors[one], tensors[two])
+        may_be_one = op.may_be in ((one, two), (two, one)) and _lie_alike(tensors[one], tensors[two])
         of_third = 0 if third is None else reach[third][1]
         between = third is not None and third < two
 
@@ -131,7 +131,7 @@ def _lie_alike(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def _reach(t: Tensor, by_row: bool) -> tuple[int, int]:
-    """At most so many bytes an element of x, and so many besides, lie between a tensor's first byte and its last."""
+    """(a, b): for n elements of x, at most a * n + b bytes lie between a tensor's first byte and its last."""
     first, end = memory.span(t)
     if not by_row:
         return 0, end - first
@@ -155,32 +155,3 @@ def remember(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...], 
         unrecorded = any(t.requires_grad for t in present)
         plan = Plan(given, missing, unrecorded, recognises, agreement(op, tensors, given), rest, route)
         dispatch.keep_plan(route, plan, MOST_PLANS)
-
-
-def find(
-    op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]
-) -> tuple[Route, Literal[True] | Placed] | None:
-    """The route of a recognised call and what the agreement says of its tensors, or None."""
-    for plan in op.plans:
-        if plan.rest != rest or (plan.unrecorded and torch.is_grad_enabled()):
-            continue
-        try:
-            if plan.missing:
-                if any_given(tensors, plan.missing) or not plan.recognises(*[tensors[i] for i in plan.given]):
-                    continue
-            elif not plan.recognises(*tensors):
-                continue
-        except TypeError:  # None, where the plan has a tensor
-            continue
-        agreed = plan.agree is None or plan.agree(tensors)
-        if agreed:
-            return plan.route, agreed
-    return None
-
-
-def any_given(tensors: tuple[Tensor | None, ...], places: tuple[int, ...]) -> bool:
-    """Whether one of these places holds a tensor."""
-    for i in places:  # noqa: SIM110 - a generator costs more than the loop
-        if tensors[i] is not None:
-            return True
-    return False

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from norm_plugin import functions, ops
+from norm_plugin import ops
+from norm_plugin.call import call
 from norm_plugin.numerics import FP32
 
 #: The ops of one call, in order.
@@ -25,7 +26,7 @@ def rmsnorm_of_part(
 ) -> Tensor:
     """This rank's part of rmsnorm(x * silu(z)): x, z and weight are one of `parts` parts of equal width, and
     `all_reduce` adds up the sums [..., 1] of all ranks."""
-    sums = all_reduce(functions.call(ops.SPLIT_SUMS, (x, z), (numerics,)))
+    sums = all_reduce(call(ops.SPLIT_SUMS, (x, z), (numerics,)))
     how = (parts * x.shape[-1], eps, numerics)
-    result: Tensor = functions.call(ops.SPLIT_RMSNORM, (x, weight, z, sums), how)
+    result: Tensor = call(ops.SPLIT_RMSNORM, (x, weight, z, sums), how)
     return result

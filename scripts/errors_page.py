@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import norm_plugin  # noqa: E402
-from norm_plugin.checks import RULES  # noqa: E402
 from norm_plugin.ops import OPS  # noqa: E402
 from tests.spec.refused import REFUSED  # noqa: E402
 from tests.spec.test_errors import BAD, Bad  # noqa: E402
@@ -109,8 +108,9 @@ def calls() -> Iterator[Call]:
 
 def arguments(message: str) -> list[str]:
     """The arguments that a message begins with."""
+    known = {name for op in OPS.values() for name in op.arguments}
     begin = re.match(r"(\w+)(?: and (\w+))? ", message)
-    return [name for name in begin.groups() if name in RULES] if begin else []
+    return [name for name in begin.groups() if name in known] if begin else []
 
 
 def row(what: str, of_kind: list[Call]) -> str:

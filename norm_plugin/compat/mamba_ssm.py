@@ -56,7 +56,7 @@ def _layer_norm_fwd(
     if out is not None:
         checks.same_shape("out", out, "x", x)
     how = (group_size, norm_before_gate, is_rms_norm, activation)
-    ops.GATED_NORM.check((x, weight, bias, z, eps, *how, FP32.name))
+    checks.check(ops.GATED_NORM, (x, weight, bias, z, eps, *how, FP32.name))
     return _layer_norm_fwd_native(x, weight, bias, eps, z, out, *how)
 
 

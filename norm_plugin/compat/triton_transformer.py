@@ -22,8 +22,8 @@ def layernorm(x: Tensor, gamma: Tensor, eps: float = 1e-5, use_triton: bool = Fa
 
 def _check(x: Tensor, gamma: Tensor, eps: float) -> None:
     """The rules of the op, in this function's names."""
-    call = checks.Call("x", {"x": x, "gamma": gamma}, tensors=("x", "gamma"), required=("x", "gamma"))
-    call.given()
+    call = checks.Call("x", {"x": x, "gamma": gamma})
+    call.given(tensors=call.arguments, required=call.arguments)
     call.normalized("x", x)
     call.per_column("gamma", gamma)
     call.eps("eps", eps)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from norm_plugin import functions, kernels, ops, settings
+from norm_plugin import kernels, ops, settings
+from norm_plugin.call import call
 from norm_plugin.numerics import FP32, HF, Numerics
 
 #: The types of devices on which a kernel is asked for.
@@ -39,7 +40,7 @@ def rmsnorm(
     size: int | None = None,
 ) -> Tensor:
     """functions.rmsnorm."""
-    result: Tensor = functions.call(ops.RMSNORM, (x, weight), (eps, numerics, gemma, size, None), None, True)
+    result: Tensor = call(ops.RMSNORM, (x, weight), (eps, numerics, gemma, size, None), decline=True)
     return result
 
 
@@ -54,7 +55,7 @@ def add_rmsnorm(
 ) -> tuple[Tensor, Tensor]:
     """functions.add_rmsnorm."""
     how = (eps, numerics, gemma, size, None)
-    result: tuple[Tensor, Tensor] = functions.call(ops.ADD_RMSNORM, (x, residual, weight), how, None, True)
+    result: tuple[Tensor, Tensor] = call(ops.ADD_RMSNORM, (x, residual, weight), how, decline=True)
     return result
 
 
@@ -63,12 +64,12 @@ def fused_add_rmsnorm(
 ) -> None:
     """functions.fused_add_rmsnorm: both are written."""
     how = (eps, numerics, gemma, None, None)
-    functions.call(ops.FUSED_ADD_RMSNORM, (x, residual, weight), how, functions.recorded_add, True)
+    call(ops.FUSED_ADD_RMSNORM, (x, residual, weight), how, decline=True)
 
 
 def layernorm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, numerics: str = FP32.name) -> Tensor:
     """functions.layernorm."""
-    result: Tensor = functions.call(ops.LAYERNORM, (x, weight, bias), (eps, numerics), None, True)
+    result: Tensor = call(ops.LAYERNORM, (x, weight, bias), (eps, numerics), decline=True)
     return result
 
 
@@ -86,5 +87,5 @@ def gated_norm(
 ) -> Tensor:
     """functions.layernorm_fn, or rmsnorm_fn."""
     how = (eps, group_size, norm_before_gate, is_rms_norm, activation, numerics)
-    result: Tensor = functions.call(ops.GATED_NORM, (x, weight, bias, z), how, None, True)
+    result: Tensor = call(ops.GATED_NORM, (x, weight, bias, z), how, decline=True)
     return result

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from norm_plugin import dispatch, settings, split
-from norm_plugin.dispatch import BackendError, Declined, Op
+from norm_plugin.dispatch import BackendError, Declined
 from norm_plugin.engines import (
     call_counts,
     calls,
@@ -34,6 +34,7 @@ from norm_plugin.engines.fingerprint import fingerprint
 from norm_plugin.engines.installed_hooks import Record
 from norm_plugin.engines.on_import import after_import
 from norm_plugin.engines.vllm_layers import Kept, LayerForward
+from norm_plugin.op import Op
 
 log = logging.getLogger("norm_plugin")
 
@@ -164,7 +165,7 @@ def _install(record: Record, wanted: settings.Settings) -> None:
             in_graphs = wanted.scope == "all" and not (has_ir and hook.in_ir)
             _when_there(record, hook.module, hook.layer, partial(_replace_forward, record, hook, in_graphs))
     if wanted.scope == "all":
-        record.on_undo(dispatch.tell(_count_compiled))
+        record.on_undo(dispatch.on_torch_call(_count_compiled))
     _when_there(record, _LOADERS, "layer names", partial(_watch_loaders, record))
 
 

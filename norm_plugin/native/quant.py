@@ -3,7 +3,8 @@
 What is quantised is the fp32 norm before its last rounding, as in FlashInfer's RMSNorms. With numerics `hf` it is the
 rounded b(b(h * s) * w), as in vLLM's fused kernels; with `flashinfer_layer`, which is of LayerNorm alone, it is the
 rounded LayerNorm, as in FlashInfer's. A static scale is applied as a product with its reciprocal. Dynamic fp8 divides
-by the scale (vLLM, FBGEMM), dynamic int8 multiplies by the reciprocal (vLLM).
+by the scale (vLLM, FBGEMM), dynamic int8 multiplies by the reciprocal (vLLM). `enable_pdl` is how a kernel is launched,
+and means nothing here.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def rmsnorm_quant(
     eps: float = 1e-6,
     numerics: str = FP32.name,
     gemma: bool = False,
+    enable_pdl: bool | None = None,
 ) -> None:
     """out = quantised norm(input), by one scale for the whole tensor."""
     y = normalized(input, None, weight, eps, numerics, gemma)
@@ -81,6 +83,7 @@ def fused_add_rmsnorm_quant(
     eps: float = 1e-6,
     numerics: str = FP32.name,
     gemma: bool = False,
+    enable_pdl: bool | None = None,
 ) -> None:
     """residual += input, then out = quantised norm(residual); input keeps its values."""
     y = normalized(input, residual, weight, eps, numerics, gemma)
@@ -96,6 +99,7 @@ def rmsnorm_dynamic_quant(
     quant_dtype: torch.dtype = torch.float8_e4m3fn,
     numerics: str = FP32.name,
     gemma: bool = False,
+    enable_pdl: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(out, scales [..., 1]), one scale a row; scale_ub bounds the magnitude that a scale is made from."""
     out, scale = dynamic(normalized(input, residual, weight, eps, numerics, gemma), quant_dtype, scale_ub)
@@ -111,6 +115,7 @@ def rmsnorm_block_quant(
     quant_dtype: torch.dtype = torch.float8_e4m3fn,
     numerics: str = FP32.name,
     gemma: bool = False,
+    enable_pdl: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(out, scales [..., N / group_size]), one scale for each block of `group_size` columns of a row."""
     y = normalized(input, residual, weight, eps, numerics, gemma)

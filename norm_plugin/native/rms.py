@@ -1,4 +1,7 @@
-"""RMSNorm, its fused residual add, Gemma's variant and the l2 norm, in plain PyTorch: the specification."""
+"""RMSNorm, its fused residual add, Gemma's variant and the l2 norm, in plain PyTorch: the specification.
+
+`enable_pdl` is how a kernel is launched, and means nothing here.
+"""
 
 from __future__ import annotations
 
@@ -83,11 +86,26 @@ def rmsnorm(
     numerics: str = FP32.name,
     gemma: bool = False,
     variance_size: int | None = None,
+    enable_pdl: bool | None = None,
 ) -> Tensor:
     """The RMSNorm of every row; with `gemma` the weight is 1 + weight, added in fp32."""
     h = wide(input)
     s = inverse_rms(h, eps, variance_size)
     return stored(scaled(h, s, weight, NUMERICS[numerics], gemma, input.dtype), input)
+
+
+def rmsnorm_out(
+    input: Tensor,
+    weight: Tensor | None,
+    out: Tensor,
+    eps: float = 1e-6,
+    numerics: str = FP32.name,
+    gemma: bool = False,
+    variance_size: int | None = None,
+    enable_pdl: bool | None = None,
+) -> None:
+    """rmsnorm, written into `out`."""
+    out.copy_(rmsnorm(input, weight, eps, numerics, gemma, variance_size))
 
 
 def add_rmsnorm(
@@ -98,6 +116,7 @@ def add_rmsnorm(
     numerics: str = FP32.name,
     gemma: bool = False,
     variance_size: int | None = None,
+    enable_pdl: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(norm(input + residual), input + residual): the fused add as a function, nothing is changed in place."""
     h, s, new_residual = added(input, residual, eps, NUMERICS[numerics], variance_size)
@@ -113,6 +132,7 @@ def fused_add_rmsnorm(
     numerics: str = FP32.name,
     gemma: bool = False,
     variance_size: int | None = None,
+    enable_pdl: bool | None = None,
 ) -> None:
     """residual += input, then input = norm(residual), both in place."""
     out, new_residual = add_rmsnorm(input, residual, weight, eps, numerics, gemma, variance_size)

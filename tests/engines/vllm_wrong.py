@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from norm_plugin import functions, split
+from norm_plugin.engines import calls
 from norm_plugin.native import layer
 from norm_plugin.verify import vllm_child
 
@@ -18,16 +19,16 @@ KIND = "WRONG_NORM"
 
 
 def wrong(kind: str, original: Any) -> Any:
-    """functions.call, with another weight or eps than was asked for."""
+    """call, with another weight or eps than was asked for."""
 
-    def norm(op: Any, tensors: tuple[Any, ...], rest: tuple[Any, ...], *more: Any) -> Any:
+    def norm(op: Any, tensors: tuple[Any, ...], rest: tuple[Any, ...], **more: Any) -> Any:
         given = dict(zip(op.arguments, (*tensors, *rest), strict=False))
         if kind == "eps" and "eps" in given:
             given["eps"] *= 10
         if kind == "scale" and "weight" in given:
             given["weight"] = given["weight"] * 1.01
         values = tuple(given.values())
-        return original(op, values[: len(tensors)], values[len(tensors) :], *more)
+        return original(op, values[: len(tensors)], values[len(tensors) :], **more)
 
     return norm
 
@@ -58,7 +59,8 @@ if os.environ[KIND] == "alone":
 elif os.environ[KIND] == "inside":
     layer.torch_layernorm = inside(layer.torch_layernorm)
 else:
-    functions.call = wrong(os.environ[KIND], functions.call)  # type: ignore[assignment]
+    for module in (functions, calls, split):
+        module.call = wrong(os.environ[KIND], module.call)
 
 if __name__ == "__main__":
     vllm_child.main()

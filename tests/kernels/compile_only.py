@@ -204,7 +204,7 @@ def bind(task: Task) -> list[Bound]:
             stack.enter_context(mock.patch.object(module, "has_fp8_unit", return_value=fp8_unit))
         stack.enter_context(mock.patch.object(backward, "on_nvidia", return_value=True))
         stack.enter_context(mock.patch.object(backward, "processors", return_value=PROCESSORS))
-        found = kernels.find(op.family, op.name)
+        found = kernels.find(op.kind, op.name)
         assert found is not None
         found(*a.values()).run(*a.values())
     assert launched, f"{task.label} launched nothing"

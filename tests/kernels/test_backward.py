@@ -18,9 +18,9 @@ from torch import Tensor
 import norm_plugin
 from norm_plugin import dispatch, settings
 from norm_plugin.accuracy import bounds, inputs, ulps
-from norm_plugin.dispatch import Op
 from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.kernels import backward_configs as configs
+from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.kernels import twins
 from tests.kernels.device import COMPILED, on_a_gpu

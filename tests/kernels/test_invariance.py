@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from norm_plugin.dispatch import Op
 from norm_plugin.kernels import configs
+from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.kernels import twins
 from tests.kernels.device import COMPILED, DEVICE

@@ -143,7 +143,7 @@ def test_a_report_names_the_configuration_of_a_kernel_that_has_not_run_yet(monke
     def tell() -> None:
         said.extend(e["configuration"] for e in implementations.find("rmsnorm", [("bfloat16", 96, (96, 1))]))
 
-    monkeypatch.setattr(dispatch, "_watchers", [tell])
+    monkeypatch.setattr(dispatch, "_route_watchers", [tell])
     dispatch.reset()
     with settings.override(backend="triton"):
         x = torch.randn(2, 96, device=DEVICE, dtype=BF16)

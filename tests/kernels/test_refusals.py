@@ -18,7 +18,6 @@ from torch import Tensor
 import norm_plugin
 from norm_plugin import dispatch, kernels, settings
 from norm_plugin.accuracy import inputs
-from norm_plugin.dispatch import Op
 from norm_plugin.native import rms
 from norm_plugin.numerics import (
     DESCRIPTION,
@@ -28,6 +27,7 @@ from norm_plugin.numerics import (
     NUMERICS,
     Numerics,
 )
+from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.kernels import twins
 from tests.spec import judge, samples
@@ -170,7 +170,7 @@ def test_a_field_that_a_kernel_does_not_read_is_refused(
     """Also one that no numerics had when the kernel was written: it changes what runs, or it is refused."""
     made = Numerics("made up", "", "", **{field: True})
     monkeypatch.setitem(known, made.name, made)
-    kernel = kernels.find(OPS[op].family, op)
+    kernel = kernels.find(OPS[op].kind, op)
     assert kernel is not None
     a = samples.arguments(OPS[op], (4, 48), BF16) | {"numerics": made.name}
     if field in read:

@@ -18,10 +18,11 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import norm_plugin
+from norm_plugin import call as calling
 from norm_plugin import dispatch, ops, settings, shortcut
 from norm_plugin.accuracy import inputs
-from norm_plugin.dispatch import Op
 from norm_plugin.native import rms
+from norm_plugin.op import Op
 from tests.kernels import twins
 from tests.kernels.device import DEVICE
 
@@ -52,13 +53,13 @@ class Spy:
         return found
 
 
-original = shortcut.find
+original = calling.recognise
 
 
 @pytest.fixture
 def recognised(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     spy = Spy()
-    monkeypatch.setattr(shortcut, "find", spy.known)
+    monkeypatch.setattr(calling, "recognise", spy.known)
     return spy.found
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from norm_plugin.dispatch import Op
 from norm_plugin.kernels import configs
+from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.kernels import twins
 from tests.kernels.device import COMPILED
@@ -72,7 +72,7 @@ def test_rows_that_are_read_again(
     read at once, and not a multiple."""
     monkeypatch.setattr(configs, "HELD_BYTES", 1024)
     with configs.forced(1, 1, 0, 0):
-        made = configs.make(op.family, width, 2, 1, 1, 0, 0)
+        made = configs.make(op.kind, width, 2, 1, 1, 0, 0)
         assert 1 <= made.held < made.chunks
         a = samples.arguments(op, (2, width), torch.bfloat16, **at(op, variant, width))
         outputs = samples.outputs(op, a)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from norm_plugin import dispatch, settings
 from norm_plugin.accuracy import ulps
-from norm_plugin.dispatch import Op
+from norm_plugin.op import Op
 from tests.kernels.device import COMPILED
 from tests.spec import judge, samples
 
@@ -90,7 +90,7 @@ def apart(op: Op, a: samples.Arguments, ours: Outputs, theirs: Outputs) -> list[
     rounding in the middle of a numerics, which may fall to either side.
     """
     found = []
-    truths = (judge.TRUTHS[op.family](op.name, a, outputs) for outputs in (ours, theirs))
+    truths = (judge.truths_of(op, a, outputs) for outputs in (ours, theirs))
     for mine, other, own, others in zip(ours, theirs, *truths, strict=True):
         explained = own.bound + others.bound + (own.oracles[0] - others.oracles[0]).abs()
         for truth in (own, others):

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import norm_plugin
-from norm_plugin.dispatch import Op
 from norm_plugin.native.quant import QMAX
 from norm_plugin.numerics import ACTIVATIONS, FP32, HF, LAYER_QUANT_NUMERICS, NUMERICS
+from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.kernels.device import COMPILED, INTERPRETED
 
@@ -47,7 +47,7 @@ class Function:
     @property
     def by_row(self) -> tuple[str, ...]:
         """The tensors that have a row for each row of x, x first."""
-        return tuple(self.op.arguments[i] for i in (self.op.x, *self.op.alike))
+        return tuple(self.op.arguments[i] for i in (self.op.x, *self.op.by_element))
 
     @property
     def written(self) -> tuple[str, ...]:
@@ -61,7 +61,7 @@ class Function:
 
     @property
     def differentiable(self) -> bool:
-        return self.op.family != "quant"
+        return self.op.kind != "quant"
 
     @property
     def needs_residual(self) -> bool:
@@ -211,10 +211,10 @@ class Step:
 def _plain(draw: Callable[..., Any], f: Function, width: int) -> tuple[tuple[str, Any], ...]:
     """The arguments that are no tensors."""
     groups = [n for n in (1, 8, 20, 64, 128, width) if width % n == 0]
-    quantised = f.op.family == "quant"
+    quantised = f.op.kind == "quant"
     choices: dict[str, tuple[Any, ...]] = {
         "eps": (1e-6, 1e-6, 1e-5),
-        "numerics": NUMERICS_OF_OP.get(f.op.name) or NUMERICS_OF.get(f.op.family) or tuple(NUMERICS),
+        "numerics": NUMERICS_OF_OP.get(f.op.name) or NUMERICS_OF.get(f.op.kind) or tuple(NUMERICS),
         "gemma": (False, False, True),
         "variance_size": (None, None, None, max(1, width // 2)),
         "output_dtype": (None, torch.float32),
@@ -242,9 +242,9 @@ def steps(draw: Callable[..., Any], functions: tuple[str, ...] = tuple(FUNCTIONS
         may_lack.add("residual")
     absent = draw(st.sets(st.sampled_from(sorted(may_lack)))) if may_lack else ()
     relations = [APART, APART, APART]
-    if (f.pair == ("input", "out") and f.op.family == "rms") or (f.pair and "residual" in f.pair):
+    if (f.pair == ("input", "out") and f.op.kind == "rms") or (f.pair and "residual" in f.pair):
         relations += [SIDE_BY_SIDE, SAME, OVERLAPPING]
-    if f.written and f.op.family == "rms":
+    if f.written and f.op.kind == "rms":
         relations.append(INTO_PARAMETERS)
     return Step(
         function=f.name,
@@ -254,7 +254,7 @@ def steps(draw: Callable[..., Any], functions: tuple[str, ...] = tuple(FUNCTIONS
         dtype=dtype,
         weight_dtype=draw(st.sampled_from((dtype, torch.float32))),
         residual_dtype=draw(st.sampled_from((dtype, dtype, torch.float32))),
-        out_dtype=draw(st.sampled_from(tuple(QMAX))) if f.op.family == "quant" else dtype,
+        out_dtype=draw(st.sampled_from(tuple(QMAX))) if f.op.kind == "quant" else dtype,
         absent=frozenset(absent),
         layouts=(
             draw(st.sampled_from(tuple(READABLE))),

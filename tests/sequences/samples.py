@@ -82,7 +82,7 @@ def samples(*, kernels: Callable[[], Any]) -> list[Sample]:
             for rows in (1, 4):
                 plain = dict(f.fixed) | {key: PLAIN[key] for key in f.op.arguments if key in PLAIN} | dict(f.fixed)
                 dtype = (torch.float32, torch.bfloat16)[number % 2]
-                out = torch.int8 if f.op.family == "quant" else dtype
+                out = torch.int8 if f.op.kind == "quant" else dtype
                 step = Step(f.name, rows, (), 64, dtype, dtype, dtype, out, frozenset(), (layout,) * 3, 0, 1, APART,
                             "plain", tuple(plain.items()), number)  # fmt: skip
                 for gradients in (False, True) if f.name in BACKWARD and rows > 1 else (False,):

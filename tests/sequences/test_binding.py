@@ -15,8 +15,8 @@ import torch
 from hypothesis import HealthCheck
 
 from norm_plugin import kernels
-from norm_plugin.dispatch import Op
 from norm_plugin.gradients import BACKWARD_OPS
+from norm_plugin.op import Op
 from tests.kernels.device import DEVICE, INTERPRETED
 from tests.sequences.calls import APART, READABLE, ROWS, Step, steps
 from tests.sequences.guards import Buffer, extent
@@ -39,7 +39,7 @@ def described(launch: KernelLaunch) -> Description:
 
 def bound(op: Op, args: tuple[Any, ...]) -> list[Description] | str:
     """What a first call with these arguments binds, or why it is refused."""
-    bind = kernels.find(op.family, op.name)
+    bind = kernels.find(op.kind, op.name)
     assert bind is not None
     try:
         found = bind(*args)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from norm_plugin import dispatch
 from norm_plugin.accuracy import inputs, oracle
-from norm_plugin.dispatch import Op
 from norm_plugin.native.rms import wide_dtype
+from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 
 Arguments = dict[str, Any]
@@ -117,7 +117,7 @@ def moved(value: Any) -> Any:
 
 def alike(op: Op) -> tuple[str, ...]:
     """The names of x and of what goes with it, element by element or row by row."""
-    return op.arguments[op.x], *(op.arguments[i] for i in (*op.alike, *op.one_a_row))
+    return op.arguments[op.x], *(op.arguments[i] for i in (*op.by_element, *op.one_a_row))
 
 
 def written(op: Op, a: Arguments) -> tuple[str, ...]:

@@ -19,9 +19,9 @@ from torch.autograd.graph import saved_tensors_hooks
 import norm_plugin
 from norm_plugin import dispatch
 from norm_plugin.accuracy import inputs
-from norm_plugin.dispatch import Op
 from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.native import backward
+from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.spec import samples
 from tests.spec.test_gradients import EPS, ROWS, WIDTH, function_of, leaves

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin.accuracy import inputs
-from norm_plugin.dispatch import Op
+from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.spec import judge, samples
 

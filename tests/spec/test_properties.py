@@ -50,7 +50,7 @@ def calls(draw: st.DrawFn, name: str) -> samples.Arguments:
     divisors = [n for n in range(1, width + 1) if width % n == 0]
     choices: dict[str, st.SearchStrategy[Any]] = {
         "eps": st.sampled_from(EPSILONS),
-        "numerics": st.sampled_from(NUMERICS_OF_OP.get(name) or NUMERICS_OF.get(op.family) or list(NUMERICS)),
+        "numerics": st.sampled_from(NUMERICS_OF_OP.get(name) or NUMERICS_OF.get(op.kind) or list(NUMERICS)),
         "gemma": st.booleans(),
         "variance_size": st.one_of(st.none(), st.integers(1, width)),
         "output_dtype": st.sampled_from([None, *FLOATS]),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from norm_plugin.accuracy import inputs
-from norm_plugin.dispatch import Op
+from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.spec import judge, samples
 

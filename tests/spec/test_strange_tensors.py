@@ -1,4 +1,4 @@
-"""Tensors whose values are not simply in memory, and an op that cannot be defined; refused.py has what is refused."""
+"""Tensors whose values are not simply in memory; refused.py has what is refused."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 import norm_plugin
-from norm_plugin import dispatch, library, settings
+from norm_plugin import dispatch, settings
 from norm_plugin.accuracy import inputs
-from norm_plugin.native import rms
 from tests.spec.refused import with_negative_bit
 
 BF16 = torch.bfloat16
@@ -74,12 +73,3 @@ def test_autocast_changes_no_dtype() -> None:
 def test_gemma_without_a_weight_scales_by_nothing() -> None:
     x = inputs.make("normal", (4, 48), BF16)
     assert torch.equal(norm_plugin.gemma_rmsnorm(x, None), norm_plugin.rmsnorm(x, None))
-
-
-def test_an_op_with_an_argument_without_a_rule_cannot_be_defined() -> None:
-    for schema, what in (
-        ("toy(Tensor input, float height) -> Tensor", "no rule for: height"),
-        ("toy_too(Tensor input, Tensor numerics) -> Tensor", "nobody says how they go with rows: numerics"),
-    ):
-        with pytest.raises(TypeError, match=what):
-            library.register(schema, "rms", rms.rmsnorm, lambda a: a["input"])

@@ -18,8 +18,8 @@ from torch.fx import GraphModule
 
 import norm_plugin
 from norm_plugin.accuracy import inputs
-from norm_plugin.dispatch import Op
 from norm_plugin.gradients import BACKWARD_OPS
+from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.spec import samples
 from tests.spec.test_errors import BAD, good_arguments

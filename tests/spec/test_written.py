@@ -18,6 +18,7 @@ from torch import Tensor
 import norm_plugin
 from norm_plugin import dispatch, memory
 from norm_plugin.accuracy import inputs
+from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.spec import samples
 
@@ -99,7 +100,7 @@ def bits(t: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("op", "one", "other"), PAIRS, ids=[f"{op.name}: {a}, {b}" for op, a, b in PAIRS])
-def test_tensors_that_overlap_in_part_are_refused(op: dispatch.Op, one: str, other: str) -> None:
+def test_tensors_that_overlap_in_part_are_refused(op: Op, one: str, other: str) -> None:
     a = samples.arguments(op, SHAPE, torch.float32, **({"group_size": 16} if "group_size" in op.arguments else {}))
     dispatch.call(op, *a.values())  # a call of the same signature, which is right
     a[one], a[other] = over_each_other(a[one], a[other])
