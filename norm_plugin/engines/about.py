@@ -15,7 +15,7 @@ from norm_plugin.version import __version__
 def versions() -> dict[str, str]:
     """norm_plugin, Python, torch, Triton, the GPU and its driver. A GPU that this process does not use stays asleep."""
     found = {"norm_plugin": __version__, "python": platform.python_version(), "torch": torch.__version__}
-    found["triton"] = _version("triton")
+    found["triton"] = version_of("triton")
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found["GPU"] = torch.cuda.get_device_name()
         found["driver"] = _driver()
@@ -25,11 +25,12 @@ def versions() -> dict[str, str]:
 
 
 @cache
-def _version(distribution: str) -> str:
+def version_of(distribution: str, otherwise: str = "not installed") -> str:
+    """The installed version; a source tree on the PYTHONPATH has none."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return otherwise
 
 
 @cache

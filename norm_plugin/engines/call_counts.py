@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,7 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from norm_plugin import dispatch, settings
-from norm_plugin.engines import ENGINES, forwards, graphs, implementations, report_file
+from norm_plugin.engines import forwards, graphs, implementations, report_file
+from norm_plugin.engines.installed_hooks import installed
 from norm_plugin.engines.model_layers import Layer, Why, norms
 
 #: More than any model has norms; a weight that is made anew for every call would fill the memory.
@@ -241,12 +241,9 @@ def _write() -> None:
 
 def _engines() -> list[dict[str, Any]]:
     """What the adapters of this process changed."""
-    adapters = [sys.modules.get(f"norm_plugin.engines.{name}") for name in ENGINES]
-    records = [adapter.record() for adapter in adapters if adapter is not None]
     return [
-        {"engine": record.engine, "version": record.version, "hooks": record.live, "missing": record.missing}
-        for record in records
-        if record is not None
+        {"engine": hooks.engine, "version": hooks.version, "hooks": hooks.live, "missing": hooks.missing}
+        for hooks in installed.values()
     ]
 
 

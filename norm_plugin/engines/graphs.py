@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from norm_plugin.engines import forwards
-from norm_plugin.engines.installed_hooks import Record
+from norm_plugin.engines.installed_hooks import InstalledHooks
 
 #: Where a torch.cuda.CUDAGraph keeps its Graph.
 _ATTRIBUTE = "_norm_plugin_graph"
@@ -34,7 +34,7 @@ class Graph(forwards.InTurn):
 
 
 _graphs: dict[frozenset[tuple[Any, int]], Graph] = {}
-_record: Record | None = None
+_hooks: InstalledHooks | None = None
 
 
 def captured() -> tuple[Graph, ...]:
@@ -44,10 +44,10 @@ def captured() -> tuple[Graph, ...]:
 
 def follow(begin: Callable[[], None], end: Callable[[], dict[Any, int]], changed: Callable[[], None]) -> None:
     """Call `begin` and `end` around every capture; `end` answers with the calls in between. `changed`: a new graph."""
-    global _record
-    if _record is not None:
+    global _hooks
+    if _hooks is not None:
         return
-    _record = Record("torch", torch.__version__)
+    _hooks = InstalledHooks("torch", torch.__version__)
 
     def beginning(original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
@@ -80,7 +80,7 @@ def follow(begin: Callable[[], None], end: Callable[[], dict[Any, int]], changed
         return replay
 
     for name, make in (("capture_begin", beginning), ("capture_end", ending), ("replay", replaying)):
-        _record.replace(name, torch.cuda.CUDAGraph, name, make)
+        _hooks.replace(name, torch.cuda.CUDAGraph, name, make)
 
 
 def _of(calls: dict[Any, int]) -> Graph:
@@ -89,8 +89,8 @@ def _of(calls: dict[Any, int]) -> Graph:
 
 def forget() -> None:
     """Stop following, and forget what was captured."""
-    global _record
-    if _record is not None:
-        _record.undo()
-        _record = None
+    global _hooks
+    if _hooks is not None:
+        _hooks.undo()
+        _hooks = None
     _graphs.clear()

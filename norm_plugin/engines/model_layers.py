@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from norm_plugin import settings
+from norm_plugin.engines import qk_norms
+
 #: Why a hook will not meet a layer; "" where it will, if it is called.
 Why = Callable[[nn.Module], str]
 
@@ -51,26 +54,27 @@ def qualified(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def is_ours(kind: type, method: str) -> bool:
-    """Whether what a class has for a method was put there by norm_plugin, and not overridden by a subclass."""
-    globals_of = getattr(getattr(kind, method, None), "__globals__", {})
-    return str(globals_of.get("__name__")).startswith("norm_plugin.")
+def why_no_hook(layer: nn.Module, families: tuple[str, ...], missing: str, method: str) -> str:
+    """Why no hook will meet a layer of a class whose layers may belong to `families` (none: the class is not hooked).
 
-
-def left_out(family: str) -> str:
-    """Why a layer of a family that was not asked for is the engine's."""
-    return f"NORM_PLUGIN_OPS leaves the family {family} out"
-
-
-def overridden(kind: type, method: str) -> str:
-    """Why a subclass of a class that is hooked is not."""
+    `missing`: why the hook of the class could not be set. `method`: what is hooked of the class, "" for a function.
+    """
+    kind = type(layer)
+    if not families:
+        return TORCHS if kind.__module__.startswith("torch.nn.") else NO_HOOK
+    family = qk_norms.family(layer, families[0])
+    if family not in settings.get().ops:
+        return f"NORM_PLUGIN_OPS leaves the family {family} out"
+    if missing or not method or _is_ours(kind, method):
+        return missing
     owner = next((base for base in kind.__mro__ if method in vars(base)), kind)
     return f"{qualified(owner)} has a {method} of its own, which no hook takes"
 
 
-def not_hooked(kind: type) -> str:
-    """Why a class that no hook knows is left alone."""
-    return TORCHS if kind.__module__.startswith("torch.nn.") else NO_HOOK
+def _is_ours(kind: type, method: str) -> bool:
+    """Whether norm_plugin has put this method there, and no subclass has overridden it."""
+    globals_of = getattr(getattr(kind, method, None), "__globals__", {})
+    return str(globals_of.get("__name__")).startswith("norm_plugin.")
 
 
 def described(layers: Iterable[Layer]) -> str:

@@ -6,7 +6,7 @@ import importlib.util
 import logging
 from pathlib import Path
 
-from norm_plugin.engines.installed_hooks import Record
+from norm_plugin.engines.installed_hooks import InstalledHooks
 from norm_plugin.patching import catalog
 from norm_plugin.patching.errors import PatchError
 from norm_plugin.patching.work import stands
@@ -16,8 +16,8 @@ log = logging.getLogger("norm_plugin")
 HOOK = "source patch "
 
 
-def note(record: Record, engine: str) -> None:
-    """Put the patches that stand in the engine's files into the record, whoever applied them, and so into its line.
+def note(hooks: InstalledHooks, engine: str) -> None:
+    """Put the patches that stand in the engine's files into the hooks, whoever applied them, and so into its line.
 
     The adapter's hooks lie above what the patches change: they come first, and what they leave to the engine meets
     the patch.
@@ -27,17 +27,17 @@ def note(record: Record, engine: str) -> None:
     try:
         for patch in catalog.patches():
             if patch.engine == engine and any(stands(folder, patch) for folder in folders):
-                record.live[HOOK + patch.name] = next(iter(patch.files))
+                hooks.live[HOOK + patch.name] = next(iter(patch.files))
     except (OSError, PatchError, ValueError) as error:  # the adapter works without knowing this
         log.warning("norm_plugin cannot tell whether %s is patched in source: %s", engine, error)
 
 
-def warn(record: Record) -> None:
+def warn(hooks: InstalledHooks) -> None:
     """Say that both are on."""
-    for hook, file in record.live.items():
+    for hook, file in hooks.live.items():
         if hook.startswith(HOOK):
             log.warning(
                 "norm_plugin: %s has %s in its source (%s) while the plugin is on: the plugin's hooks come first, and "
                 "what they leave to the engine meets the patch. Turn the plugin off, or run norm-plugin patch revert.",
-                record.engine, hook.removeprefix(HOOK), file,
+                hooks.engine, hook.removeprefix(HOOK), file,
             )  # fmt: skip

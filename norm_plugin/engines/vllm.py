@@ -15,13 +15,14 @@ from functools import partial, wraps
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from norm_plugin import dispatch, settings, split
-from norm_plugin.dispatch import BackendError, Declined, Op
+from norm_plugin.dispatch import BackendError, Op
 from norm_plugin.engines import (
     call_counts,
     calls,
+    installed_hooks,
     model_layers,
     qk_norms,
     report_file,
@@ -29,11 +30,10 @@ from norm_plugin.engines import (
     vllm_ir,
     vllm_layers,
 )
-from norm_plugin.engines.common import asked, refused, traced
+from norm_plugin.engines.common import Answer, Forward, asked, replacement
 from norm_plugin.engines.fingerprint import fingerprint
-from norm_plugin.engines.installed_hooks import Record
+from norm_plugin.engines.installed_hooks import InstalledHooks, installed
 from norm_plugin.engines.on_import import after_import
-from norm_plugin.engines.vllm_layers import Kept, LayerForward
 
 log = logging.getLogger("norm_plugin")
 
@@ -44,7 +44,7 @@ class Hook(NamedTuple):
     families: tuple[str, ...]
     module: str
     layer: str
-    ours: LayerForward
+    ours: Callable[..., Answer]
     in_ir: bool = False
     function: bool = False
 
@@ -66,44 +66,41 @@ HOOKS = (
     Hook(("mixer2",), _MIXER2, "Mixer2RMSNormGated", vllm_layers.mixer2_rms_norm_gated),
 )
 
-_record: Record | None = None
-
 
 def register() -> None:
     """Hook in, if the flags say so. It may be called again, and raises only for a misspelt flag or a strict one."""
-    global _record
     wanted = settings.get()
-    if wanted.backend == "off" or _record is not None:
+    if wanted.backend == "off" or "vllm" in installed:
         return
     import vllm
 
-    record = _record = Record("vLLM", vllm.__version__)
-    _join_log(record)
+    hooks = installed["vllm"] = InstalledHooks("vLLM", vllm.__version__)
+    _join_log(hooks)
     try:
-        _install(record, wanted)
+        _install(hooks, wanted)
     except (AttributeError, ImportError, TypeError, ValueError, AssertionError) as error:  # a vLLM built otherwise
-        record.undo()
-        record.missed("everything", f"{type(error).__name__}: {error}")
-    source_patches.note(record, "vllm")
-    source_patches.warn(record)
-    _say_what_is_missing(record)
+        hooks.undo()
+        hooks.missed("everything", f"{type(error).__name__}: {error}")
+    source_patches.note(hooks, "vllm")
+    source_patches.warn(hooks)
+    _say_what_is_missing(hooks)
     report_file.warn_if_unwritable()
-    _say_once_vllm_logs(record, wanted)
+    _say_once_vllm_logs(hooks, wanted)
 
 
-def _say_what_is_missing(record: Record) -> None:
+def _say_what_is_missing(hooks: InstalledHooks) -> None:
     """One warning for each hook that this vLLM does not have; under NORM_PLUGIN_STRICT=1 an error."""
-    for hook, reason in record.missing.items():
-        dispatch.log_once(f"norm_plugin: {hook} of vLLM {record.version} stays as it is: {reason}")
-    if record.missing and settings.get().strict:
-        raise BackendError(f"NORM_PLUGIN_STRICT=1, and these hooks are missing: {record.missing}.")
+    for hook, reason in hooks.missing.items():
+        dispatch.log_once(f"norm_plugin: {hook} of vLLM {hooks.version} stays as it is: {reason}")
+    if hooks.missing and settings.get().strict:
+        raise BackendError(f"NORM_PLUGIN_STRICT=1, and these hooks are missing: {hooks.missing}.")
 
 
-def _say_once_vllm_logs(record: Record, wanted: settings.Settings) -> None:
+def _say_once_vllm_logs(hooks: InstalledHooks, wanted: settings.Settings) -> None:
     """One line a process; from 0.32 on vLLM sets up its log after it has called its plugins."""
 
     def say() -> None:
-        how = (wanted.backend, wanted.scope, record.line())
+        how = (wanted.backend, wanted.scope, hooks.line())
         log.info("norm_plugin, backend %s, scope %s, in %s; what is imported later follows then", *how)
 
     def then_say(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -122,79 +119,70 @@ def _say_once_vllm_logs(record: Record, wanted: settings.Settings) -> None:
     if logging.getLogger("vllm").handlers or not hasattr(logger, "configure_logging"):
         say()
     else:
-        record.replace("log", logger, "configure_logging", then_say)
-        del record.live["log"]
+        hooks.replace("log", logger, "configure_logging", then_say)
+        del hooks.live["log"]
 
 
-def undo() -> None:
-    """vLLM as it was."""
-    global _record
-    if _record is not None:
-        _record.undo()
-    _record = None
+#: Restores vLLM.
+undo = partial(installed_hooks.undo, "vllm")
 
 
-def record() -> Record | None:
-    """What is hooked in this process, or None where nothing was asked for."""
-    return _record
-
-
-def _join_log(record: Record) -> None:
+def _join_log(hooks: InstalledHooks) -> None:
     """vLLM shows what its own loggers write, and nobody else's below a warning."""
     before = log.parent
     log.parent = logging.getLogger("vllm")
-    record.on_undo(lambda: setattr(log, "parent", before))
+    hooks.on_undo(lambda: setattr(log, "parent", before))
 
 
-def _install(record: Record, wanted: settings.Settings) -> None:
+def _install(hooks: InstalledHooks, wanted: settings.Settings) -> None:
     from vllm import envs
 
     if getattr(envs, "VLLM_BATCH_INVARIANT", False):
-        record.missed("everything", "VLLM_BATCH_INVARIANT=1 is a promise of vLLM's own norms")
+        hooks.missed("everything", "VLLM_BATCH_INVARIANT=1 is a promise of vLLM's own norms")
         return
     vllm_layers.forget_choices()
     calls.prepare()
-    _mark_compiled_code(record, envs)
+    _mark_compiled_code(hooks, envs)
     has_ir = importlib.util.find_spec("vllm.ir") is not None
     if has_ir and "rmsnorm" in wanted.ops:
-        vllm_ir.install(record, first=wanted.scope == "all")
+        vllm_ir.install(hooks, first=wanted.scope == "all")
     for hook in HOOKS:
         if any(map(asked, hook.families)):
             # the nodes of vLLM's IR must stay in compiled code, for the fusion passes: the provider takes them later
             in_graphs = wanted.scope == "all" and not (has_ir and hook.in_ir)
-            _when_there(record, hook.module, hook.layer, partial(_replace_forward, record, hook, in_graphs))
+            _when_there(hooks, hook.module, hook.layer, partial(_replace_forward, hooks, hook, in_graphs))
     if wanted.scope == "all":
-        record.on_undo(dispatch.tell(_count_compiled))
-    _when_there(record, _LOADERS, "layer names", partial(_watch_loaders, record))
+        hooks.on_undo(dispatch.tell(_count_compiled))
+    _when_there(hooks, _LOADERS, "layer names", partial(_watch_loaders, hooks))
 
 
-def _when_there(record: Record, module: str, name: str, do: Callable[[ModuleType], None]) -> None:
+def _when_there(hooks: InstalledHooks, module: str, name: str, do: Callable[[ModuleType], None]) -> None:
     """`do` with the module once it is imported; a module that this vLLM does not have is missing."""
     try:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # of a package above it
         found = None
     if found is None:
-        record.missed(name, f"there is no {module}")
+        hooks.missed(name, f"there is no {module}")
         return
 
     def attempt(imported: ModuleType) -> None:
         try:
             do(imported)
         except (AttributeError, TypeError, ValueError) as error:  # vLLM's import must go on
-            record.missed(name, f"{type(error).__name__}: {error}")
-        _say_what_is_missing(record)
+            hooks.missed(name, f"{type(error).__name__}: {error}")
+        _say_what_is_missing(hooks)
 
-    record.on_undo(after_import(module, attempt))
+    hooks.on_undo(after_import(module, attempt))
 
 
-def _mark_compiled_code(record: Record, envs: ModuleType) -> None:
+def _mark_compiled_code(hooks: InstalledHooks, envs: ModuleType) -> None:
     """Make our flags and sources part of the key of vLLM's compile cache, which knows nothing of plugins."""
     flags = [flag.name for flag in settings.FLAGS if flag.name != "NORM_PLUGIN_REPORT"]
     facts: dict[str, Callable[[], Any]] = {flag: partial(os.environ.get, flag) for flag in flags}
     for name, value in (facts | {"NORM_PLUGIN_FINGERPRINT": fingerprint}).items():
         envs.environment_variables[name] = value
-        record.on_undo(partial(envs.environment_variables.pop, name, None))
+        hooks.on_undo(partial(envs.environment_variables.pop, name, None))
 
 
 def _count_compiled(op: Op, args: tuple[Any, ...]) -> None:
@@ -208,51 +196,26 @@ def _count_compiled(op: Op, args: tuple[Any, ...]) -> None:
 # --- layers -------------------------------------------------------------------------------------------------------
 
 
-def _replace_forward(record: Record, hook: Hook, in_graphs: bool, module: ModuleType) -> None:
-    found = getattr(module, hook.layer, None)
-    if found is None:
-        record.missed(hook.layer, f"{module.__name__} has no {hook.layer}")
-        return
-    owner, name = (module, hook.layer) if hook.function else (found, "forward")
-    record.replace(hook.layer, owner, name, lambda original: _forward(hook, original, in_graphs))
+def _replace_forward(hooks: InstalledHooks, hook: Hook, in_graphs: bool, module: ModuleType) -> None:
+    def ours(original: Forward) -> Forward:
+        return replacement(hooks, hook.families, original, hook.ours, in_graphs)
 
-
-def _forward(hook: Hook, original: Callable[..., Any], in_graphs: bool) -> Callable[..., Any]:
-    """Ours; or the original, where it is traced, where ours cannot, or where it was not asked for."""
-    ours = hook.ours
-    left_out = [family for family in hook.families if not asked(family)]
-
-    @wraps(original)
-    def forward(self: Any, *args: Any, **named: Any) -> Any:  # of a function, self is x
-        if traced() and not in_graphs:
-            return original(self, *args, **named)
-        if left_out and qk_norms.family(self, hook.families[0]) in left_out:
-            return original(self, *args, **named)
-        try:
-            found = ours(self, *args, **named)
-            if type(found) is not Kept:
-                return found
-        except Declined as declined:
-            found = Kept(declined.op, declined.reason)
-        weight = getattr(self, "weight", None)
-        x = next((value for value in (self, *args) if isinstance(value, Tensor)), weight)
-        if isinstance(x, Tensor) and not traced():
-            refused(found.op, x, weight, found.reason)
-        return original(self, *args, **named)
-
-    return forward
+    if hook.function:
+        hooks.replace(hook.layer, module, hook.layer, ours)
+    else:
+        hooks.replace_method(module, hook.layer, "forward", ours)
 
 
 # --- once a model is loaded ---------------------------------------------------------------------------------------
 
 
-def _watch_loaders(record: Record, module: ModuleType) -> None:
+def _watch_loaders(hooks: InstalledHooks, module: ModuleType) -> None:
     loaders = {value for value in vars(module).values() if isinstance(value, type) and "load_model" in vars(value)}
     for loader in loaders:
-        record.replace("layer names", loader, "load_model", partial(_load_model, record))
+        hooks.replace("layer names", loader, "load_model", partial(_load_model, hooks))
 
 
-def _load_model(record: Record, original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+def _load_model(hooks: InstalledHooks, original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     @wraps(original)
     def load_model(*args: Any, **named: Any) -> nn.Module:
         model = original(*args, **named)
@@ -263,9 +226,9 @@ def _load_model(record: Record, original: Callable[..., nn.Module]) -> Callable[
         vllm_layers.forget_choices()
         qk_norms.learn(model)
         call_counts.name_layers(
-            model, _why(record, model), str(getattr(getattr(config, "model_config", None), "model", ""))
+            model, _why(hooks, model), str(getattr(getattr(config, "model_config", None), "model", ""))
         )
-        log.info("norm_plugin in %s; %s has %s", record.line(), type(model).__name__, _kinds(record, model))
+        log.info("norm_plugin in %s; %s has %s", hooks.line(), type(model).__name__, _kinds(hooks, model))
         return model
 
     return load_model
@@ -274,35 +237,29 @@ def _load_model(record: Record, original: Callable[..., nn.Module]) -> Callable[
 COMPILED = "compiled by vLLM"
 
 
-def _why(record: Record, model: nn.Module) -> model_layers.Why:
+def _why(hooks: InstalledHooks, model: nn.Module) -> model_layers.Why:
     """Why no hook will meet a layer of this model."""
     parts = [part for part in model.modules() if getattr(part, "do_not_compile", True) is False]
     compiled = {id(layer) for part in parts for layer in part.modules()}
 
     def why(layer: nn.Module) -> str:
-        return _not_hooked(record, layer) or (COMPILED if id(layer) in compiled else "")
+        return _not_hooked(hooks, layer) or (COMPILED if id(layer) in compiled else "")
 
     return why
 
 
-def _not_hooked(record: Record, layer: nn.Module) -> str:
-    known = {(hook.module, hook.layer): hook for hook in HOOKS if not hook.function}
+def _not_hooked(hooks: InstalledHooks, layer: nn.Module) -> str:
     kind = type(layer)
-    hook = next((known[at] for base in kind.__mro__ if (at := (base.__module__, base.__name__)) in known), None)
-    if kind.__module__ in {hook.module for hook in HOOKS if hook.function}:
-        return ""  # it calls a function that is hooked
-    if hook is None:
-        return model_layers.not_hooked(kind)
-    family = qk_norms.family(layer, hook.families[0])
-    if not asked(family):
-        return model_layers.left_out(family)
-    for missing in ("everything", hook.layer):
-        if missing in record.missing:
-            return record.missing[missing]
-    return "" if model_layers.is_ours(kind, "forward") else model_layers.overridden(kind, "forward")
+    classes = {(hook.module, hook.layer): hook for hook in HOOKS if not hook.function}
+    functions = {hook.module: hook for hook in HOOKS if hook.function}
+    hook = next((classes[at] for base in kind.__mro__ if (at := (base.__module__, base.__name__)) in classes), None)
+    if hook is None and (hook := functions.get(kind.__module__)) is None:
+        return model_layers.why_no_hook(layer, (), "", "")
+    missing = next((hooks.missing[name] for name in ("everything", hook.layer) if name in hooks.missing), "")
+    return model_layers.why_no_hook(layer, hook.families, missing, "" if hook.function else "forward")
 
 
-def _kinds(record: Record, model: nn.Module) -> str:
+def _kinds(hooks: InstalledHooks, model: nn.Module) -> str:
     """The norm layers of a model, and whose each is."""
-    why = _why(record, model)
+    why = _why(hooks, model)
     return model_layers.described(model_layers.norms(model, why)) or "no norm layers"

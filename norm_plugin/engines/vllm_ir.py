@@ -14,7 +14,7 @@ from torch import Tensor
 
 from norm_plugin import functions
 from norm_plugin.engines import vllm_layers
-from norm_plugin.engines.installed_hooks import Record
+from norm_plugin.engines.installed_hooks import InstalledHooks
 from norm_plugin.engines.vllm_layers import DTYPES, native_numerics
 from norm_plugin.numerics import FP32
 
@@ -55,17 +55,17 @@ def takes_add_norm(
     return takes_norm(x, weight, epsilon, variance_size) and x_residual.dtype == x.dtype
 
 
-def install(record: Record, first: bool) -> None:
+def install(hooks: InstalledHooks, first: bool) -> None:
     """Register the provider, and make it the `first` choice where the user has none."""
     ops = importlib.import_module("vllm.ir").ops
     for name, ours, takes in zip(OPS, (rms_norm, fused_add_rms_norm), (takes_norm, takes_add_norm), strict=True):
         op = getattr(ops, name)
         op.register_impl(PROVIDER, supports_args=takes)(ours)
-        record.on_undo(partial(op.impls.pop, PROVIDER, None))
-        record.live[f"ir.{name}"] = PROVIDER if first else f"{PROVIDER} (if chosen)"
+        hooks.on_undo(partial(op.impls.pop, PROVIDER, None))
+        hooks.live[f"ir.{name}"] = PROVIDER if first else f"{PROVIDER} (if chosen)"
     if first:
         platform = type(importlib.import_module("vllm.platforms").current_platform)
-        record.replace("ir priority", platform, "get_default_ir_op_priority", _ours_first)
+        hooks.replace("ir priority", platform, "get_default_ir_op_priority", _ours_first)
 
 
 def _ours_first(original: Callable[..., Any]) -> Any:

@@ -18,6 +18,7 @@ import torch
 from norm_plugin import settings
 from norm_plugin.accuracy import table
 from norm_plugin.engines import ENGINES
+from norm_plugin.engines.about import version_of
 from norm_plugin.verify import backends
 from norm_plugin.verify.served import plan, served
 from norm_plugin.version import __version__
@@ -28,7 +29,7 @@ FILTERS = {"vllm": "VLLM_PLUGINS", "sglang": "SGLANG_PLUGINS"}
 #: Hooks an engine as it would itself, imports what the hooks wait for, and says what became of them.
 PROBE = """
 import importlib, json, sys
-from norm_plugin.engines import on_import, {engine} as adapter
+from norm_plugin.engines import installed_hooks, on_import, {engine} as adapter
 adapter.register()
 failed = {{}}
 for name in on_import.waiting():
@@ -38,8 +39,8 @@ for name in on_import.waiting():
         if isinstance(error, ModuleNotFoundError) and error.name and (name + ".").startswith(error.name + "."):
             continue  # where another version of the engine has it
         failed[name] = f"{{type(error).__name__}}: {{error}}".splitlines()[0]
-record = adapter.record()
-print(json.dumps([record.engine, record.version, record.live, record.missing, failed]))
+hooks = installed_hooks.installed["{engine}"]
+print(json.dumps([hooks.engine, hooks.version, hooks.live, hooks.missing, failed]))
 """
 
 
@@ -120,21 +121,14 @@ def versions() -> dict[str, str]:
     """What matters of this machine."""
     found = {"norm_plugin": __version__, "python": f"{platform.python_version()} ({sys.executable})"}
     found["torch"] = torch.__version__
-    found["triton"] = _version("triton")
+    found["triton"] = version_of("triton")
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         found["GPU"] = f"{torch.cuda.get_device_name()} (sm_{major}{minor}), {torch.cuda.device_count()} of them"
         found["driver"] = _driver()
     else:
         found["GPU"] = "none that torch can use: ops run on their native path"
-    return found | {engine: _version(engine) for engine in ENGINES}
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    return found | {engine: version_of(engine) for engine in ENGINES}
 
 
 def _driver() -> str:

@@ -8,6 +8,7 @@ from vllm.model_executor.models import commandr
 from norm_plugin import settings
 from norm_plugin.engines import call_counts
 from norm_plugin.engines import vllm as adapter
+from norm_plugin.engines.installed_hooks import installed
 
 
 class OverridesForward(RMSNorm):
@@ -40,7 +41,7 @@ def model():
 
 def reasons(made):
     adapter.qk_norms.learn(made)
-    call_counts.name_layers(made, adapter._why(adapter.record(), made))
+    call_counts.name_layers(made, adapter._why(installed["vllm"], made))
     return {layer.path: layer.why for layer in call_counts.layers()}
 
 
@@ -58,7 +59,7 @@ def test_reasons(native):
     }  # fmt: skip
     (own,) = {layer.kind for layer in call_counts.layers() if layer.path == "cohere"}
     assert own == "vllm.model_executor.models.commandr.LayerNorm"
-    said = adapter._kinds(adapter.record(), made)
+    said = adapter._kinds(installed["vllm"], made)
     assert "1 LayerNorm (ours)" in said
     assert f"3 vllm.model_executor.models.commandr.LayerNorm ({NO_HOOK})" in said
 
