@@ -65,8 +65,9 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
 
 def ran(options: argparse.Namespace) -> list[dict[str, Any]]:
     """One run of an engine, as a process of a report."""
-    verify.check_engine(options.engine, options.python)
     device = options.device or verify.find_device()
+    verify.check_backend(options.backend, device)
+    verify.check_engine(options.engine, options.python)
     (model,) = verify.find_models(options.model, options.engine, device)[:1]
     with tempfile.TemporaryDirectory(prefix="norm-plugin-") as folder:
         arguments = ["--device", device]

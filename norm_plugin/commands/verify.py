@@ -104,8 +104,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
             raise CommandError(f"{path} cannot be written: {path.parent} is not a folder, or not yours to write in.")
     device = options.device or find_device()
     command = what_is_served(options)
-    if reason := backends.why_not(options.backend, device, options.dtype):
-        raise CommandError(f"--backend {options.backend} cannot run: {reason}")
+    check_backend(options.backend, device, options.dtype)
     settings.read({**os.environ, **patched_flags(options.backend), "USE_NATIVE_LAYERNORM": ""})
     check_engine(options.engine, options.python)
     folders = [find_models(model, options.engine, device) for model in options.model]
@@ -167,6 +166,12 @@ def what_is_served(options: argparse.Namespace) -> Served | None:
     wanted = settings.read(patched_flags(options.backend))
     print(f"norm-plugin verify: {plan(command, wanted, os.environ)}.", file=sys.stderr)
     return command
+
+
+def check_backend(backend: str, device: str, dtype: str = "") -> None:
+    """Refuse a backend that would not run here. `dtype`: of a model whose answers are to be compared."""
+    if reason := backends.why_not(backend, device, dtype):
+        raise CommandError(f"--backend {backend} cannot run: {reason}")
 
 
 def check_engine(engine: str, python: str) -> None:

@@ -14,8 +14,6 @@ from norm_plugin.reporting.groups import Group
 
 STYLE = """
 h3 { font-size: 1rem; margin: 1.5rem 0 .3rem }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem }
-dt { color: #57575f } dd { margin: 0; overflow-wrap: anywhere }
 details { border-bottom: 1px solid #ddd; padding: .25rem 0; overflow-wrap: anywhere }
 summary { cursor: pointer } summary b { font-weight: 600 } .count { color: #57575f }
 details ul { margin: .2rem 0 .4rem; color: #57575f } td:first-child { overflow-wrap: anywhere }
