@@ -1,4 +1,4 @@
-"""What a process runs on: the versions and the GPU, for whoever reads its report elsewhere."""
+"""The versions and the GPU that a process runs on, for those who read its report elsewhere."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from norm_plugin.version import __version__
 
 
 def versions() -> dict[str, str]:
-    """norm_plugin, Python, torch, Triton, the GPU and its driver. A GPU that this process does not use stays asleep."""
+    """The versions of norm_plugin, Python, torch and Triton; the GPU and its driver, if this process has used it."""
     found = {"norm_plugin": __version__, "python": platform.python_version(), "torch": torch.__version__}
     found["triton"] = version_of("triton")
     if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -37,5 +37,5 @@ def version_of(distribution: str, otherwise: str = "not installed") -> str:
 def _driver() -> str:
     try:
         return Path("/sys/module/nvidia/version").read_text().strip()
-    except OSError:  # another maker's, or a container that hides it
+    except OSError:  # a GPU of another maker, or a container that hides it
         return "unknown"

@@ -1,7 +1,7 @@
 """CUDA graphs: which calls were captured into each, and how often it was replayed.
 
-Python does not run at a replay, so what is counted while a graph is captured is counted again at each of its replays:
-one number a replay, whatever the graph holds. Graphs with the same calls (one layer at fifty batch sizes) share it.
+Python does not run during a replay. So the calls are counted while a graph is captured, and each graph counts its
+replays. Graphs that hold the same calls (one layer at fifty batch sizes) share one count.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _ATTRIBUTE = "_norm_plugin_graph"
 
 @dataclass(eq=False)
 class Graph(forwards.InTurn):
-    """What it holds: calls by row. `calls` of itself are its replays."""
+    """A captured graph: `held` says how often each layer is called in it; its own `calls` are its replays."""
 
     held: dict[Any, int]
 
     def replay(self) -> None:
-        """One replay more."""
+        """Count one replay."""
         self.calls += 1
         if self.place >= 0:
             forwards.called(self)
@@ -38,12 +38,12 @@ _hooks: InstalledHooks | None = None
 
 
 def captured() -> tuple[Graph, ...]:
-    """All of them."""
+    """All graphs that were captured."""
     return tuple(_graphs.values())
 
 
 def follow(begin: Callable[[], None], end: Callable[[], dict[Any, int]], changed: Callable[[], None]) -> None:
-    """Call `begin` and `end` around every capture; `end` answers with the calls in between. `changed`: a new graph."""
+    """Call `begin` and `end` around every capture, and then `changed`. `end` returns the calls that were captured."""
     global _hooks
     if _hooks is not None:
         return
@@ -88,7 +88,7 @@ def _of(calls: dict[Any, int]) -> Graph:
 
 
 def forget() -> None:
-    """Stop following, and forget what was captured."""
+    """Stop following captures, and forget all graphs."""
     global _hooks
     if _hooks is not None:
         _hooks.undo()

@@ -1,4 +1,4 @@
-"""The norm-like modules of a model that is loaded: where each is, of which class, and why a hook will not meet it."""
+"""Finds the norms of a loaded model: the path and class of each, and why it has no hook."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from norm_plugin import settings
 from norm_plugin.engines import qk_norms
 
-#: Why a hook will not meet a layer; "" where it will, if it is called.
+#: Answers why a layer has no hook; "" if it has one.
 Why = Callable[[nn.Module], str]
 
 NO_HOOK = "no hook of norm_plugin takes this class"
@@ -22,7 +22,7 @@ _NAMED_NORM = re.compile(r"norm(?!al(?!iz))", re.IGNORECASE)
 
 
 class Layer(NamedTuple):
-    """A module. `weight` is where its weight lies, by which calls of it are known; 0 without one."""
+    """A norm of a model. `weight` is the address of its weight, by which its calls are known; 0 without a weight."""
 
     path: str
     kind: str
@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 
 
 def norms(model: nn.Module, why: Why) -> Iterator[Layer]:
-    """All of them. A module is one by its class or a base of it, or by its own name, where it has a weight."""
+    """All norms of a model: modules whose class or a base of it is called a norm, or that are and have a weight."""
     for path, module in model.named_modules():
         weight = _weight(module)
         below = next(module.children(), None)
@@ -44,13 +44,13 @@ def norms(model: nn.Module, why: Why) -> Iterator[Layer]:
 
 def _weight(module: nn.Module) -> Tensor | None:
     found = getattr(module, "weight", None)
-    if not isinstance(found, Tensor):  # gamma, scale
+    if not isinstance(found, Tensor):  # it may be called gamma or scale
         found = next(module.parameters(recurse=False), None)
     return found if found is not None and found.numel() and not found.is_meta else None
 
 
 def qualified(kind: type) -> str:
-    """The class with its module: engines have several classes of one name."""
+    """The name of a class with its module, because engines have several classes of one name."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -78,7 +78,7 @@ def _is_ours(kind: type, method: str) -> bool:
 
 
 def described(layers: Iterable[Layer]) -> str:
-    """What a model has, by class and reason, for the log."""
+    """The layers by class and reason, for the log."""
     kinds = Counter((layer.kind, layer.why) for layer in layers)
     return ", ".join(
         f"{number} {kind if why else kind.rpartition('.')[2]} ({why or 'ours'})"

@@ -1,8 +1,8 @@
-"""SGLang 0.5.17 to 0.5.23: what is hooked, when, and what the log says of it.
+"""norm_plugin in SGLang 0.5.17 to 0.5.23: what is hooked, when, and what the log says about it.
 
 SGLang calls `register` in each of its processes before it imports a model. Methods are replaced on SGLang's classes, so
-its subclasses, its pins and its torch.compile mode keep their meaning; `KernelBackend.PLUGIN` would go before a
-subclass's own `forward_cuda`.
+SGLang's subclasses, pinned backends and torch.compile mode work as before. `KernelBackend.PLUGIN` is no alternative: it
+takes precedence over a subclass's own `forward_cuda`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def register() -> None:
     hooks = installed["sglang"] = InstalledHooks("sglang", about.version_of("sglang", "of unknown version"))
     source_patches.note(hooks, "sglang")
     report_file.warn_if_unwritable()
-    for module, hook in _modules():
+    for module, hook in _modules().items():
         hooks.on_undo(after_import(module, partial(_apply, hook, hooks)))
 
 
@@ -69,16 +69,15 @@ def register() -> None:
 undo = partial(installed_hooks.undo, "sglang")
 
 
-def _modules() -> list[tuple[str, HookModule]]:
-    gated = {"layernorm_gated": sglang_gated.hook_layernorm_gated, "fused_norm_gate": sglang_gated.hook_fused_norm_gate}
-    return [
-        (_NORMS, _hook_norms),
-        *((f"{package}.{name}", _on_known_platforms(hook)) for package in _GATED for name, hook in gated.items()),
-        (_MIXER2, _hook_mixer2),
-        (_ALL_REDUCE, _count_all_reduce),
-        (_QK_NORM, _count_qk_norm),
-        (_RUNNER, _hook_loading),
-    ]
+def _modules() -> dict[str, HookModule]:
+    norms: dict[str, HookModule] = {
+        _NORMS: lambda module, hooks: sglang_norms.hook(module, hooks, _method()),
+        _MIXER2: lambda module, hooks: sglang_gated.hook_mixer2(module, hooks, _method()),
+        **{f"{package}.layernorm_gated": sglang_gated.hook_layernorm_gated for package in _GATED},
+        **{f"{package}.fused_norm_gate": sglang_gated.hook_fused_norm_gate for package in _GATED},
+    }
+    counted = {_ALL_REDUCE: _count_all_reduce, _QK_NORM: _count_qk_norm}
+    return {**{name: _where_tested(hook) for name, hook in norms.items()}, **counted, _RUNNER: _hook_loading}
 
 
 def _apply(hook: HookModule, hooks: InstalledHooks, module: ModuleType) -> None:
@@ -103,20 +102,16 @@ def _method() -> str:
     return "forward_native"
 
 
-def _hook_norms(module: ModuleType, hooks: InstalledHooks) -> None:
-    if method := _method():
-        sglang_norms.hook(module, hooks, method)
-    else:
-        hooks.missed(module.__name__, "this machine has norms of its own (AMX, ROCm, NPU, XPU or MUSA)")
+def _where_tested(hook: HookModule) -> HookModule:
+    """The hook; on a machine where no replacement has been tested, it is missing."""
 
+    def hook_or_miss(module: ModuleType, hooks: InstalledHooks) -> None:
+        if _method():
+            hook(module, hooks)
+        else:
+            hooks.missed(module.__name__, "this machine has norms of its own (AMX, ROCm, NPU, XPU or MUSA)")
 
-def _on_known_platforms(hook: HookModule) -> HookModule:
-    return lambda module, hooks: hook(module, hooks) if _method() else None
-
-
-def _hook_mixer2(module: ModuleType, hooks: InstalledHooks) -> None:
-    if method := _method():
-        sglang_gated.hook_mixer2(module, hooks, method)
+    return hook_or_miss
 
 
 # --- what stays SGLang's, and is counted --------------------------------------------------------------------------
@@ -199,7 +194,7 @@ def _loaded(model: nn.Module, hooks: InstalledHooks, called: str) -> None:
 
 
 def _why(hooks: InstalledHooks, layer: nn.Module) -> str:
-    """Why no hook will meet a layer."""
+    """Why a layer has no hook."""
     kind = type(layer)
     families = next((families for base in kind.__mro__ if (families := _families(base))), ())
     names = {kind.__name__, *(base.__module__ for base in kind.__mro__)}

@@ -1,4 +1,4 @@
-"""A patched source under a running adapter: the engine was changed twice, which whoever reads its log should know."""
+"""Says in the log that an engine was changed twice: by a source patch, and by the adapter that runs on top of it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ HOOK = "source patch "
 
 
 def note(hooks: InstalledHooks, engine: str) -> None:
-    """Put the patches that stand in the engine's files into the hooks, whoever applied them, and so into its line.
+    """Add the patches that the engine's files contain to its hooks, whoever applied them, so that the log names them.
 
-    The adapter's hooks lie above what the patches change: they come first, and what they leave to the engine meets
-    the patch.
+    The adapter's hooks run before the patched code, which runs only what they leave to the engine.
     """
     spec = importlib.util.find_spec(engine)
     folders = [Path(place).parent for place in (spec.submodule_search_locations or [])] if spec else []
@@ -28,12 +27,12 @@ def note(hooks: InstalledHooks, engine: str) -> None:
         for patch in catalog.patches():
             if patch.engine == engine and any(stands(folder, patch) for folder in folders):
                 hooks.live[HOOK + patch.name] = next(iter(patch.files))
-    except (OSError, PatchError, ValueError) as error:  # the adapter works without knowing this
+    except (OSError, PatchError, ValueError) as error:  # the adapter works all the same
         log.warning("norm_plugin cannot tell whether %s is patched in source: %s", engine, error)
 
 
 def warn(hooks: InstalledHooks) -> None:
-    """Say that both are on."""
+    """Log a warning for each source patch below the hooks."""
     for hook, file in hooks.live.items():
         if hook.startswith(HOOK):
             log.warning(

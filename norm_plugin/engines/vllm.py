@@ -1,8 +1,8 @@
 """norm_plugin in vLLM: the entry point of the group vllm.general_plugins, which vLLM calls in each of its processes.
 
-The `forward` of vLLM's norm classes is replaced, and nothing that vLLM compiles: a traced call takes the way that it
-takes without us, so Inductor and the fusion passes see what they always see. NORM_PLUGIN_SCOPE=all adds our ops to
-compiled code as well, through a provider of vLLM's IR where there is one.
+The `forward` of vLLM's norm classes is replaced. While vLLM's compiler traces it, the original runs, so Inductor and
+the fusion passes see what they see without us. NORM_PLUGIN_SCOPE=all puts our ops into compiled code too, through a
+provider of vLLM's IR if it has one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ log = logging.getLogger("norm_plugin")
 
 
 class Hook(NamedTuple):
-    """One class of norm layers, the families of which it may be, what runs instead of its forward; or a function."""
+    """A class of norm layers (or a `function`), the families it may belong to, and what runs instead of its forward.
+
+    `in_ir`: vLLM's IR has an op for it.
+    """
 
     families: tuple[str, ...]
     module: str
@@ -68,7 +71,7 @@ HOOKS = (
 
 
 def register() -> None:
-    """Hook in, if the flags say so. It may be called again, and raises only for a misspelt flag or a strict one."""
+    """Hook vLLM, if the flags say so. It may be called again. It raises only for a wrong or strict flag."""
     wanted = settings.get()
     if wanted.backend == "off" or "vllm" in installed:
         return
@@ -78,7 +81,7 @@ def register() -> None:
     _join_log(hooks)
     try:
         _install(hooks, wanted)
-    except (AttributeError, ImportError, TypeError, ValueError, AssertionError) as error:  # a vLLM built otherwise
+    except (AttributeError, ImportError, TypeError, ValueError, AssertionError) as error:  # a vLLM of another build
         hooks.undo()
         hooks.missed("everything", f"{type(error).__name__}: {error}")
     source_patches.note(hooks, "vllm")
@@ -89,7 +92,7 @@ def register() -> None:
 
 
 def _say_what_is_missing(hooks: InstalledHooks) -> None:
-    """One warning for each hook that this vLLM does not have; under NORM_PLUGIN_STRICT=1 an error."""
+    """Warn once of each hook that this vLLM does not have; under NORM_PLUGIN_STRICT=1 raise."""
     for hook, reason in hooks.missing.items():
         dispatch.log_once(f"norm_plugin: {hook} of vLLM {hooks.version} stays as it is: {reason}")
     if hooks.missing and settings.get().strict:
@@ -97,7 +100,7 @@ def _say_what_is_missing(hooks: InstalledHooks) -> None:
 
 
 def _say_once_vllm_logs(hooks: InstalledHooks, wanted: settings.Settings) -> None:
-    """One line a process; from 0.32 on vLLM sets up its log after it has called its plugins."""
+    """Log one line in each process, once vLLM logs: from 0.32 on it sets up its log after it has called its plugins."""
 
     def say() -> None:
         how = (wanted.backend, wanted.scope, hooks.line())
@@ -128,7 +131,7 @@ undo = partial(installed_hooks.undo, "vllm")
 
 
 def _join_log(hooks: InstalledHooks) -> None:
-    """vLLM shows what its own loggers write, and nobody else's below a warning."""
+    """Make our logger a child of vLLM's: of other loggers, vLLM shows only warnings and errors."""
     before = log.parent
     log.parent = logging.getLogger("vllm")
     hooks.on_undo(lambda: setattr(log, "parent", before))
@@ -148,7 +151,7 @@ def _install(hooks: InstalledHooks, wanted: settings.Settings) -> None:
         vllm_ir.install(hooks, first=wanted.scope == "all")
     for hook in HOOKS:
         if any(map(asked, hook.families)):
-            # the nodes of vLLM's IR must stay in compiled code, for the fusion passes: the provider takes them later
+            # the fusion passes need the nodes of vLLM's IR in compiled code; our provider takes what they leave
             in_graphs = wanted.scope == "all" and not (has_ir and hook.in_ir)
             _when_there(hooks, hook.module, hook.layer, partial(_replace_forward, hooks, hook, in_graphs))
     if wanted.scope == "all":
@@ -157,10 +160,10 @@ def _install(hooks: InstalledHooks, wanted: settings.Settings) -> None:
 
 
 def _when_there(hooks: InstalledHooks, module: str, name: str, do: Callable[[ModuleType], None]) -> None:
-    """`do` with the module once it is imported; a module that this vLLM does not have is missing."""
+    """Call `do` with the module once it is imported; if this vLLM has no such module, the hook is missing."""
     try:
         found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # of a package above it
+    except ModuleNotFoundError:  # a package above it does not exist
         found = None
     if found is None:
         hooks.missed(name, f"there is no {module}")
@@ -177,7 +180,7 @@ def _when_there(hooks: InstalledHooks, module: str, name: str, do: Callable[[Mod
 
 
 def _mark_compiled_code(hooks: InstalledHooks, envs: ModuleType) -> None:
-    """Make our flags and sources part of the key of vLLM's compile cache, which knows nothing of plugins."""
+    """Make our flags and sources part of the key of vLLM's compile cache, which ignores plugins."""
     flags = [flag.name for flag in settings.FLAGS if flag.name != "NORM_PLUGIN_REPORT"]
     facts: dict[str, Callable[[], Any]] = {flag: partial(os.environ.get, flag) for flag in flags}
     for name, value in (facts | {"NORM_PLUGIN_FINGERPRINT": fingerprint}).items():
@@ -186,7 +189,7 @@ def _mark_compiled_code(hooks: InstalledHooks, envs: ModuleType) -> None:
 
 
 def _count_compiled(op: Op, args: tuple[Any, ...]) -> None:
-    """Compiled code calls our ops by themselves. Of two that are one norm, the second has the layer's weight."""
+    """Count an op that compiled code calls. Of a split norm's two ops, only the second has the weight: it counts both."""
     sums, norm = split.OPS
     weight = args[op.arguments.index("weight")] if "weight" in op.arguments else None
     for counted in () if op is sums else (sums, norm) if op is norm else (op,):
@@ -238,7 +241,7 @@ COMPILED = "compiled by vLLM"
 
 
 def _why(hooks: InstalledHooks, model: nn.Module) -> model_layers.Why:
-    """Why no hook will meet a layer of this model."""
+    """Returns what answers why a layer of this model has no hook."""
     parts = [part for part in model.modules() if getattr(part, "do_not_compile", True) is False]
     compiled = {id(layer) for part in parts for layer in part.modules()}
 
@@ -260,6 +263,6 @@ def _not_hooked(hooks: InstalledHooks, layer: nn.Module) -> str:
 
 
 def _kinds(hooks: InstalledHooks, model: nn.Module) -> str:
-    """The norm layers of a model, and whose each is."""
+    """The norm layers of a model by class, for the log."""
     why = _why(hooks, model)
     return model_layers.described(model_layers.norms(model, why)) or "no norm layers"

@@ -1,12 +1,16 @@
 """Why a hook will not meet a layer of SGLang, as the report and the log say it."""
 
 import pytest
+from sglang.kernels.ops.attention.fla import layernorm_gated
+from sglang.srt import utils
 from sglang.srt.layers import layernorm as norms
+from sglang.srt.layers.attention.mamba import mixer2_rms_norm_gated as mixer2
 from sglang.srt.models import commandr
 from torch import nn
 
 from norm_plugin import settings
 from norm_plugin.engines import call_counts, qk_norms, sglang, sglang_norms
+from norm_plugin.engines.installed_hooks import installed
 from tests.engines.sglang_inside.samples import layer
 
 
@@ -57,7 +61,13 @@ def test_families_that_were_not_asked_for(hooks, ops):
         assert found[path] == ("" if family in ops else f"NORM_PLUGIN_OPS leaves the family {family} out"), path
 
 
-def test_a_machine_with_norms_of_its_own_has_that_for_a_reason(hooks, monkeypatch):
-    monkeypatch.setattr(sglang, "_method", lambda: "")
-    sglang._hook_norms(norms, hooks)
+def test_a_machine_with_norms_of_its_own_has_that_for_a_reason(monkeypatch):
+    monkeypatch.setattr(utils, "cpu_has_amx_support", lambda: True)
+    sglang.register()
+    hooks = installed["sglang"]
+    for module in (norms, mixer2, layernorm_gated):
+        assert hooks.missing[module.__name__] == "this machine has norms of its own (AMX, ROCm, NPU, XPU or MUSA)"
+    assert hooks.live.keys().isdisjoint({"RMSNorm", "Mixer2RMSNormGated", "layernorm_gated"})
     assert reasons(hooks)["rms"] == "this machine has norms of its own (AMX, ROCm, NPU, XPU or MUSA)"
+    sglang.undo()
+    assert "sglang" not in installed
