@@ -189,7 +189,7 @@ def _mark_compiled_code(hooks: InstalledHooks, envs: ModuleType) -> None:
 
 
 def _count_compiled(op: Op, args: tuple[Any, ...]) -> None:
-    """Count an op that compiled code calls. Of a split norm's two ops, only the second has the weight: it counts both."""
+    """Count an op that compiled code calls. A split norm is two ops; the second, which has the weight, counts both."""
     sums, norm = split.OPS
     weight = args[op.arguments.index("weight")] if "weight" in op.arguments else None
     for counted in () if op is sums else (sums, norm) if op is norm else (op,):

@@ -1,4 +1,4 @@
-"""The page that report writes: a line for each kind of layer, which opens."""
+"""The page that report writes: one line for each group of layers, which opens."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLASSES = {groups.OURS: "here", groups.ENGINES: "engine", groups.NONE: "none"}
 
 
 def page(processes: list[dict[str, Any]], others: dict[str, str]) -> str:
-    """All of it; `others` are the files that are no reports."""
+    """The page; `others` are the files that are no reports."""
     body = "".join(map(section, processes))
     if others:
         listed = "".join(
@@ -36,7 +36,7 @@ def page(processes: list[dict[str, Any]], others: dict[str, str]) -> str:
 
 
 def section(process: dict[str, Any]) -> str:
-    """One process."""
+    """The section of one process."""
     parts = [f"<section><h2>{escape(groups.title(process))}</h2>{about(groups.about(process))}"]
     parts.append(f"<p><strong>{escape(groups.summary(process))}</strong></p>")
     for state, found in groupby(groups.groups(process["rows"]), key=lambda group: group.state):

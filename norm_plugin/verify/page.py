@@ -30,7 +30,7 @@ CAPTION = (
 
 
 def page(verdicts: list[Verdict], about: dict[str, Any]) -> str:
-    """All of it."""
+    """The page."""
     title = heading(verdicts, about)
     flags = ", ".join(f"{flag}={value}" for flag, value in about["flags"].items())
     smaller = ", in smaller batches" if about["floor"] == "batches" else ""
@@ -46,7 +46,7 @@ def page(verdicts: list[Verdict], about: dict[str, Any]) -> str:
 
 
 def provenance(about: dict[str, Any]) -> str:
-    """When, by what command and with which versions: what a colleague asks first."""
+    """The command, the date and the versions, which a colleague asks for first."""
     versions = {about["engine"]: about["version"], **about["versions"]}
     return (
         f"<p><code>{escape(about['command'])}</code></p>"
@@ -55,7 +55,7 @@ def provenance(about: dict[str, Any]) -> str:
 
 
 def section(verdict: Verdict, about: dict[str, Any]) -> str:
-    """One model."""
+    """The section of one model."""
     colour = "pass" if verdict.passed else "fail" if verdict.differs else "untested"
     total = len(verdict.taken) + len(verdict.others)
     facts = f"{len(verdict.taken)} of {total} norm layers patched"
@@ -71,7 +71,7 @@ def section(verdict: Verdict, about: dict[str, Any]) -> str:
 
 
 def table(verdict: Verdict) -> str:
-    """A row a prompt, and one for all."""
+    """The table with a row for each prompt, and one for all."""
     rows = [*by_prompt.rows(verdict)]
     all_of = verdict.patched
     sums = [number(x) for x in (all_of.max, all_of.mean, all_of.kl, verdict.floor.max)]
