@@ -49,15 +49,6 @@ def follow(begin: Callable[[], None], end: Callable[[], dict[Any, int]], changed
         return
     _hooks = InstalledHooks("torch", torch.__version__)
 
-    def beginning(original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def capture_begin(graph: Any, *args: Any, **kwargs: Any) -> Any:
-            result = original(graph, *args, **kwargs)
-            begin()
-            return result
-
-        return capture_begin
-
     def ending(original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
         def capture_end(graph: Any, *args: Any, **kwargs: Any) -> Any:
@@ -79,8 +70,9 @@ def follow(begin: Callable[[], None], end: Callable[[], dict[Any, int]], changed
 
         return replay
 
-    for name, make in (("capture_begin", beginning), ("capture_end", ending), ("replay", replaying)):
-        _hooks.replace(name, torch.cuda.CUDAGraph, name, make)
+    _hooks.after("capture_begin", torch.cuda.CUDAGraph, "capture_begin", lambda *call, **named: begin())
+    _hooks.replace("capture_end", torch.cuda.CUDAGraph, "capture_end", ending)
+    _hooks.replace("replay", torch.cuda.CUDAGraph, "replay", replaying)
 
 
 def _of(calls: dict[Any, int]) -> Graph:

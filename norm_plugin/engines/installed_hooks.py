@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from types import ModuleType
 from typing import Any
 
@@ -40,6 +41,20 @@ class InstalledHooks:
             self.missed(layer, f"{module.__name__} has no {layer}")
             return False
         return self.replace(layer, owner, method, make)
+
+    def after(self, hook: str, owner: Any, name: str, do: Callable[..., None]) -> bool:
+        """Call `do` with the result and the arguments of every call of `owner.name`."""
+
+        def make(original: Callable[..., Any]) -> Callable[..., Any]:
+            @wraps(original)
+            def followed(*args: Any, **named: Any) -> Any:
+                result = original(*args, **named)
+                do(result, *args, **named)
+                return result
+
+            return followed
+
+        return self.replace(hook, owner, name, make)
 
     def on_undo(self, undo: Callable[[], None]) -> None:
         """Call `undo` when the hooks are taken back."""

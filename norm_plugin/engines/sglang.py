@@ -120,34 +120,24 @@ def _where_tested(hook: HookModule) -> HookModule:
 def _count_all_reduce(module: ModuleType, hooks: InstalledHooks) -> None:
     """Count the add and norm that SGLang fuses with an all-reduce in one kernel."""
 
-    def make(original: Any) -> Any:
-        def flashinfer_allreduce_residual_rmsnorm(*args: Any, **named: Any) -> Any:
-            result = original(*args, **named)
-            if not traced() and result[0] is not None:
-                call_counts.count("fused_add_rmsnorm", result[0], named.get("weight"), "fused with an all-reduce")
-            return result
-
-        return flashinfer_allreduce_residual_rmsnorm
+    def count(result: Any, *args: Any, **named: Any) -> None:
+        if not traced() and result[0] is not None:
+            call_counts.count("fused_add_rmsnorm", result[0], named.get("weight"), "fused with an all-reduce")
 
     if asked("rmsnorm") or asked("gemma"):
-        hooks.replace("fused with an all-reduce", module, "flashinfer_allreduce_residual_rmsnorm", make)
+        hooks.after("fused with an all-reduce", module, "flashinfer_allreduce_residual_rmsnorm", count)
 
 
 def _count_qk_norm(module: ModuleType, hooks: InstalledHooks) -> None:
     """Count the norms of q and k that one kernel of SGLang computes in place."""
 
-    def make(original: Any) -> Any:
-        def fused_inplace_qknorm(*args: Any, **named: Any) -> Any:
-            if not traced():
-                for x, weight in (("q", "q_weight"), ("k", "k_weight")):
-                    if isinstance(named.get(x), Tensor):
-                        call_counts.count("rmsnorm", named[x], named.get(weight), "one kernel for q and k")
-            return original(*args, **named)
-
-        return fused_inplace_qknorm
+    def count(result: Any, *args: Any, **named: Any) -> None:
+        for x, weight in (("q", "q_weight"), ("k", "k_weight")):
+            if not traced() and isinstance(named.get(x), Tensor):
+                call_counts.count("rmsnorm", named[x], named.get(weight), "one kernel for q and k")
 
     if asked("qknorm") and hasattr(module, "fused_inplace_qknorm"):
-        hooks.replace("one kernel for q and k", module, "fused_inplace_qknorm", make)
+        hooks.after("one kernel for q and k", module, "fused_inplace_qknorm", count)
 
 
 def _count_torch(model: nn.Module, hooks: InstalledHooks) -> None:
@@ -167,22 +157,17 @@ def _count_torch(model: nn.Module, hooks: InstalledHooks) -> None:
 
 
 def _hook_loading(module: ModuleType, hooks: InstalledHooks) -> None:
-    def make(original: Any) -> Any:
-        def load_model(self: Any, *args: Any, **named: Any) -> Any:
-            result = original(self, *args, **named)
-            if hooks.live:
-                _loaded(self.model, hooks, str(getattr(getattr(self, "model_config", None), "model_path", "")))
-            return result
-
-        return load_model
-
-    hooks.replace("layer names", module.ModelRunner, "load_model", make)
+    hooks.after("layer names", module.ModelRunner, "load_model", partial(_loaded, hooks))
 
 
-def _loaded(model: nn.Module, hooks: InstalledHooks, called: str) -> None:
+def _loaded(hooks: InstalledHooks, result: Any, runner: Any, *args: Any, **named: Any) -> None:
     """Learn the layers of a model and log what is hooked: by now SGLang logs, and an error stops the server."""
+    if not hooks.live:
+        return
+    model: nn.Module = runner.model
     qk_norms.learn(model)
-    call_counts.name_layers(model, partial(_why, hooks), called)
+    path = getattr(getattr(runner, "model_config", None), "model_path", "")
+    call_counts.name_layers(model, partial(_why, hooks), str(path))
     _count_torch(model, hooks)
     source_patches.warn(hooks)
     for hook, reason in hooks.missing.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from types import ModuleType
 from typing import Any
 
@@ -42,12 +42,13 @@ def hook(module: ModuleType, hooks: InstalledHooks, method: str) -> None:
 def _count_compiled(original: Forward) -> Forward:
     """Counts a layer that SGLang switches to PyTorch for torch.compile: its later calls cannot be counted."""
 
-    def enter_torch_compile(self: Any, *args: Any, **named: Any) -> Any:
-        weight = getattr(self, "weight", None)
-        if weight is not None and not self.is_torch_compile:
-            op = "layernorm" if hasattr(self, "bias") else "rmsnorm"
+    @wraps(original)
+    def enter_torch_compile(layer: Any, *args: Any, **named: Any) -> Any:
+        weight = getattr(layer, "weight", None)
+        if weight is not None and not layer.is_torch_compile:  # a layer may be shared
+            op = "layernorm" if hasattr(layer, "bias") else "rmsnorm"
             call_counts.count(op, weight, weight, "left to torch.compile")
-        return original(self, *args, **named)
+        return original(layer, *args, **named)
 
     return enter_torch_compile
 
@@ -161,25 +162,19 @@ def _gemma(
     return forward
 
 
-def _gemma4(original: Forward, module: ModuleType, in_place: bool) -> Callable[..., Answer]:
-    def forward(layer: Any, x: Tensor) -> Answer:
-        weight = layer.weight if layer.with_scale else None
-        if weight is not None and layer.scale_shift not in (0.0, 1.0):
-            return LeftToEngine("rmsnorm", f"a weight shifted by {layer.scale_shift}")
-        normed = calls.rmsnorm(x, weight, layer.eps, gemma=weight is not None and layer.scale_shift == 1.0)
-        call_counts.count("rmsnorm", x, weight)
-        return normed
-
-    return forward
+def _gemma4(layer: Any, x: Tensor) -> Answer:
+    weight = layer.weight if layer.with_scale else None
+    if weight is not None and layer.scale_shift not in (0.0, 1.0):
+        return LeftToEngine("rmsnorm", f"a weight shifted by {layer.scale_shift}")
+    normed = calls.rmsnorm(x, weight, layer.eps, gemma=weight is not None and layer.scale_shift == 1.0)
+    call_counts.count("rmsnorm", x, weight)
+    return normed
 
 
-def _without_scale(original: Forward, module: ModuleType, in_place: bool) -> Callable[..., Answer]:
-    def forward(layer: Any, x: Tensor) -> Answer:
-        normed = calls.rmsnorm(x, None, layer.eps)
-        call_counts.count("rmsnorm", x, None)
-        return normed
-
-    return forward
+def _without_scale(layer: Any, x: Tensor) -> Answer:
+    normed = calls.rmsnorm(x, None, layer.eps)
+    call_counts.count("rmsnorm", x, None)
+    return normed
 
 
 def _layernorm(original: Forward, module: ModuleType, in_place: bool) -> Callable[..., Answer]:
@@ -201,7 +196,7 @@ CLASSES: dict[str, tuple[tuple[str, ...], Make]] = {
     "RMSNorm": (("rmsnorm", "qknorm"), _rmsnorm),
     "GemmaRMSNorm": (("gemma", "qknorm"), partial(_gemma, epsilon="variance_epsilon", with_addition=True)),
     "Gemma3RMSNorm": (("gemma", "qknorm"), partial(_gemma, epsilon="eps", with_addition=False)),
-    "Gemma4RMSNorm": (("gemma", "qknorm"), _gemma4),
-    "RMSNormWithoutScale": (("rmsnorm", "qknorm"), _without_scale),
+    "Gemma4RMSNorm": (("gemma", "qknorm"), lambda *how: _gemma4),
+    "RMSNormWithoutScale": (("rmsnorm", "qknorm"), lambda *how: _without_scale),
     "LayerNorm": (("layernorm",), _layernorm),
 }

@@ -11,7 +11,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -102,27 +102,16 @@ def _say_what_is_missing(hooks: InstalledHooks) -> None:
 def _say_once_vllm_logs(hooks: InstalledHooks, wanted: settings.Settings) -> None:
     """Log one line in each process, once vLLM logs: from 0.32 on it sets up its log after it has called its plugins."""
 
+    @cache
     def say() -> None:
         how = (wanted.backend, wanted.scope, hooks.line())
         log.info("norm_plugin, backend %s, scope %s, in %s; what is imported later follows then", *how)
 
-    def then_say(original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def configure_logging(*args: Any, **named: Any) -> Any:
-            result = original(*args, **named)
-            if not said:
-                said.append(True)
-                say()
-            return result
-
-        return configure_logging
-
-    said: list[bool] = []
     logger = importlib.import_module("vllm.logger")
     if logging.getLogger("vllm").handlers or not hasattr(logger, "configure_logging"):
         say()
     else:
-        hooks.replace("log", logger, "configure_logging", then_say)
+        hooks.after("log", logger, "configure_logging", lambda *call, **named: say())
         del hooks.live["log"]
 
 
@@ -215,26 +204,19 @@ def _replace_forward(hooks: InstalledHooks, hook: Hook, in_graphs: bool, module:
 def _watch_loaders(hooks: InstalledHooks, module: ModuleType) -> None:
     loaders = {value for value in vars(module).values() if isinstance(value, type) and "load_model" in vars(value)}
     for loader in loaders:
-        hooks.replace("layer names", loader, "load_model", partial(_load_model, hooks))
+        hooks.after("layer names", loader, "load_model", partial(_loaded, hooks))
 
 
-def _load_model(hooks: InstalledHooks, original: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-    @wraps(original)
-    def load_model(*args: Any, **named: Any) -> nn.Module:
-        model = original(*args, **named)
-        config = next((c for c in (*args, *named.values()) if hasattr(c, "compilation_config")), None)
-        if config is not None:
-            how = config.compilation_config.inductor_compile_config
-            vllm_layers.rounds_as_eager = bool(how.get("emulate_precision_casts"))
-        vllm_layers.forget_choices()
-        qk_norms.learn(model)
-        call_counts.name_layers(
-            model, _why(hooks, model), str(getattr(getattr(config, "model_config", None), "model", ""))
-        )
-        log.info("norm_plugin in %s; %s has %s", hooks.line(), type(model).__name__, _kinds(hooks, model))
-        return model
-
-    return load_model
+def _loaded(hooks: InstalledHooks, model: nn.Module, *args: Any, **named: Any) -> None:
+    config = next((c for c in (*args, *named.values()) if hasattr(c, "compilation_config")), None)
+    if config is not None:
+        how = config.compilation_config.inductor_compile_config
+        vllm_layers.rounds_as_eager = bool(how.get("emulate_precision_casts"))
+    vllm_layers.forget_choices()
+    qk_norms.learn(model)
+    path = getattr(getattr(config, "model_config", None), "model", "")
+    call_counts.name_layers(model, _why(hooks, model), str(path))
+    log.info("norm_plugin in %s; %s has %s", hooks.line(), type(model).__name__, _kinds(hooks, model))
 
 
 COMPILED = "compiled by vLLM"
