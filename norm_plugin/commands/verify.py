@@ -28,7 +28,7 @@ from norm_plugin.verify.outcome import Outcome
 from norm_plugin.verify.prompts import PROMPTS
 from norm_plugin.verify.runs import Plan, Run, execute, workplace
 from norm_plugin.verify.served import COMPILED, EAGER, Served, plan, served
-from norm_plugin.verify.shown import show
+from norm_plugin.verify.terminal import show
 from norm_plugin.verify.verdict import Verdict, judged
 
 DESCRIPTION = (

@@ -36,7 +36,7 @@ NOT_CALLED = "not called so far"
 class Row(forwards.InTurn):
     """The calls of one op by one layer that were left to the engine for one reason, or that ours ran (reason "").
 
-    `inputs`: the (dtype, width, strides) seen at calls 1, 2, 4, 8 and so on. `text`: its JSON, and what that is of.
+    `inputs`: the (dtype, width, strides) seen at calls 1, 2, 4, 8 and so on. `text`: its JSON, and when that was made.
     """
 
     op: str
@@ -79,28 +79,28 @@ def count(op: str, x: Tensor, weight: Tensor | None, reason: str = "") -> None:
     """Count one call of `op` on x: ours runs it, or the engine's own does for this reason."""
     row = _counting.get((op, 0 if weight is None else weight.data_ptr(), reason))
     if row is None:
-        row = _open(op, 0 if weight is None else weight.data_ptr(), reason)
+        row = _new_row(op, 0 if weight is None else weight.data_ptr(), reason)
     calls = row.calls = row.calls + 1
     if row.place >= 0:
         forwards.called(row)
     if not calls & (calls - 1):
-        _look(row, x)
+        _note_input(row, x)
 
 
-def _open(op: str, weight: int, reason: str) -> Row:
+def _new_row(op: str, weight: int, reason: str) -> Row:
     with _lock:
-        _begin()
+        _begin_report()
         if len(_rows) >= MOST_ROWS:
             op, weight = BEYOND, 0
         key = (op, weight, reason)
         return _counting.setdefault(key, Row(*key))
 
 
-def _look(row: Row, x: Tensor) -> None:
+def _note_input(row: Row, x: Tensor) -> None:
     """Note what the input is like, and write the report anew if that is new or if the file was damaged."""
     seen = (str(x.dtype).removeprefix("torch."), x.shape[-1], tuple(x.stride()))
     new = seen not in row.inputs
-    if new or not report_file.whole():
+    if new or not report_file.is_intact():
         with _lock:
             if new:
                 row.inputs.append(seen)
@@ -115,7 +115,7 @@ def name_layers(model: nn.Module, why: Why = lambda layer: "", called: str = "")
             if layer.weight:
                 _layers.setdefault(layer.weight, layer)
         _models[:] = dict.fromkeys([*_models, f"{called or 'a model'} ({type(model).__name__})"])
-        _begin()
+        _begin_report()
         _changed()
 
 
@@ -154,11 +154,11 @@ def reset() -> None:
 
 def facts() -> list[dict[str, Any]]:
     """All rows as plain values, and one more for each layer that was never called."""
-    found = [{**_fact(row), "calls": row.calls + row.replayed(), "replayed": row.replayed()} for row in rows()]
-    return found + [{**_nothing(layer), "calls": 0, "replayed": 0} for layer in _silent()]
+    found = [{**_as_values(row), "calls": row.calls + row.replayed(), "replayed": row.replayed()} for row in rows()]
+    return found + [{**_uncalled_as_values(layer), "calls": 0, "replayed": 0} for layer in _never_called()]
 
 
-def _fact(row: Row) -> dict[str, Any]:
+def _as_values(row: Row) -> dict[str, Any]:
     """A row as plain values, without its numbers."""
     layer, kind = row.layer
     return {
@@ -173,28 +173,28 @@ def _fact(row: Row) -> dict[str, Any]:
     }
 
 
-def _text(row: Row) -> str:
+def _as_json(row: Row) -> str:
     """A row as JSON, made again only if it may have changed: a model's first step adds hundreds of rows."""
     version = (_changes, len(row.inputs))
     if row.text[0] != version:
-        row.text = (version, json.dumps(_fact(row)))
+        row.text = (version, json.dumps(_as_values(row)))
     return row.text[1]
 
 
-def _silent() -> list[Layer]:
+def _never_called() -> list[Layer]:
     """The layers that were never called, or have no weight by which their calls could be known."""
     called = {row.weight for row in rows()}
     return [layer for layer in _known if layer.weight not in called]
 
 
 @cache
-def _nothing(layer: Layer) -> dict[str, Any]:
+def _uncalled_as_values(layer: Layer) -> dict[str, Any]:
     """The same plain values for a layer that was never called."""
     nothing: dict[str, Any] = {"op": "", "width": 0, "dtype": "", "strides": [], "implementations": []}
     return {"layer": layer.path, "class": layer.kind, "reason": layer.why or NOT_CALLED, **nothing}
 
 
-def _begin() -> None:
+def _begin_report() -> None:
     """At the first call: if a report is wanted, follow CUDA graphs and write it whenever a route changes."""
     global _reported
     if _reported is not None:
@@ -227,9 +227,9 @@ def _write() -> None:
         captured = graphs.captured()
         _reported = report_file.write(
             {"engines": _engines(), "models": _models},
-            [_text(row) for row in places],
+            [_as_json(row) for row in places],
             [json.dumps({"calls": {places[row]: calls for row, calls in graph.held.items()}}) for graph in captured],
-            [json.dumps(_nothing(layer)) for layer in _silent()],
+            [json.dumps(_uncalled_as_values(layer)) for layer in _never_called()],
             [*places, *captured],
         )
 

@@ -33,7 +33,7 @@ _INSIDE = (
 _SCHEME = re.compile(r"(\b(?:bearer|basic)\s+)[^\s\"']+", re.IGNORECASE)
 
 
-def shown() -> str:
+def of_process() -> str:
     """The command line as `ps` shows it (engines write the role of a process there), with its secrets hidden."""
     try:
         raw = Path("/proc/self/cmdline").read_bytes()

@@ -50,4 +50,4 @@ def called(one: InTurn) -> None:
     if late or one.ends is not False:
         alone = before is _written
         _written = one
-        report_file.put(one if alone else None)
+        report_file.write_counts(one if alone else None)

@@ -25,10 +25,10 @@ from struct import Struct
 from typing import Any
 
 from norm_plugin import settings
-from norm_plugin.engines import about, command_line
+from norm_plugin.engines import command_line, versions
 from norm_plugin.engines.report_reader import FORMAT, read
 
-__all__ = ["Counted", "ReportError", "close", "forked", "put", "read", "unwritable", "whole", "write"]
+__all__ = ["Counted", "ReportError", "close", "forked", "is_intact", "read", "unwritable", "write", "write_counts"]
 
 log = logging.getLogger("norm_plugin")
 
@@ -57,7 +57,7 @@ _block = (0, Struct(""))  # the offset of the counts, and what packs them
 _length = 0
 
 
-def put(one: Counted | None = None) -> None:
+def write_counts(one: Counted | None = None) -> None:
     """Write one count, or all of them. This is a system call, so it is called at the end of a forward."""
     with _lock:
         if _file is None:
@@ -130,7 +130,7 @@ def _folder(wanted: str) -> Path:
     return folder
 
 
-def whole() -> bool:
+def is_intact() -> bool:
     """Whether the file is as it was written; True if there is none."""
     with _lock:
         if _file is None or _path is None:
@@ -207,8 +207,8 @@ def _process() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": datetime.fromtimestamp(_started, timezone.utc).isoformat(timespec="seconds"),
-        "command": command_line.shown(),
+        "command": command_line.of_process(),
         "started as": command_line.redacted(sys.argv),
         "flags": {flag.name: os.environ[flag.name] for flag in settings.FLAGS if flag.name in os.environ},
-        "versions": about.versions(),
+        "versions": versions.of_process(),
     }

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from norm_plugin import settings
 from norm_plugin.dispatch import BackendError
 from norm_plugin.engines import (
-    about,
     call_counts,
     calls,
     installed_hooks,
@@ -30,6 +29,7 @@ from norm_plugin.engines import (
     sglang_gated,
     sglang_norms,
     source_patches,
+    versions,
 )
 from norm_plugin.engines.common import asked, traced
 from norm_plugin.engines.installed_hooks import InstalledHooks, installed
@@ -58,7 +58,7 @@ def register() -> None:
     if backend == "off" or "sglang" in installed:
         return
     calls.prepare()
-    hooks = installed["sglang"] = InstalledHooks("sglang", about.version_of("sglang", "of unknown version"))
+    hooks = installed["sglang"] = InstalledHooks("sglang", versions.version_of("sglang", "of unknown version"))
     source_patches.note(hooks, "sglang")
     report_file.warn_if_unwritable()
     for module, hook in _modules().items():

@@ -18,7 +18,7 @@ import torch
 from norm_plugin import settings
 from norm_plugin.accuracy import table
 from norm_plugin.engines import ENGINES
-from norm_plugin.engines.about import version_of
+from norm_plugin.engines.versions import version_of
 from norm_plugin.verify import backends
 from norm_plugin.verify.served import plan, served
 from norm_plugin.version import __version__

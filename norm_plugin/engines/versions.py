@@ -12,7 +12,7 @@ import torch
 from norm_plugin.version import __version__
 
 
-def versions() -> dict[str, str]:
+def of_process() -> dict[str, str]:
     """The versions of norm_plugin, Python, torch and Triton; the GPU and its driver, if this process has used it."""
     found = {"norm_plugin": __version__, "python": platform.python_version(), "torch": torch.__version__}
     found["triton"] = version_of("triton")
