@@ -50,8 +50,8 @@ def replacement(
 ) -> Forward:
     """The method that calls `ours`, and `original` for the calls that are left to the engine.
 
-    The first parameter of `ours` is the layer, or it is a function; either way it calls the input `x`. A compiler that
-    traces the method sees `ours` only with `in_graphs`. Layers that NORM_PLUGIN_OPS leaves out run `original`.
+    `ours` has the parameters `layer` and `x`, or, in place of a function, `x` and `weight`. A compiler that traces the
+    method sees `ours` only with `in_graphs`. Layers of families that NORM_PLUGIN_OPS leaves out run `original`.
     """
     parameters = tuple(inspect.signature(ours).parameters)
     left_out = [family for family in families if not asked(family)]
