@@ -17,7 +17,7 @@ from norm_plugin.engines import call_counts, qk_norms
 from norm_plugin.engines.installed_hooks import InstalledHooks
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class LeftToEngine:
     """The answer of a replacement that does not take a call of `op`: the engine's own norm runs, for this reason."""
 
@@ -27,6 +27,9 @@ class LeftToEngine:
 
 Answer = Tensor | tuple[Tensor, Tensor] | LeftToEngine
 
+#: Whether a compiler reads this code instead of running it.
+traced = torch.compiler.is_compiling
+
 #: A layer's method, or a function of the engine.
 Forward = Callable[..., Any]
 
@@ -34,11 +37,6 @@ Forward = Callable[..., Any]
 def asked(family: str) -> bool:
     """Whether NORM_PLUGIN_OPS names this family of engine layers."""
     return family in settings.get().ops
-
-
-def traced() -> bool:
-    """Whether a compiler reads this code instead of running it."""
-    return torch.compiler.is_compiling()
 
 
 def replacement(
@@ -58,7 +56,8 @@ def replacement(
 
     @wraps(original)
     def forward(*args: Any, **named: Any) -> Any:
-        wanted = in_graphs if traced() else hooks.live  # engines keep bound methods, which outlive the hooks
+        compiling = traced()
+        wanted = in_graphs if compiling else hooks.live  # engines keep bound methods, which outlive the hooks
         if not wanted or (left_out and qk_norms.family(args[0], families[0]) in left_out):
             return original(*args, **named)
         try:
@@ -67,17 +66,23 @@ def replacement(
                 return answer
         except Declined as declined:
             answer = LeftToEngine(declined.op, declined.reason)
-        if not traced():
-            _count_left(answer, dict(zip(parameters, args, strict=False)) | named)
+        if not compiling:
+            _count_left(answer, parameters, args, named)
         return original(*args, **named)
 
     return forward
 
 
-def _count_left(left: LeftToEngine, arguments: dict[str, Any]) -> None:
+def _count_left(left: LeftToEngine, parameters: tuple[str, ...], args: tuple[Any, ...], named: dict[str, Any]) -> None:
     """Count the call, or raise under NORM_PLUGIN_STRICT=1; without rows there is nothing that could differ."""
-    weight = arguments["weight"] if "weight" in arguments else getattr(arguments.get("layer"), "weight", None)
-    x = arguments["x"] if isinstance(arguments.get("x"), Tensor) else weight
+
+    def argument(name: str) -> Any:
+        place = parameters.index(name)
+        return args[place] if place < len(args) else named.get(name)
+
+    weight = argument("weight") if "weight" in parameters else getattr(args[0], "weight", None)
+    x = argument("x")
+    x = x if isinstance(x, Tensor) else weight
     if not isinstance(x, Tensor):
         return
     if settings.get().strict and x.numel():
