@@ -1,4 +1,4 @@
-"""What the pages of `verify` and `report` share: one file with nothing from elsewhere, its style, and what it is of."""
+"""What the pages of `verify` and `report` share: one file that needs no other, its style, and its list of facts."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .
 th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid #ddd } th { font-weight: 600 }
 th:first-child, td:first-child { text-align: left }
 .wide { overflow-x: auto }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: 0 }
+dt { color: #57575f } dd { margin: 0; overflow-wrap: anywhere }
 footer { color: #57575f; margin-top: 3rem; border-top: 1px solid #ddd; padding-top: .5rem }
 """
 
 
 def document(title: str, body: str, footer: str, style: str = "") -> str:
-    """The file: `title` and `footer` are text, `body` is HTML."""
+    """The file: `title` is text, `body` and `footer` are HTML."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
         f"<style>{STYLE}{style}</style></head>\n<body><h1>{escape(title)}</h1>\n{body}\n"
-        f"<footer>{escape(footer)}</footer></body></html>\n"
+        f"<footer>{footer}</footer></body></html>\n"
     )
 
 
 def about(facts: Iterable[tuple[str, str]]) -> str:
-    """Names and what they are, a line each; those that are nothing are left out."""
+    """A list of facts by name; empty ones are left out."""
     return "<dl>" + "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in facts if b) + "</dl>"

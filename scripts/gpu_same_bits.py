@@ -45,6 +45,7 @@ def vllm_parts(device: str) -> Iterator[Part]:
     from vllm.distributed import init_distributed_environment, initialize_model_parallel
 
     from norm_plugin.engines import vllm as adapter
+    from norm_plugin.engines.installed_hooks import installed
     from tests.engines.vllm_inside import trained
 
     for number, ops in enumerate(("all", "none")):
@@ -55,7 +56,7 @@ def vllm_parts(device: str) -> Iterator[Part]:
                 init_distributed_environment(1, 0, "tcp://127.0.0.1:29717", 0, "gloo" if device == "cpu" else "nccl")
                 initialize_model_parallel(1, 1)
             adapter.register()
-            print(adapter.record().line(), "missing:", adapter.record().missing)
+            print(installed["vllm"].line(), "missing:", installed["vllm"].missing)
             yield f"vLLM, custom ops {ops}", trained.cases
             adapter.undo()
 
@@ -63,7 +64,7 @@ def vllm_parts(device: str) -> Iterator[Part]:
 def sglang_parts(device: str) -> Iterator[Part]:
     from norm_plugin.engines import sglang as adapter
     from norm_plugin.engines import sglang_norms
-    from norm_plugin.engines.installed_hooks import Record
+    from norm_plugin.engines.installed_hooks import InstalledHooks, installed
 
     record = None
     if device == "cpu":  # what a GPU would run is taken by hand
@@ -73,7 +74,7 @@ def sglang_parts(device: str) -> Iterator[Part]:
         from norm_plugin.engines import sglang_gated
 
         norms.is_batch_invariant_mode_enabled = lambda: False
-        record = Record("sglang", "as installed")
+        record = InstalledHooks("sglang", "as installed")
         record.live["(begun)"] = "here"
         sglang_norms.hook(norms, record, "forward_cuda")
         sglang_gated.hook_layernorm_gated(layernorm_gated, record)
@@ -82,7 +83,7 @@ def sglang_parts(device: str) -> Iterator[Part]:
         adapter.register()
     from tests.engines.sglang_inside import trained
 
-    record = record or adapter.record()
+    record = record or installed["sglang"]
     print(record.line(), "missing:", record.missing)
     yield "SGLang", partial(trained.cases, method="forward_cuda")
 

@@ -15,15 +15,7 @@ import torch
 
 from norm_plugin.accuracy import table
 from norm_plugin.accuracy.table import Row
-
-try:
-    from rich import box
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import track
-    from rich.table import Table
-except ModuleNotFoundError:
-    sys.exit("norm_plugin.verify prints its table with rich, which is not installed: pip install 'norm-plugin[cli]'.")
+from norm_plugin.commands.terminal import Console, Table, escape
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -37,8 +29,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def rendered(rows: Sequence[Row], notes: Sequence[str]) -> Table:
-    """The rows, a section for each op; a backend's reason is the number of its note."""
-    shown = Table(title="Every op against its fp64 oracle, in ulps of its output", title_justify="left", box=box.SIMPLE)
+    """The rows, with an empty line between two ops; a backend's reason is the number of its note."""
+    title = "Every op against its fp64 oracle, in ulps of its output"
+    shown = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     shown.add_column("op")
     for heading in ("numerics", "dtype", "backend"):
         shown.add_column(heading, no_wrap=True)
@@ -48,7 +41,7 @@ def rendered(rows: Sequence[Row], notes: Sequence[str]) -> Table:
     before = None
     for row in rows:
         if before is not None and row.op != before.op:
-            shown.add_section()
+            shown.add_row()
         op = f"{row.op}, {row.variant}" if row.variant else row.op
         new = before is None or (row.op, row.variant, row.numerics) != (before.op, before.variant, before.numerics)
         what = (op, row.numerics) if new else ("", "")
@@ -66,8 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # a pipe has no width; this is what the table needs
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     begin = time.monotonic()
-    progress = Console(stderr=True)
-    rows = list(track(table.rows(device), "comparing", total=table.count(), console=progress, transient=True))
+    rows = []
+    with Console(stderr=True).status("comparing") as status:
+        for row in table.rows(device):
+            rows.append(row)
+            status.update(f"comparing: {len(rows)} of {table.count()}")
     notes = list(dict.fromkeys(row.reason for row in rows if row.reason))
     console.print(rendered(rows, notes))
     console.print("error, bound: of the element that comes nearest to its own bound. mean: of all elements.")

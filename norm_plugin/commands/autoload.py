@@ -1,4 +1,4 @@
-"""norm-plugin autoload: for the processes of SGLang that load no plugin."""
+"""norm-plugin autoload: registers norm_plugin in the processes of SGLang that load no plugins."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ACTIONS = ("on", "off", "status")
 
 
 def add(verbs: Any) -> None:
-    """The verb and its options."""
+    """Add the verb and its options."""
     options = verbs.add_parser("autoload", help="SGLang's processes that load no plugin", description=DESCRIPTION)
     options.add_argument("action", choices=ACTIONS, help="switch it on or off for this Python, or ask")
     options.add_argument("--json", action="store_true", help="print JSON")
@@ -28,7 +28,7 @@ def add(verbs: Any) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """The verb."""
+    """Run the verb."""
     at = autoload.folder()
     try:
         if options.action == "on":

@@ -1,4 +1,4 @@
-"""norm-plugin bench: ours beside every peer, on a GPU."""
+"""norm-plugin bench: times our kernels and every peer's on a GPU."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from norm_plugin.commands.terminal import Console, Text
 
 
 def add(verbs: Any) -> None:
-    """The verb and its options."""
+    """Add the verb and its options."""
     options = verbs.add_parser("bench", help="time ours and every peer", description=arguments.DESCRIPTION)
     arguments.add(options)
     options.set_defaults(do=run)
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """The verb."""
+    """Run the verb."""
     need_gpu()
-    from norm_plugin.bench import run as benchmark  # Triton, which a machine without a GPU need not have
+    from norm_plugin.bench import run as benchmark  # it imports Triton, which a machine without a GPU may not have
     from norm_plugin.bench import summary
 
     for line in summary.lines(benchmark.bench(options)):

@@ -1,4 +1,4 @@
-"""norm-plugin completion: what a shell needs to complete our verbs, options and their values."""
+"""norm-plugin completion: prints what a shell needs to complete our verbs, options and values."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PATHS = {"FILE", "PATH", "FOLDER", "DIR"}
 
 @dataclass(frozen=True)
 class Argument:
-    """An option or a positional argument: `values` if there is a list of them, else whether it is a path."""
+    """An option or a positional argument, with its possible `values` if they are listed."""
 
     names: tuple[str, ...]
     about: str
@@ -36,7 +36,7 @@ class Argument:
 
 @dataclass(frozen=True)
 class Command:
-    """A verb, or an action of one: `words` is how it is typed, () for norm-plugin itself."""
+    """A verb, or an action of one. `words` is how it is typed: () is norm-plugin itself."""
 
     words: tuple[str, ...]
     about: str
@@ -45,14 +45,14 @@ class Command:
     below: tuple[Command, ...]
 
     def every(self) -> Iterator[Command]:
-        """This one and all below it."""
+        """This command and all below it."""
         yield self
         for command in self.below:
             yield from command.every()
 
 
 def add(verbs: Any) -> None:
-    """The verb and its options."""
+    """Add the verb and its options."""
     options = verbs.add_parser(
         "completion",
         help="complete norm-plugin in a shell",
@@ -64,14 +64,14 @@ def add(verbs: Any) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """The verb."""
+    """Run the verb."""
     from norm_plugin import cli  # which imports this module for its list of verbs
 
     print(shells.SHELLS[options.shell](tree(cli.parser())), end="")
 
 
 def tree(parser: argparse.ArgumentParser, words: tuple[str, ...] = (), about: str = "") -> Command:
-    """What the parser takes; nothing is written down a second time, so nothing here can differ from it."""
+    """The commands and arguments of a parser, read from the parser itself so that nothing can differ."""
     options, positional, below = [], [], []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -79,7 +79,7 @@ def tree(parser: argparse.ArgumentParser, words: tuple[str, ...] = (), about: st
             below = [tree(one, (*words, name), said[name]) for name, one in action.choices.items()]
         elif action.option_strings:
             options.append(_argument(action))
-        elif action.nargs != argparse.REMAINDER:  # a command of somebody else's
+        elif action.nargs != argparse.REMAINDER:  # the command of another program
             positional.append(_argument(action))
     return Command(words, about, tuple(options), tuple(positional), tuple(below))
 

@@ -1,4 +1,4 @@
-"""norm-plugin doctor: what is here, what is hooked, what goes past the hooks, and what every op computes."""
+"""norm-plugin doctor: what is installed, what is hooked, what bypasses the hooks, and how exact every op is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["add", "before_start", "examine", "line", "run", "show", "typed", "wr
 
 
 def add(verbs: Any) -> None:
-    """The verb and its options."""
+    """Add the verb and its options."""
     options = verbs.add_parser(
         "doctor", help="check this machine and its engines", description=DESCRIPTION, epilog=EXIT_CODES
     )
@@ -41,7 +41,7 @@ def typed(options: argparse.Namespace) -> list[str]:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """The verb."""
+    """Run the verb."""
     health = examine(typed(options), probe=not options.no_probe)
     if options.json:
         write(health, options.json)
@@ -50,12 +50,12 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 
 def write(health: Health, path: str) -> None:
-    """All of it as JSON."""
+    """Write everything as JSON."""
     save(Path(path), json.dumps({**asdict(health), "well": health.well}, indent=1) + "\n")
 
 
 def show(health: Health, console: Console) -> None:
-    """What was found, and at the end what is wrong."""
+    """Print what was found, and at the end what is wrong."""
     for name, version in health.versions.items():
         console.print(f"{name:<12} {escape(version)}", soft_wrap=True)
     for engine in health.engines:
@@ -80,7 +80,7 @@ def show(health: Health, console: Console) -> None:
 
 
 def probed(rows: Sequence[dict[str, Any]]) -> Table:
-    """A row an op: the worst of its variants, numerics and dtypes."""
+    """A table with a row for each op: the worst of its variants, numerics and dtypes."""
     table = Table(
         title="Every op against its fp64 oracle, in ulps", title_justify="left", box=None, padding=(0, 2, 0, 0)
     )

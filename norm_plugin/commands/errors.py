@@ -1,10 +1,10 @@
-"""What ends a command with one line and a code of its own."""
+"""The error that ends a command with one line and an exit code."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-#: 0 is well. 1: it was tested and is not. 2: it could not be tested, or done, which a wrong argument is a reason for.
+#: Exit codes. 0: all is well. 1: it was tested and is not. 2: it could not be tested or done, as with a wrong argument.
 DIFFERENT, NOT_RUN = 1, 2
 WRONG_ARGUMENT = NOT_RUN
 
@@ -12,7 +12,7 @@ EXIT_CODES = "exit codes: 0 done, 2 not done, with the reason on standard error"
 
 
 class CommandError(Exception):
-    """The command cannot do what it was asked for; the message is all that is shown."""
+    """The command cannot do what it was asked to do. Only the message is shown."""
 
     def __init__(self, message: str, code: int = NOT_RUN) -> None:
         super().__init__(message)
@@ -20,7 +20,7 @@ class CommandError(Exception):
 
 
 def save(path: Path, text: str) -> None:
-    """Write what a user has asked for."""
+    """Write a file that the user has asked for."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:  # a full disk does not say which file it was
@@ -28,7 +28,7 @@ def save(path: Path, text: str) -> None:
 
 
 def need_gpu() -> None:
-    """For what measures one."""
+    """Refuse to measure without a GPU."""
     import torch
 
     if not torch.cuda.is_available():

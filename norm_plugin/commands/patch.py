@@ -26,7 +26,7 @@ ACTIONS = {
 
 
 def add(verbs: Any) -> None:
-    """The verb and its actions."""
+    """Add the verb and its actions."""
     options = verbs.add_parser("patch", help="source patches for engines that you build", description=DESCRIPTION)
     actions = options.add_subparsers(dest="action", required=True, metavar="list|check|apply|revert")
     for action, about in ACTIONS.items():
@@ -47,7 +47,7 @@ def _folder(text: str) -> Path:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """One action."""
+    """Run one action."""
     try:
         site = find(options.engine, options.site)
         {"list": listed, "check": checked, "apply": applied, "revert": reverted}[options.action](options, site, console)
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
 
 def listed(options: argparse.Namespace, site: Site, console: Console) -> None:
-    """Every patch of this version, with its state."""
+    """Print every patch of this version, with its state."""
     states = work.states(site)
     if options.json:
         rows = [
@@ -76,14 +76,14 @@ def listed(options: argparse.Namespace, site: Site, console: Console) -> None:
 
 
 def checked(options: argparse.Namespace, site: Site, console: Console) -> None:
-    """The dry run."""
+    """Print what apply would do."""
     names = _names(options, site)
     files = work.check(site, names).record.files
     _told(options, site, console, "would be applied", names, [path for path, c in files.items() if c.before != c.after])
 
 
 def applied(options: argparse.Namespace, site: Site, console: Console) -> None:
-    """For good; everything is worked out before the first file is written."""
+    """Apply the patches. Everything is checked before the first file is written."""
     names = _names(options, site)
     new = work.apply(site, names)
     _told(options, site, console, "applied", new, [])
@@ -92,7 +92,7 @@ def applied(options: argparse.Namespace, site: Site, console: Console) -> None:
 
 
 def reverted(options: argparse.Namespace, site: Site, console: Console) -> None:
-    """The way back."""
+    """Take patches back."""
     _told(options, site, console, "reverted", work.revert(site, options.names or None), [])
 
 

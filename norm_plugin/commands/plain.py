@@ -1,4 +1,4 @@
-"""What the commands use of rich, as plain text: for a machine that has torch and no more."""
+"""The parts of rich that the commands use, as plain text, for a machine without rich."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-#: What stands for an opening bracket that is no markup.
+#: Stands for an opening bracket that is no markup.
 _BRACKET = "\x02"
 
 
 def escape(markup: str) -> str:
-    """The text, with nothing in it taken for markup."""
+    """The text with its brackets escaped, so that none is read as markup."""
     return markup.replace("[", _BRACKET)
 
 
@@ -23,14 +23,14 @@ def bare(text: str) -> str:
 
 
 class Text:
-    """Text that has no markup, whatever is in it."""
+    """Text that is printed as it is, without markup."""
 
     def __init__(self, text: str, style: str = "") -> None:
         self.text = text
 
     @classmethod
     def assemble(cls, *pieces: tuple[str, str]) -> Text:
-        """One text of several, each with a style."""
+        """One text of several pieces, each with a style."""
         return cls("".join(text for text, _ in pieces))
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class Text:
 
 
 class Table:
-    """Columns beside each other. Cells may have several lines."""
+    """A table. Cells may have several lines."""
 
     def __init__(self, *headings: str, title: str | None = None, **look: Any) -> None:
         self.title = title
@@ -47,12 +47,12 @@ class Table:
         self.rows: list[list[str]] = []
 
     def add_column(self, heading: str = "", justify: str = "left", **look: Any) -> None:
-        """One more."""
+        """Add a column."""
         self.headings.append(heading)
         self.right.append(justify == "right")
 
     def add_row(self, *cells: str) -> None:
-        """One more; what it has too little of is empty."""
+        """Add a row; missing cells are empty."""
         self.rows.append([bare(str(cell)) for cell in cells] + [""] * (len(self.headings) - len(cells)))
 
     def __str__(self) -> str:
@@ -73,10 +73,10 @@ def _lines(row: list[str]) -> list[list[str]]:
 
 
 class Status:
-    """What would be shown while something runs: nothing, for a line that changes is no plain text."""
+    """The status line of a running command. Nothing is shown: plain text has no line that changes."""
 
     def update(self, status: str) -> None:
-        """Nothing is shown."""
+        """Show nothing."""
 
 
 class Console:
@@ -88,15 +88,15 @@ class Console:
         self.stderr = stderr
 
     def print(self, *shown: object, **look: Any) -> None:
-        """Each of them, and the end of the line."""
+        """Print them on one line."""
         file = sys.stderr if self.stderr else sys.stdout
         print(*(bare(one) if isinstance(one, str) else one for one in shown), file=file, flush=self.stderr)
 
     def print_json(self, json: str) -> None:
-        """JSON, as it is."""
+        """Print JSON as it is."""
         print(json, file=sys.stderr if self.stderr else sys.stdout)
 
     @contextmanager
     def status(self, status: str) -> Iterator[Status]:
-        """For as long as something runs."""
+        """A status line as long as the block runs."""
         yield Status()

@@ -23,7 +23,7 @@ DESCRIPTION = (
 
 
 def add(verbs: Any) -> None:
-    """The verb and its options."""
+    """Add the verb and its options."""
     options = verbs.add_parser("report", help="say which layer ran what, and why", description=DESCRIPTION)
     options.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="what NORM_PLUGIN_REPORT names")
     options.add_argument("--engine", choices=ENGINES, help="run this engine now")
@@ -37,7 +37,7 @@ def add(verbs: Any) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """The verb."""
+    """Run the verb."""
     if (options.folder is None) == (options.engine is None):
         raise CommandError("give a FOLDER that a server has written, or --engine to run one.", WRONG_ARGUMENT)
     processes, others = (ran(options), {}) if options.engine else read(options.folder)
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace, console: Console) -> None:
 
 
 def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """What processes have written there, and by name the files that are no reports."""
+    """The reports in the folder, and by name the files that are none, with the reason."""
     processes, others = report_reader.look(folder) if folder.is_dir() else ([], {})
     if not processes:
         alas = "".join(f"\n{printable(name)} is no report: {printable(why)}" for name, why in others.items())
@@ -64,9 +64,10 @@ def read(folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
 
 
 def ran(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """One run of an engine, as a process of a report."""
-    verify.check_engine(options.engine, options.python)
+    """Run an engine, and describe the run as a process of a report."""
     device = options.device or verify.find_device()
+    verify.check_backend(options.backend, device)
+    verify.check_engine(options.engine, options.python)
     (model,) = verify.find_models(options.model, options.engine, device)[:1]
     with tempfile.TemporaryDirectory(prefix="norm-plugin-") as folder:
         arguments = ["--device", device]

@@ -1,4 +1,4 @@
-"""norm-plugin run: set the flags, look whether they can be kept, say what will be ours, and become the engine."""
+"""norm-plugin run: set the flags, check that they can work, say which layers will be ours, and become the engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXIT_CODES = "exit codes: 2 the command was not started, with the reason; else t
 
 
 def add(verbs: Any) -> None:
-    """The verb and its options."""
+    """Add the verb and its options."""
     options = verbs.add_parser("run", help="serve with the plugin on", description=DESCRIPTION, epilog=EXIT_CODES)
     options.add_argument("--backend", choices=("auto", "triton", "native"), help="default: NORM_PLUGIN, or auto")
     options.add_argument("--report", metavar="FOLDER", help="sets NORM_PLUGIN_REPORT")
@@ -36,7 +36,7 @@ def add(verbs: Any) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """The verb. Where all is well this process becomes the command."""
+    """Run the verb. If nothing is wrong, this process becomes the command."""
     command = doctor.typed(options)
     if not command:
         raise CommandError("there is no command to run: norm-plugin run -- vllm serve /models/llama", WRONG_ARGUMENT)

@@ -1,7 +1,7 @@
-"""The completion of norm-plugin in the words of each shell: all three walk the typed words the same way.
+"""Writes the completion of norm-plugin for each shell. All three read the typed words in the same way.
 
-The words before the cursor that name a verb, or an action of one, say where we are; a word right after an option that
-takes a value is such a value; behind -- stands a command of somebody else's.
+The words before the cursor that name a verb, or an action of one, say which command is typed. A word after an option
+that takes a value is its value. After -- comes the command of another program.
 """
 
 from __future__ import annotations
@@ -88,17 +88,17 @@ complete -c norm-plugin -n 'test (commandline -opc)[-1] = --' -a '(__fish_comple
 
 
 def quoted(text: str) -> str:
-    """One word for all three shells."""
+    """The text quoted as one word, as all three shells do it."""
     return "'" + text.replace("'", "'\\''") + "'"
 
 
 def typed(commands: list[Command]) -> list[str]:
-    """How each verb and action is typed."""
+    """How each verb and action is typed, quoted."""
     return [quoted(" ".join(command.words)) for command in commands if command.words]
 
 
 def bash(root: Command) -> str:
-    """No descriptions: bash shows none."""
+    """The completion for bash, which shows no descriptions."""
     values, words = [], []
     for command in root.every():
         at = " ".join(command.words)
@@ -125,7 +125,7 @@ def _bash_value(option: Argument) -> str:
 
 
 def zsh(root: Command) -> str:
-    """A name and its description are one word, with a colon between them."""
+    """The completion for zsh: a name and its description are one word with a colon between them."""
     values, words = [], []
     for command in root.every():
         at = " ".join(command.words)
@@ -150,7 +150,7 @@ def _zsh_value(option: Argument) -> str:
 
 
 def fish(root: Command) -> str:
-    """A rule for each word that can stand somewhere."""
+    """The completion for fish: a rule for each word."""
     rules = []
     for command in root.every():
         rule = f"complete -c norm-plugin -n {quoted(' '.join(['__norm_plugin_at', *command.words]))}"

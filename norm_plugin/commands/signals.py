@@ -1,4 +1,4 @@
-"""A signal that ends a command ends it as an error does: temporary folders go, and processes are waited for."""
+"""Lets a signal end a command as an error does: temporary folders are removed, and processes are waited for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Ended(SystemExit):
-    """A signal asked for the end; the exit code is the shell's for it."""
+    """A signal has ended the command. The exit code is the one that shells use for it."""
 
     def __init__(self, number: int) -> None:
         self.exit_code = 128 + number
@@ -22,15 +22,15 @@ class Ended(SystemExit):
 
 @contextmanager
 def unwound() -> Iterator[None]:
-    """Raise `Ended` if a signal comes during a block of code; one that is ignored, as nohup does, stays ignored."""
-    if threading.current_thread() is not threading.main_thread():  # no other thread may set a handler
+    """Raise `Ended` if a signal comes during a block. A signal that is ignored, as with nohup, stays ignored."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set a handler
         yield
         return
     before = {number: handler for number in ENDING if (handler := signal.getsignal(number)) == signal.SIG_DFL}
 
     def end(number: int, frame: FrameType | None) -> None:
         for each in before:
-            signal.signal(each, signal.SIG_IGN)  # a second one would end the cleaning up
+            signal.signal(each, signal.SIG_IGN)  # a second signal would interrupt the cleaning up
         raise Ended(number)
 
     try:

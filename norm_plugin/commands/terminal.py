@@ -1,4 +1,4 @@
-"""What the commands print with: rich where it is installed, and plain text where only torch is."""
+"""What the commands print with: rich, or plain text if rich is not installed."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ __all__ = ["Console", "Table", "Text", "escape", "printable"]
 
 
 def printable(text: str) -> str:
-    """The text on one line, with nothing in it that a terminal obeys: a file or a folder may be called anything."""
+    """The text on one line, without anything that controls a terminal: a file may have any name."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,4 +1,4 @@
-"""norm-plugin tune: the launch configurations of this GPU."""
+"""norm-plugin tune: measures the launch configurations of this GPU."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ DESCRIPTION = (
     "of the ops, or with --backward backward_configs.json of their gradients."
 )
 
-#: What stands in an entry after its largest row in bytes.
+#: The columns of an entry after the largest row that it is for, in bytes.
 FORWARD = "warps rows late lean vector"
 BACKWARD = "warps rows programs stages"
 
 
 def add(verbs: Any) -> None:
-    """The verb and its options."""
+    """Add the verb and its options."""
     options = verbs.add_parser("tune", help="make the launch configurations of this GPU", description=DESCRIPTION)
     options.add_argument("--backward", action="store_true", help="of the backward kernels")
     options.add_argument("--json", type=Path, metavar="FILE", help="default configs.json or backward_configs.json")
@@ -29,7 +29,7 @@ def add(verbs: Any) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """The verb."""
+    """Run the verb."""
     need_gpu()
     import torch
 

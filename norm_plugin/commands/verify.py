@@ -1,4 +1,4 @@
-"""norm-plugin verify: stock, stock again, patched, and the difference."""
+"""norm-plugin verify: runs the engine stock, stock again and patched, and compares their answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from norm_plugin.verify.outcome import Outcome
 from norm_plugin.verify.prompts import PROMPTS
 from norm_plugin.verify.runs import Plan, Run, execute, workplace
 from norm_plugin.verify.served import COMPILED, EAGER, Served, plan, served
-from norm_plugin.verify.shown import show
+from norm_plugin.verify.terminal import show
 from norm_plugin.verify.verdict import Verdict, judged
 
 DESCRIPTION = (
@@ -53,16 +53,16 @@ FLOOR = (
     "(default on a GPU, where they change the order of sums)"
 )
 
-#: What the engines call the number of requests that they run together.
+#: The engines' names for the number of requests in a batch.
 TOGETHER = {"vllm": "max_num_seqs", "sglang": "max_running_requests"}
 FEW = 3
 
-#: Tiny models are run with tiny caches; what a model of the user's gets instead on a GPU.
+#: The memory for a user's model on a GPU; tiny models run with a tiny cache.
 LARGE = {"vllm": f"kv_cache_memory_bytes={4 << 30}", "sglang": "mem_fraction_static=0.85"}
 
 
 def add(verbs: Any) -> None:
-    """The verb and its options."""
+    """Add the verb and its options."""
     options = verbs.add_parser(
         "verify", help="show that a patched engine answers as before", description=DESCRIPTION, epilog=EXIT_CODES
     )
@@ -91,21 +91,20 @@ def add(verbs: Any) -> None:
 
 
 def positive(text: str) -> int:
-    """A number of tokens."""
+    """A number of tokens, from the command line."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 on")
     return int(text)
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """The verb."""
+    """Run the verb."""
     for path in (options.json, options.html):
         if path and not os.access(path.parent, os.W_OK):  # now, and not after three runs
             raise CommandError(f"{path} cannot be written: {path.parent} is not a folder, or not yours to write in.")
     device = options.device or find_device()
     command = what_is_served(options)
-    if reason := backends.why_not(options.backend, device, options.dtype):
-        raise CommandError(f"--backend {options.backend} cannot run: {reason}")
+    check_backend(options.backend, device, options.dtype)
     settings.read({**os.environ, **patched_flags(options.backend), "USE_NATIVE_LAYERNORM": ""})
     check_engine(options.engine, options.python)
     folders = [find_models(model, options.engine, device) for model in options.model]
@@ -139,14 +138,14 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 
 def exit_code(verdicts: list[Verdict]) -> int:
-    """What differs matters more than what could not be tested."""
+    """The exit code. A model that differs counts more than one that could not be tested."""
     if any(verdict.differs for verdict in verdicts):
         return DIFFERENT
     return 0 if all(verdict.passed for verdict in verdicts) else NOT_RUN
 
 
 def what_is_served(options: argparse.Namespace) -> Served | None:
-    """The command, whose engine, model and mode become the options; without one, what the options say."""
+    """The command that serves, whose engine, model and mode go into the options; None if there is none."""
     words = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not words:
         if options.engine is None:
@@ -169,8 +168,14 @@ def what_is_served(options: argparse.Namespace) -> Served | None:
     return command
 
 
+def check_backend(backend: str, device: str, dtype: str = "") -> None:
+    """Refuse a backend that would not run here. `dtype`: of a model whose answers are to be compared."""
+    if reason := backends.why_not(backend, device, dtype):
+        raise CommandError(f"--backend {backend} cannot run: {reason}")
+
+
 def check_engine(engine: str, python: str) -> None:
-    """Say what is missing before anything slow is begun."""
+    """Refuse an interpreter without the engine or norm_plugin, before anything slow begins."""
     ask = f"import importlib.util as u; print(*[n for n in ('{engine}', 'norm_plugin') if u.find_spec(n) is None])"
     try:
         asked = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True)
@@ -181,14 +186,14 @@ def check_engine(engine: str, python: str) -> None:
 
 
 def find_device() -> str:
-    """A GPU, if torch has one."""
+    """The device to run on: a GPU, if torch has one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def find_prompts(path: Path | None) -> list[Any]:
-    """The user's, or ours."""
+    """The user's prompts, or our own."""
     if path is None:
         return list(PROMPTS)
     try:
@@ -201,7 +206,7 @@ def find_prompts(path: Path | None) -> list[Any]:
 
 
 def three_runs(options: argparse.Namespace, device: str) -> Iterator[Run]:
-    """Stock, stock again, patched."""
+    """The runs: stock, stock again, patched."""
     floor = options.floor or ("order" if device == "cpu" else "batches")
     fewer = [] if floor == "order" else ["--set", *options.set, f"{TOGETHER[options.engine]}={FEW}"]
     yield Run("stock", {"NORM_PLUGIN": "off"})
@@ -210,14 +215,14 @@ def three_runs(options: argparse.Namespace, device: str) -> Iterator[Run]:
 
 
 def patched_flags(backend: str) -> dict[str, str]:
-    """The backend, and whatever else the user has set."""
+    """The flags of the patched run: the backend, and all others that the user has set."""
     kept = {flag.name for flag in FLAGS if flag.field not in ("backend", "native_layernorm", "report")}
     return {**{name: value for name, value in os.environ.items() if name in kept}, "NORM_PLUGIN": backend}
 
 
 @contextmanager
 def watching(name: str, plan: Plan) -> Iterator[Callable[[str, float], None]]:
-    """What is shown on standard error while an engine runs."""
+    """Shows the progress of an engine on standard error."""
     console = Console(stderr=True, highlight=False)
     begin = time.monotonic()
     with console.status(f"{name}: starting {plan.engine}") as status:
@@ -226,7 +231,7 @@ def watching(name: str, plan: Plan) -> Iterator[Callable[[str, float], None]]:
 
 
 def versions_of(python: str) -> dict[str, str]:
-    """The versions of what ran: those of the interpreter that has the engine."""
+    """The versions in the interpreter that ran the engine."""
     ask = "import json; from norm_plugin.verify.health import versions; print(json.dumps(versions()))"
     try:
         said = subprocess.run([python, "-c", ask], capture_output=True, text=True, check=True, timeout=120).stdout
@@ -237,7 +242,7 @@ def versions_of(python: str) -> dict[str, str]:
 
 
 def facts(options: argparse.Namespace, device: str, patched: Outcome, seconds: float) -> dict[str, Any]:
-    """What was compared."""
+    """What was compared, and with what."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["norm-plugin", *sys.argv[1:]]),

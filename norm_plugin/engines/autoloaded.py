@@ -1,7 +1,7 @@
-"""What `norm-plugin autoload on` copies beside the .pth that imports it, in every Python process where a flag asks.
+"""`norm-plugin autoload on` copies this file beside a .pth, which imports it in every Python process that sets a flag.
 
-It waits for SGLang's layers and registers norm_plugin there. It imports nothing: the process may be anybody's. It stays
-behind when norm_plugin is uninstalled: then it says so in one line, once SGLang is imported, and does nothing.
+It waits until SGLang's layers are imported, and registers norm_plugin then. It imports nothing before, because the
+process may be any program. If norm_plugin was uninstalled, it says so in one line and does nothing else.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ WAITED_FOR = ("sglang.srt.layers", "sglang.kernels.ops")
 
 
 class Waiting:
-    """A finder that finds nothing, and does its one thing when SGLang comes.
+    """A finder that finds nothing, and registers norm_plugin when SGLang is imported.
 
-    It stays where it is: Python walks through the list of finders at this moment, and would leave out the next one.
+    It stays in the list of finders: Python iterates over the list at that moment, and would skip the next finder.
     """
 
     done = False

@@ -1,15 +1,14 @@
-"""Who normalized: calls by layer, op and, where the engine's own norm was kept, the reason.
+"""Counts calls by layer, by op, and by the reason if the engine's own norm ran.
 
-A layer is known by where its weight lies, because an op inside the engine sees tensors and no module. With
-NORM_PLUGIN_REPORT all of it is in a file too, as it happens (`report_file`), and CUDA graphs are followed (`graphs`):
-without it a call inside a graph is counted when it is captured, and not when it is replayed.
+A layer is known by the address of its weight, because an op inside the engine sees tensors and no module. With
+NORM_PLUGIN_REPORT the counts are written to a file as calls happen (`report_file`), and replays of CUDA graphs are
+counted (`graphs`); without it a call inside a graph is counted once, when it is captured.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,25 +17,26 @@ from typing import Any
 from torch import Tensor, nn
 
 from norm_plugin import dispatch, settings
-from norm_plugin.engines import ENGINES, forwards, graphs, implementations, report_file
+from norm_plugin.engines import forwards, graphs, implementations, report_file
+from norm_plugin.engines.installed_hooks import installed
 from norm_plugin.engines.model_layers import Layer, Why, norms
 
-#: More than any model has norms; a weight that is made anew for every call would fill the memory.
+#: More than any model has. Weights that are new in every call would fill the memory.
 MOST_ROWS = 2048
 BEYOND = f"(beyond the first {MOST_ROWS} layers)"
 
 Key = tuple[str, int, str]
 
 
-#: The reason of a layer that a hook would meet.
+#: The reason for a layer that has a hook.
 NOT_CALLED = "not called so far"
 
 
 @dataclass(eq=False)
 class Row(forwards.InTurn):
-    """One layer, one op, and one reason for not having taken it ("" where ours ran).
+    """The calls of one op by one layer that were left to the engine for one reason, or that ours ran (reason "").
 
-    `inputs` are the (dtype, width, strides) that were seen at calls 1, 2, 4, 8 and so on.
+    `inputs`: the (dtype, width, strides) seen at calls 1, 2, 4, 8 and so on. `text`: its JSON, and when that was made.
     """
 
     op: str
@@ -52,60 +52,55 @@ class Row(forwards.InTurn):
 
     @property
     def dtype(self) -> str:
-        """Of the first input."""
+        """The dtype of the first input."""
         return self.inputs[0][0] if self.inputs else ""
 
     @property
     def width(self) -> int:
-        """Of the first input."""
+        """The width of the first input."""
         return self.inputs[0][1] if self.inputs else 0
 
-    @property
-    def stride(self) -> tuple[int, ...]:
-        """Of the first input."""
-        return self.inputs[0][2] if self.inputs else ()
-
     def replayed(self) -> int:
-        """How many more calls replays of CUDA graphs have made."""
+        """How many calls were made by replays of CUDA graphs."""
         return sum(graph.calls * graph.held.get(self, 0) for graph in graphs.captured())
 
 
 _rows: dict[Key, Row] = {}
-_counting = _rows  # other ones while a CUDA graph is captured
-_layers: dict[int, Layer] = {}  # by where the weight lies
-_known: dict[Layer, None] = {}  # all of them, each once
+_counting = _rows  # another dict while a CUDA graph is captured
+_layers: dict[int, Layer] = {}  # by the address of the weight
+_known: dict[Layer, None] = {}  # all layers, each once
 _models: list[str] = []
 _lock = threading.RLock()
-_reported: bool | None = None  # None: not begun; False: none is wanted, or none can be written
-_changes = 0
+_reported: bool | None = None  # None: not begun; False: no report is wanted, or it cannot be written
+_changes = 0  # of what runs the layers, or of their names
 
 
 def count(op: str, x: Tensor, weight: Tensor | None, reason: str = "") -> None:
-    """One call of `op` on x: ours runs it, or the engine's own does for this reason."""
+    """Count one call of `op` on x: ours runs it, or the engine's own does for this reason."""
     row = _counting.get((op, 0 if weight is None else weight.data_ptr(), reason))
     if row is None:
-        row = _open(op, 0 if weight is None else weight.data_ptr(), reason)
+        row = _new_row(op, 0 if weight is None else weight.data_ptr(), reason)
     calls = row.calls = row.calls + 1
     if row.place >= 0:
         forwards.called(row)
     if not calls & (calls - 1):
-        _look(row, x)
+        _note_input(row, x)
 
 
-def _open(op: str, weight: int, reason: str) -> Row:
+def _new_row(op: str, weight: int, reason: str) -> Row:
     with _lock:
-        _begin()
+        _begin_report()
         if len(_rows) >= MOST_ROWS:
             op, weight = BEYOND, 0
         key = (op, weight, reason)
         return _counting.setdefault(key, Row(*key))
 
 
-def _look(row: Row, x: Tensor) -> None:
-    """Learn what the row's inputs are like, and whether somebody has damaged the report: then it is written anew."""
+def _note_input(row: Row, x: Tensor) -> None:
+    """Note what the input is like, and write the report anew if that is new or if the file was damaged."""
     seen = (str(x.dtype).removeprefix("torch."), x.shape[-1], tuple(x.stride()))
     new = seen not in row.inputs
-    if new or not report_file.whole():
+    if new or not report_file.is_intact():
         with _lock:
             if new:
                 row.inputs.append(seen)
@@ -113,19 +108,19 @@ def _look(row: Row, x: Tensor) -> None:
 
 
 def name_layers(model: nn.Module, why: Why = lambda layer: "", called: str = "") -> None:
-    """Learn the norms of a model that is loaded: their names, why a hook will not meet one, and what the model is."""
+    """Note the norms of a model that was loaded: their names, why one has no hook, and what the model is called."""
     with _lock:
         for layer in norms(model, why):
             _known[layer] = None
             if layer.weight:
                 _layers.setdefault(layer.weight, layer)
         _models[:] = dict.fromkeys([*_models, f"{called or 'a model'} ({type(model).__name__})"])
-        _begin()
+        _begin_report()
         _changed()
 
 
 def layers() -> tuple[Layer, ...]:
-    """All norms of the models that were loaded."""
+    """All norms of all models that were loaded."""
     return tuple(_known)
 
 
@@ -135,13 +130,13 @@ def rows() -> tuple[Row, ...]:
 
 
 def calls(op: str, reason: str | None = "") -> int:
-    """How often ours ran `op`; with a reason, how often the engine's own did for it; with None, all together."""
+    """How often ours ran `op`; with a reason, how often the engine's own did for it; with None, the sum of all."""
     wanted = (row for row in rows() if row.op == op and reason in (None, row.reason))
     return sum(row.calls + row.replayed() for row in wanted)
 
 
 def reset() -> None:
-    """Forget everything. A report that has been written stays as it is."""
+    """Forget everything. The file of a report stays."""
     global _reported, _counting
     with _lock:
         _counting = _rows
@@ -158,13 +153,13 @@ def reset() -> None:
 
 
 def facts() -> list[dict[str, Any]]:
-    """The rows as plain values, and one for each layer that nobody has called."""
-    found = [{**_fact(row), "calls": row.calls + row.replayed(), "replayed": row.replayed()} for row in rows()]
-    return found + [{**_nothing(layer), "calls": 0, "replayed": 0} for layer in _silent()]
+    """All rows as plain values, and one more for each layer that was never called."""
+    found = [{**_as_values(row), "calls": row.calls + row.replayed(), "replayed": row.replayed()} for row in rows()]
+    return found + [{**_uncalled_as_values(layer), "calls": 0, "replayed": 0} for layer in _never_called()]
 
 
-def _fact(row: Row) -> dict[str, Any]:
-    """Everything but the numbers."""
+def _as_values(row: Row) -> dict[str, Any]:
+    """A row as plain values, without its numbers."""
     layer, kind = row.layer
     return {
         "layer": layer,
@@ -178,29 +173,29 @@ def _fact(row: Row) -> dict[str, Any]:
     }
 
 
-def _text(row: Row) -> str:
-    """_fact as JSON, made again only where it may have changed: a model's first step brings rows by the hundred."""
+def _as_json(row: Row) -> str:
+    """A row as JSON, made again only if it may have changed: a model's first step adds hundreds of rows."""
     version = (_changes, len(row.inputs))
     if row.text[0] != version:
-        row.text = (version, json.dumps(_fact(row)))
+        row.text = (version, json.dumps(_as_values(row)))
     return row.text[1]
 
 
-def _silent() -> list[Layer]:
-    """The layers that nobody has called, or whose calls cannot be told from others' because they have no weight."""
+def _never_called() -> list[Layer]:
+    """The layers that were never called, or have no weight by which their calls could be known."""
     called = {row.weight for row in rows()}
     return [layer for layer in _known if layer.weight not in called]
 
 
 @cache
-def _nothing(layer: Layer) -> dict[str, Any]:
-    """_fact of a layer that nobody has called."""
+def _uncalled_as_values(layer: Layer) -> dict[str, Any]:
+    """The same plain values for a layer that was never called."""
     nothing: dict[str, Any] = {"op": "", "width": 0, "dtype": "", "strides": [], "implementations": []}
     return {"layer": layer.path, "class": layer.kind, "reason": layer.why or NOT_CALLED, **nothing}
 
 
-def _begin() -> None:
-    """The first time: follow CUDA graphs and open the report, if one is wanted."""
+def _begin_report() -> None:
+    """At the first call: if a report is wanted, follow CUDA graphs and write it whenever a route changes."""
     global _reported
     if _reported is not None:
         return
@@ -216,14 +211,14 @@ _hooked: list[bool] = []
 
 
 def _changed() -> None:
-    """What runs a layer, or what it is called, is no longer what it was."""
+    """Write the report anew because a layer runs on something else, or has a name now."""
     global _changes
     _changes += 1
     _write()
 
 
 def _write() -> None:
-    """The whole report anew: only when something but a number has changed."""
+    """Write the whole report anew; it is only called when more than numbers has changed."""
     global _reported
     with _lock:
         if not _reported or _counting is not _rows:
@@ -232,21 +227,18 @@ def _write() -> None:
         captured = graphs.captured()
         _reported = report_file.write(
             {"engines": _engines(), "models": _models},
-            [_text(row) for row in places],
+            [_as_json(row) for row in places],
             [json.dumps({"calls": {places[row]: calls for row, calls in graph.held.items()}}) for graph in captured],
-            [json.dumps(_nothing(layer)) for layer in _silent()],
+            [json.dumps(_uncalled_as_values(layer)) for layer in _never_called()],
             [*places, *captured],
         )
 
 
 def _engines() -> list[dict[str, Any]]:
-    """What the adapters of this process changed."""
-    adapters = [sys.modules.get(f"norm_plugin.engines.{name}") for name in ENGINES]
-    records = [adapter.record() for adapter in adapters if adapter is not None]
+    """What is hooked in this process."""
     return [
-        {"engine": record.engine, "version": record.version, "hooks": record.live, "missing": record.missing}
-        for record in records
-        if record is not None
+        {"engine": hooks.engine, "version": hooks.version, "hooks": hooks.live, "missing": hooks.missing}
+        for hooks in installed.values()
     ]
 
 
@@ -256,7 +248,7 @@ def _capture_begins() -> None:
 
 
 def _capture_ends() -> dict[Row, int]:
-    """The rows that were called while a graph was captured; what was captured has not run."""
+    """The rows that were called during a capture, with the number of calls; none of them has run yet."""
     global _counting
     with _lock:
         seen, _counting = _counting, _rows
@@ -269,9 +261,9 @@ def _capture_ends() -> dict[Row, int]:
 
 
 def _forked() -> None:
-    """A child has locks and a report of its own, and has called nothing yet; its layers are its parent's.
+    """In a forked child: nothing has been called yet, and it writes a report of its own. It keeps the layers.
 
-    The parent's lock may have been held by a thread that the child does not have.
+    It needs a new lock, because the thread that held the parent's may not exist in the child.
     """
     global _lock, _counting, _reported
     _lock = threading.RLock()

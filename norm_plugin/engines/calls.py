@@ -1,7 +1,7 @@
 """Our ops as an engine's hooks call them.
 
-Where a kernel was asked for and none can do the call, dispatch.Declined is raised before anything is written, and the
-engine's own norm goes on: it is never slower than our PyTorch. Compiled code has no such choice.
+If a kernel was asked for and none can do a call, dispatch.Declined is raised before anything is written, and the
+engine's own norm runs: it is never slower than our PyTorch. Compiled code has no such choice.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from norm_plugin import kernels, ops, settings
 from norm_plugin.call import call
 from norm_plugin.numerics import FP32, HF, Numerics
 
-#: The types of devices on which a kernel is asked for.
+#: The device types for which a kernel is asked for.
 _with_kernels: set[str] = set()
 
 
 def prepare() -> None:
-    """Learn where a kernel is asked for: once, because compiled code cannot find out."""
+    """Find out for which devices a kernel is asked for: once and before, because compiled code cannot."""
     wanted = settings.get().backend != "native"
     _with_kernels.clear()
     _with_kernels.update(t for t in ("cpu", "cuda", "xpu") if wanted and not kernels.unavailable(torch.device(t)))
 
 
 def numerics_in_place_of(theirs: Numerics, x: Tensor) -> str:
-    """The numerics for what an engine computes with PyTorch's own functions: a kernel has functions of its own."""
+    """Our numerics in place of those of an engine's PyTorch code: a kernel has no PyTorch functions to call."""
     if theirs.torch_functions and x.device.type in _with_kernels:
         return HF.name if theirs.round_before_weight else FP32.name
     return theirs.name
@@ -62,7 +62,7 @@ def add_rmsnorm(
 def fused_add_rmsnorm(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, numerics: str = FP32.name, gemma: bool = False
 ) -> None:
-    """functions.fused_add_rmsnorm: both are written."""
+    """functions.fused_add_rmsnorm, which writes x and residual."""
     how = (eps, numerics, gemma, None, None)
     call(ops.FUSED_ADD_RMSNORM, (x, residual, weight), how, decline=True)
 

@@ -1,7 +1,7 @@
-"""The command line of this process, as it may be written to a file: without the secrets that it was given.
+"""The command line of this process without its secrets, so that it may be written to a file.
 
-What is hidden is known by its name, as in --api-key, HF_TOKEN= or "password":, and by the few shapes that keys have.
-Rather too much is hidden than too little.
+Secrets are found by their names, as in --api-key, HF_TOKEN= or "password":, and by the shapes that well-known keys
+have. When in doubt, a word is hidden.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from pathlib import Path
 
 HIDDEN = "***"
 
-#: In names. Tokens that a model reads are no secrets: --tokenizer, --max-tokens, --eos-token-id.
+#: Parts of the names of secrets. The tokens that a model reads are none: --tokenizer, --max-tokens, --eos-token-id.
 _NAME = (
     r"(?:api[-_.]?k|access[-_.]?k|private[-_.]?k|encryption[-_.]?k|signing[-_.]?k|tok(?!en)(?![a-z])|"
     r"token(?!iz|s(?![a-z])|[-_.]?ids?(?![a-z]))|secr|passw|passphrase|pwd|credential|auth(?!or(?!iz))|bearer|cookie)"
 )
 _SECRET = re.compile(_NAME, re.IGNORECASE)
 
-#: What stands inside a word. Of each, group 1 stays.
+#: Secrets inside a word; group 1 of each pattern stays.
 _INSIDE = (
     re.compile(r"(\b[a-z][a-z0-9+.-]*://)[^/\s]*@", re.IGNORECASE),  # user:password@
     re.compile(rf"""(["'][\w.-]*{_NAME}[\w.-]*["']\s*:\s*)(?:"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|[^,}}\]\s]+)""", re.I),
@@ -29,23 +29,23 @@ _INSIDE = (
 )
 
 
-#: Its value may be a word of its own.
+#: A scheme whose secret may be the next word.
 _SCHEME = re.compile(r"(\b(?:bearer|basic)\s+)[^\s\"']+", re.IGNORECASE)
 
 
-def shown() -> str:
-    """What `ps` shows, where engines write the role of a process too, with its secrets hidden."""
+def of_process() -> str:
+    """The command line as `ps` shows it (engines write the role of a process there), with its secrets hidden."""
     try:
         raw = Path("/proc/self/cmdline").read_bytes()
     except OSError:
         return redacted(sys.argv)
     words = raw.decode(errors="replace").rstrip("\0 ").split("\0")
-    # an engine that has named its process has left one text
+    # an engine that has renamed its process has left a single text
     return redacted(words if len(words) > 1 else words[0].split())
 
 
 def redacted(words: Iterable[str]) -> str:
-    """The words as one line. A secret flag hides everything up to the next flag: --api-key takes several keys."""
+    """The words as one line. All words after a secret flag are hidden, as --api-key takes several keys."""
     return _SCHEME.sub(rf"\1{HIDDEN}", " ".join(word for word in _redacted(words) if word))
 
 

@@ -1,8 +1,10 @@
-"""What the adapters share around a call: what is asked for, and who normalized."""
+"""How a replacement stands in for a layer's method: it answers, or leaves the call to the engine with a reason."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
@@ -11,46 +13,81 @@ from torch import Tensor
 
 from norm_plugin import settings
 from norm_plugin.dispatch import BackendError, Declined
-from norm_plugin.engines import call_counts
-from norm_plugin.native.rms import wide
+from norm_plugin.engines import call_counts, qk_norms
+from norm_plugin.engines.installed_hooks import InstalledHooks
+
+
+@dataclass(slots=True)
+class LeftToEngine:
+    """The answer of a replacement that does not take a call of `op`: the engine's own norm runs, for this reason."""
+
+    op: str
+    reason: str
+
+
+Answer = Tensor | tuple[Tensor, Tensor] | LeftToEngine
+
+#: Whether a compiler reads this code instead of running it.
+traced = torch.compiler.is_compiling
+
+#: A layer's method, or a function of the engine.
+Forward = Callable[..., Any]
 
 
 def asked(family: str) -> bool:
-    """Whether this family of engine layers is to be taken."""
+    """Whether NORM_PLUGIN_OPS names this family of engine layers."""
     return family in settings.get().ops
 
 
-def refused(op: str, x: Tensor, weight: Tensor | None, reason: str) -> None:
-    """The engine's own norm goes on, for a reason that is counted; under NORM_PLUGIN_STRICT=1 nothing goes on."""
-    if settings.get().strict:
-        raise BackendError(
-            f"{op} of {list(x.shape)} {x.dtype} is left to the engine: {reason}. NORM_PLUGIN_STRICT=1 forbids that; "
-            "unset it, or leave this family out of NORM_PLUGIN_OPS."
-        )
-    call_counts.count(op, x, weight, reason)
+def replacement(
+    hooks: InstalledHooks,
+    families: tuple[str, ...],
+    original: Forward,
+    ours: Callable[..., Answer],
+    in_graphs: bool = False,
+) -> Forward:
+    """The method that calls `ours`, and `original` for the calls that are left to the engine.
 
+    `ours` has the parameters `layer` and `x`, or, in place of a function, `x` and `weight`. A compiler that traces the
+    method sees `ours` only with `in_graphs`. Layers of families that NORM_PLUGIN_OPS leaves out run `original`.
+    """
+    parameters = tuple(inspect.signature(ours).parameters)
+    left_out = [family for family in families if not asked(family)]
 
-def or_declined(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """Ours, or the original where no kernel can do the call: of a method of a layer, or a function of x."""
-
-    @wraps(ours)
+    @wraps(original)
     def forward(*args: Any, **named: Any) -> Any:
-        try:
-            return ours(*args, **named)
-        except Declined as declined:
-            tensors = (value for value in (*args, *named.values()) if isinstance(value, Tensor))
-            weight = getattr(args[0], "weight", None) if args else None
-            refused(declined.op, next(tensors), named.get("weight", weight), declined.reason)
+        compiling = traced()
+        wanted = in_graphs if compiling else hooks.live  # engines keep bound methods, which outlive the hooks
+        if not wanted or (left_out and qk_norms.family(args[0], families[0]) in left_out):
             return original(*args, **named)
+        try:
+            answer = ours(*args, **named)
+            if type(answer) is not LeftToEngine:
+                return answer
+        except Declined as declined:
+            answer = LeftToEngine(declined.op, declined.reason)
+        if not compiling:
+            _count_left(answer, parameters, args, named)
+        return original(*args, **named)
 
     return forward
 
 
-def widened_sum(x: Tensor, residual: Tensor) -> Tensor:
-    """x + residual with nothing rounded."""
-    return wide(x) + wide(residual)
+def _count_left(left: LeftToEngine, parameters: tuple[str, ...], args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    """Count the call, or raise under NORM_PLUGIN_STRICT=1; without rows there is nothing that could differ."""
 
+    def argument(name: str) -> Any:
+        place = parameters.index(name)
+        return args[place] if place < len(args) else named.get(name)
 
-def traced() -> bool:
-    """Whether a compiler reads this code instead of running it: then the engine's own goes into its graph."""
-    return torch.compiler.is_compiling()
+    weight = argument("weight") if "weight" in parameters else getattr(args[0], "weight", None)
+    x = argument("x")
+    x = x if isinstance(x, Tensor) else weight
+    if not isinstance(x, Tensor):
+        return
+    if settings.get().strict and x.numel():
+        raise BackendError(
+            f"{left.op} of {list(x.shape)} {x.dtype} is left to the engine: {left.reason}. NORM_PLUGIN_STRICT=1 "
+            "forbids that; unset it, or leave this family out of NORM_PLUGIN_OPS."
+        )
+    call_counts.count(left.op, x, weight, left.reason)

@@ -1,4 +1,4 @@
-"""What of norm_plugin decides what an engine's compiled code does: for the keys of caches that know nothing of us."""
+"""A hash of norm_plugin for the keys of an engine's compile cache, which would reuse code of another norm_plugin."""
 
 from __future__ import annotations
 

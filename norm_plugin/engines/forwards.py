@@ -1,8 +1,9 @@
-"""When a forward ends: the moment at which the numbers of calls are written, by one system call for all layers.
+"""Finds out when a forward ends: then one system call writes the call counts of all layers to the report.
 
-Layers are called in turn. Where one is called a second time another forward has begun, and the layer before it is
-known to end one: the next time the numbers are written as soon as it is called. One of which nothing is known may end
-a forward. Where layers come in no order, the last calls before a process is killed may be missing: of each layer one.
+The layers of a model are called in a fixed order. When a layer is called for the second time, a new forward has begun,
+so the layer called just before it ends a forward: from then on the counts are written as soon as that layer is called.
+A layer that has not been judged yet may end a forward, so its calls are written at once. If layers come in no fixed
+order, a process that is killed may lose the last call of each layer.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from norm_plugin.engines import report_file
 
 @dataclass(eq=False, kw_only=True)
 class InTurn(report_file.Counted):
-    """What is called in turn: a row of the counts, or a CUDA graph.
+    """What is called in turn: a layer's calls, or a CUDA graph.
 
-    `forward` is the one in which it was called last; `ends`: whether one ends with it, None where nobody knows yet.
+    `forward`: the number of the forward in which it was last called. `ends`: whether it ends a forward, None as long
+    as that is unknown.
     """
 
     forward: int = 0
@@ -29,7 +31,7 @@ _written = _latest
 
 
 def called(one: InTurn) -> None:
-    """The number of `one` has risen."""
+    """Note that `one` was called, and write the counts if that may have ended a forward."""
     global now, _latest, _written
     before = _latest
     late = False
@@ -37,7 +39,7 @@ def called(one: InTurn) -> None:
         now += 1
         before.ends = True
         late = before is not _written
-    elif one.ends is False:  # in the middle of a forward: the way of nearly all calls
+    elif one.ends is False:  # in the middle of a forward, as nearly all calls are
         one.forward = now
         _latest = one
         return
@@ -48,4 +50,4 @@ def called(one: InTurn) -> None:
     if late or one.ends is not False:
         alone = before is _written
         _written = one
-        report_file.put(one if alone else None)
+        report_file.write_counts(one if alone else None)

@@ -1,7 +1,7 @@
 """CUDA graphs: which calls were captured into each, and how often it was replayed.
 
-Python does not run at a replay, so what is counted while a graph is captured is counted again at each of its replays:
-one number a replay, whatever the graph holds. Graphs with the same calls (one layer at fifty batch sizes) share it.
+Python does not run during a replay. So the calls are counted while a graph is captured, and each graph counts its
+replays. Graphs that hold the same calls (one layer at fifty batch sizes) share one count.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from norm_plugin.engines import forwards
-from norm_plugin.engines.installed_hooks import Record
+from norm_plugin.engines.installed_hooks import InstalledHooks
 
 #: Where a torch.cuda.CUDAGraph keeps its Graph.
 _ATTRIBUTE = "_norm_plugin_graph"
@@ -22,41 +22,32 @@ _ATTRIBUTE = "_norm_plugin_graph"
 
 @dataclass(eq=False)
 class Graph(forwards.InTurn):
-    """What it holds: calls by row. `calls` of itself are its replays."""
+    """A captured graph: `held` says how often each layer is called in it; its own `calls` are its replays."""
 
     held: dict[Any, int]
 
     def replay(self) -> None:
-        """One replay more."""
+        """Count one replay."""
         self.calls += 1
         if self.place >= 0:
             forwards.called(self)
 
 
 _graphs: dict[frozenset[tuple[Any, int]], Graph] = {}
-_record: Record | None = None
+_hooks: InstalledHooks | None = None
 
 
 def captured() -> tuple[Graph, ...]:
-    """All of them."""
+    """All graphs that were captured."""
     return tuple(_graphs.values())
 
 
 def follow(begin: Callable[[], None], end: Callable[[], dict[Any, int]], changed: Callable[[], None]) -> None:
-    """Call `begin` and `end` around every capture; `end` answers with the calls in between. `changed`: a new graph."""
-    global _record
-    if _record is not None:
+    """Call `begin` and `end` around every capture, and then `changed`. `end` returns the calls that were captured."""
+    global _hooks
+    if _hooks is not None:
         return
-    _record = Record("torch", torch.__version__)
-
-    def beginning(original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def capture_begin(graph: Any, *args: Any, **kwargs: Any) -> Any:
-            result = original(graph, *args, **kwargs)
-            begin()
-            return result
-
-        return capture_begin
+    _hooks = InstalledHooks("torch", torch.__version__)
 
     def ending(original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)
@@ -79,8 +70,9 @@ def follow(begin: Callable[[], None], end: Callable[[], dict[Any, int]], changed
 
         return replay
 
-    for name, make in (("capture_begin", beginning), ("capture_end", ending), ("replay", replaying)):
-        _record.replace(name, torch.cuda.CUDAGraph, name, make)
+    _hooks.after("capture_begin", torch.cuda.CUDAGraph, "capture_begin", lambda *call, **named: begin())
+    _hooks.replace("capture_end", torch.cuda.CUDAGraph, "capture_end", ending)
+    _hooks.replace("replay", torch.cuda.CUDAGraph, "replay", replaying)
 
 
 def _of(calls: dict[Any, int]) -> Graph:
@@ -88,9 +80,9 @@ def _of(calls: dict[Any, int]) -> Graph:
 
 
 def forget() -> None:
-    """Stop following, and forget what was captured."""
-    global _record
-    if _record is not None:
-        _record.undo()
-        _record = None
+    """Stop following captures, and forget all graphs."""
+    global _hooks
+    if _hooks is not None:
+        _hooks.undo()
+        _hooks = None
     _graphs.clear()

@@ -1,4 +1,4 @@
-"""What runs a layer: the routes of dispatch that inputs like its own have taken."""
+"""Which implementation runs a layer: the dispatch routes of inputs like its own."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Any
 from norm_plugin import dispatch
 from norm_plugin.dispatch import Route
 
-#: dtype, width, strides
+#: The dtype, width and strides of an input.
 Input = tuple[str, int, tuple[int, ...]]
 
 
-#: The same op as a function of its arguments, where a caller does not want them written.
-TWINS = {"fused_add_rmsnorm": "add_rmsnorm"}
+#: Ops that write their arguments, and the same ops with new outputs, which run where a caller keeps its arguments.
+WITH_NEW_OUTPUTS = {"fused_add_rmsnorm": "add_rmsnorm"}
 
 
 def find(op: str, inputs: list[Input]) -> list[dict[str, str]]:
-    """Backend, reason for it, numerics and launch configuration: one entry, or several if the inputs differ."""
+    """The backend, the reason for it, numerics and launch configuration; several entries if the inputs differ."""
     found: list[dict[str, str]] = []
     for route in dispatch.routes():
-        if route.op.name in (op, TWINS.get(op)) and _input(route) in inputs:
+        if route.op.name in (op, WITH_NEW_OUTPUTS.get(op)) and _input(route) in inputs:
             entry = {
                 "backend": route.backend,
                 "because": route.reason,

@@ -1,4 +1,4 @@
-"""The norm-like modules of a model that is loaded: where each is, of which class, and why a hook will not meet it."""
+"""Finds the norms of a loaded model: the path and class of each, and why it has no hook."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-#: Why a hook will not meet a layer; "" where it will, if it is called.
+from norm_plugin import settings
+from norm_plugin.engines import qk_norms
+
+#: Answers why a layer has no hook; "" if it has one.
 Why = Callable[[nn.Module], str]
 
 NO_HOOK = "no hook of norm_plugin takes this class"
@@ -19,7 +22,7 @@ _NAMED_NORM = re.compile(r"norm(?!al(?!iz))", re.IGNORECASE)
 
 
 class Layer(NamedTuple):
-    """A module. `weight` is where its weight lies, by which calls of it are known; 0 without one."""
+    """A norm of a model. `weight` is the address of its weight, by which its calls are known; 0 without a weight."""
 
     path: str
     kind: str
@@ -28,7 +31,7 @@ class Layer(NamedTuple):
 
 
 def norms(model: nn.Module, why: Why) -> Iterator[Layer]:
-    """All of them. A module is one by its class or a base of it, or by its own name, where it has a weight."""
+    """All norms of a model: modules whose class or a base of it is called a norm, or that are and have a weight."""
     for path, module in model.named_modules():
         weight = _weight(module)
         below = next(module.children(), None)
@@ -41,40 +44,41 @@ def norms(model: nn.Module, why: Why) -> Iterator[Layer]:
 
 def _weight(module: nn.Module) -> Tensor | None:
     found = getattr(module, "weight", None)
-    if not isinstance(found, Tensor):  # gamma, scale
+    if not isinstance(found, Tensor):  # it may be called gamma or scale
         found = next(module.parameters(recurse=False), None)
     return found if found is not None and found.numel() and not found.is_meta else None
 
 
 def qualified(kind: type) -> str:
-    """The class with its module: engines have several classes of one name."""
+    """The name of a class with its module, because engines have several classes of one name."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def is_ours(kind: type, method: str) -> bool:
-    """Whether what a class has for a method was put there by norm_plugin, and not overridden by a subclass."""
-    globals_of = getattr(getattr(kind, method, None), "__globals__", {})
-    return str(globals_of.get("__name__")).startswith("norm_plugin.")
+def why_no_hook(layer: nn.Module, families: tuple[str, ...], missing: str, method: str) -> str:
+    """Why no hook will meet a layer of a class whose layers may belong to `families` (none: the class is not hooked).
 
-
-def left_out(family: str) -> str:
-    """Why a layer of a family that was not asked for is the engine's."""
-    return f"NORM_PLUGIN_OPS leaves the family {family} out"
-
-
-def overridden(kind: type, method: str) -> str:
-    """Why a subclass of a class that is hooked is not."""
+    `missing`: why the hook of the class could not be set. `method`: what is hooked of the class, "" for a function.
+    """
+    kind = type(layer)
+    if not families:
+        return TORCHS if kind.__module__.startswith("torch.nn.") else NO_HOOK
+    family = qk_norms.family(layer, families[0])
+    if family not in settings.get().ops:
+        return f"NORM_PLUGIN_OPS leaves the family {family} out"
+    if missing or not method or _is_ours(kind, method):
+        return missing
     owner = next((base for base in kind.__mro__ if method in vars(base)), kind)
     return f"{qualified(owner)} has a {method} of its own, which no hook takes"
 
 
-def not_hooked(kind: type) -> str:
-    """Why a class that no hook knows is left alone."""
-    return TORCHS if kind.__module__.startswith("torch.nn.") else NO_HOOK
+def _is_ours(kind: type, method: str) -> bool:
+    """Whether norm_plugin has put this method there, and no subclass has overridden it."""
+    globals_of = getattr(getattr(kind, method, None), "__globals__", {})
+    return str(globals_of.get("__name__")).startswith("norm_plugin.")
 
 
 def described(layers: Iterable[Layer]) -> str:
-    """What a model has, by class and reason, for the log."""
+    """The layers by class and reason, for the log."""
     kinds = Counter((layer.kind, layer.why) for layer in layers)
     return ", ".join(
         f"{number} {kind if why else kind.rpartition('.')[2]} ({why or 'ours'})"

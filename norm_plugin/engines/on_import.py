@@ -1,7 +1,7 @@
-"""Does something to a module as soon as it has been imported.
+"""Calls a function with a module as soon as that module has been imported.
 
-An adapter must be there before the engine's models copy names out of a module, and must not import the module itself:
-most processes of an engine never need it, and it costs seconds.
+An adapter must replace names before the engine's models copy them out of a module. It must not import the module
+itself: that takes seconds, and most processes of an engine never need it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Lets the other finders find, and runs what waits for a module after its body."""
+    """Lets the other finders find a module, and calls the functions that wait for it once its body has run."""
 
     def __init__(self) -> None:
         self.waiting: dict[str, list[Callable[[ModuleType], None]]] = {}
@@ -50,7 +50,7 @@ _finder = _Finder()
 
 
 def after_import(name: str, do: Callable[[ModuleType], None]) -> Callable[[], None]:
-    """Call `do` with the module, now if it is there already. The answer takes it back, while it has not happened."""
+    """Call `do` with the module once it is imported, or now if it is already. Returns a function that cancels this."""
     module = sys.modules.get(name)
     if module is not None:
         do(module)
@@ -62,7 +62,7 @@ def after_import(name: str, do: Callable[[ModuleType], None]) -> Callable[[], No
 
 
 def waiting() -> list[str]:
-    """The modules that something waits for."""
+    """The modules that are waited for."""
     return list(_finder.waiting)
 
 

@@ -1,4 +1,4 @@
-"""What engines call that were patched in source (patches/): their gated norm, by plain PyTorch, and counted."""
+"""What an engine calls that was patched in source (patches/): its gated norm in plain PyTorch, counted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from norm_plugin.native import _layer_norm_fwd_native
 
 OP = "gated_norm"
 
-settings.get()  # a flag that means nothing is an error here, when the engine is imported, and not at the first token
+settings.get()  # a flag with a wrong value is an error when the engine is imported, and not at the first token
 
 
 def layer_norm_fwd(
@@ -26,7 +26,7 @@ def layer_norm_fwd(
     is_rms_norm: bool = False,
     activation: str = "swish",
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """(out, mean, rstd) of the engine's function of this name; z may be [tokens, heads, N] for the rows of x."""
+    """The (out, mean, rstd) of the engine's function of this name; z may be [tokens, heads, N] beside the rows of x."""
     if not torch.compiler.is_compiling():
         call_counts.count(OP, x, weight)
     rows = None if z is None else z.reshape(x.shape)
@@ -35,6 +35,6 @@ def layer_norm_fwd(
 
 
 def kept(x: Tensor, weight: Tensor, reason: str) -> None:
-    """The engine's own kernel runs, for this reason."""
+    """Count a call that the engine's own kernel runs, for this reason."""
     if not torch.compiler.is_compiling():
         call_counts.count(OP, x, weight, reason)

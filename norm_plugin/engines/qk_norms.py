@@ -1,4 +1,4 @@
-"""The norms of q and k: no class of their own, so they are known by their names in the model. Family `qknorm`."""
+"""Family `qknorm`: the norms of q and k have no class of their own, so they are known by their names in the model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _found: WeakSet[nn.Module] = WeakSet()
 
 
 def learn(model: nn.Module) -> None:
-    """Find them in a model that is loaded."""
+    """Find the norms of q and k in a loaded model."""
     _found.update(layer for name, layer in model.named_modules() if name.rpartition(".")[2] in _NAMES)
 
 
 def family(layer: nn.Module, otherwise: str) -> str:
-    """`qknorm`, or for every other layer the family of its class."""
+    """The family of a layer: `qknorm`, or else the family of its class."""
     return "qknorm" if layer in _found else otherwise

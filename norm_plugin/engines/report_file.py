@@ -1,9 +1,9 @@
-"""The report of one process: a JSON file with a number for each layer, right at the end of each forward.
+"""The report of one process: a JSON file with a call count for each layer, up to date at the end of each forward.
 
-Whatever changes rarely is written anew, to another file that takes the place of the first. The numbers of calls stand
-in one block of the file, 16 hexadecimal digits each, and one write to an open descriptor brings all of them there: what
-a system call has written stays when the process is killed, and a file that somebody truncates or deletes cannot hurt
-the process, as it could where the file is mapped into memory.
+When more than a count changes, a new file is written and replaces the old one. The counts stand in one block of the
+file, 16 hexadecimal digits each, and one write to an open descriptor updates all of them. What a system call has
+written survives when the process is killed. And if somebody truncates or deletes the file, that does not hurt the
+process; it could if the file were mapped into memory.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from struct import Struct
 from typing import Any
 
 from norm_plugin import settings
-from norm_plugin.engines import about, command_line
+from norm_plugin.engines import command_line, versions
 from norm_plugin.engines.report_reader import FORMAT, read
 
-__all__ = ["Counted", "ReportError", "close", "forked", "put", "read", "unwritable", "whole", "write"]
+__all__ = ["Counted", "ReportError", "close", "forked", "is_intact", "read", "unwritable", "write", "write_counts"]
 
 log = logging.getLogger("norm_plugin")
 
-#: Digits of a number: one that does not lie across two lines of a cache is never read half written.
+#: Digits of a count. Counts are aligned to this, so that none crosses a cache line and is read half written.
 CELL = 16
 
 
 @dataclass(eq=False, kw_only=True)
 class Counted:
-    """What has a number in the file: `calls`, which stands at `place`; -1: nowhere."""
+    """Something with a count in the file: `calls`, written at offset `place`, or nowhere if that is -1."""
 
     calls: int = 0
     place: int = -1
 
 
 class ReportError(OSError):
-    """NORM_PLUGIN_STRICT=1, and the report cannot be written."""
+    """The report cannot be written, and NORM_PLUGIN_STRICT=1 forbids going on without."""
 
 
 _lock = threading.RLock()
@@ -53,12 +53,12 @@ _started = time.time()
 _path: Path | None = None
 _file: int | None = None
 _counted: Sequence[Counted] = ()
-_block = (0, Struct(""))  # where the numbers begin, and what packs them
+_block = (0, Struct(""))  # the offset of the counts, and what packs them
 _length = 0
 
 
-def put(one: Counted | None = None) -> None:
-    """Write the number of one, or all numbers. It is a system call, so it is for the end of a forward."""
+def write_counts(one: Counted | None = None) -> None:
+    """Write one count, or all of them. This is a system call, so it is called at the end of a forward."""
     with _lock:
         if _file is None:
             return
@@ -74,8 +74,9 @@ def put(one: Counted | None = None) -> None:
 
 def write(head: dict[str, Any], rows: Sequence[str], graphs: Sequence[str], silent: Sequence[str],
           counted: Sequence[Counted]) -> bool:  # fmt: skip
-    """Write the file of this process anew: objects as JSON, of which those of `counted`, rows before graphs, have
-    numbers. False: it cannot be written, which is logged; the first time that is an error under NORM_PLUGIN_STRICT=1.
+    """Write the file of this process anew: objects as JSON, and the counts of `counted`, rows before graphs.
+
+    Returns False, and logs it, if the file cannot be written; the first time, NORM_PLUGIN_STRICT=1 makes it an error.
     """
     global _block, _counted, _length
     text = json.dumps({**_process(), **head}, indent=1)[:-2]
@@ -102,7 +103,7 @@ def write(head: dict[str, Any], rows: Sequence[str], graphs: Sequence[str], sile
 
 
 def _put(data: bytes) -> None:
-    """A temporary file is its owner's alone from its first moment, and so is what it becomes."""
+    """Replace the file by a temporary one, which nobody but its owner could ever read."""
     global _path, _file
     if _path is None:
         moment = datetime.fromtimestamp(_started, timezone.utc)
@@ -118,7 +119,7 @@ def _put(data: bytes) -> None:
         os.close(handle)
         Path(temporary).unlink(missing_ok=True)
         raise
-    before, _file = _file, handle  # at no moment a number that is closed: another thread may fork
+    before, _file = _file, handle  # never a closed descriptor, as another thread may fork
     if before is not None:
         os.close(before)
 
@@ -129,14 +130,14 @@ def _folder(wanted: str) -> Path:
     return folder
 
 
-def whole() -> bool:
-    """Whether the file is still the one that was written, or there is none to look after."""
+def is_intact() -> bool:
+    """Whether the file is as it was written; True if there is none."""
     with _lock:
         if _file is None or _path is None:
             return True
         try:
             ours, there = os.fstat(_file), os.stat(_path, follow_symlinks=False)
-            before_numbers = os.pread(_file, 1, _block[0] - 1)  # a hole, where numbers were put behind a short file
+            before_numbers = os.pread(_file, 1, _block[0] - 1)  # no quote, if the file was cut before the counts
         except OSError:
             return False
         same = (ours.st_ino, ours.st_dev) == (there.st_ino, there.st_dev)
@@ -144,9 +145,9 @@ def whole() -> bool:
 
 
 def unwritable(folder: str | None) -> str:
-    """Why no report can be written there; "" where it can, or none is wanted.
+    """Why no report can be written to the folder; "" if it can, or if none is wanted.
 
-    For whoever starts a server: a process writes its first report once its model is loaded.
+    It is asked when a server starts, because a process writes its first report only once its model is loaded.
     """
     if not folder:
         return ""
@@ -160,7 +161,7 @@ def unwritable(folder: str | None) -> str:
 
 
 def warn_if_unwritable() -> None:
-    """Before a server has loaded its model, and not after."""
+    """Warn, before the model is loaded, if the report cannot be written; under NORM_PLUGIN_STRICT=1 raise."""
     wanted = settings.get()
     if why := unwritable(wanted.report):
         if wanted.strict:
@@ -182,7 +183,7 @@ def _give_up(error: OSError) -> str:
 
 
 def close() -> None:
-    """Leave the file as it is; the next one is another."""
+    """Close the file and leave it as it is; the next write makes another."""
     global _path, _file, _counted
     with _lock:
         for one in _counted:
@@ -193,7 +194,7 @@ def close() -> None:
 
 
 def forked() -> None:
-    """In a child: nobody is left who would release the parent's lock, and the file is the parent's."""
+    """In a forked child: take a new lock, as nobody would release the old one, and leave the parent's file."""
     global _lock, _started
     _lock = threading.RLock()
     _started = time.time()
@@ -206,8 +207,8 @@ def _process() -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "started": datetime.fromtimestamp(_started, timezone.utc).isoformat(timespec="seconds"),
-        "command": command_line.shown(),
+        "command": command_line.of_process(),
         "started as": command_line.redacted(sys.argv),
         "flags": {flag.name: os.environ[flag.name] for flag in settings.FLAGS if flag.name in os.environ},
-        "versions": about.versions(),
+        "versions": versions.of_process(),
     }

@@ -1,4 +1,4 @@
-"""Reads what the processes of an engine have written, and nothing else: the folder may hold anybody's files."""
+"""Reads the reports of an engine's processes, and refuses other files: the folder may hold anything."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: What a file says of itself.
+#: The first entry of every report.
 FORMAT = "norm_plugin report 2"
 
-#: No report is as large, and no process calls a layer as often.
+#: Limits that no real report reaches.
 MOST_BYTES = 64 << 20
 MOST_CALLS = 10**15
 
 
 class NotAReport(ValueError):
-    """A file that no process of ours has written, or that somebody has damaged since; the message says why."""
+    """The file is no report, or was damaged; the message says how that is known."""
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """The processes that have written there, the earliest first; `calls` of a row are those in graphs as well."""
+    """The processes that have written to the folder, the earliest first. `calls` of a row include those in graphs."""
     return look(folder)[0]
 
 
 def look(folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """As `read`, and by name the files that are no reports, with the reason."""
+    """As `read`, and the other files by name, with the reason why each is no report."""
     found, others = [], {}
     for path in sorted(folder.glob("*.json")):
         try:
@@ -47,7 +47,7 @@ def look(folder: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
 
 
 def _text(path: Path) -> str:
-    """A file that is no file, such as a pipe, would keep the reader waiting, and a huge one fill the memory."""
+    """The text of a regular file of reasonable size: a pipe would block the reader, a huge file fill the memory."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(handle, "rb") as file:
         about = os.fstat(file.fileno())

@@ -1,14 +1,13 @@
-"""SGLang 0.5.17 to 0.5.23: what is hooked, when, and what the log says of it.
+"""norm_plugin in SGLang 0.5.17 to 0.5.23: what is hooked, when, and what the log says about it.
 
 SGLang calls `register` in each of its processes before it imports a model. Methods are replaced on SGLang's classes, so
-its subclasses, its pins and its torch.compile mode keep their meaning; `KernelBackend.PLUGIN` would go before a
-subclass's own `forward_cuda`.
+SGLang's subclasses, pinned backends and torch.compile mode work as before. `KernelBackend.PLUGIN` is no alternative: it
+takes precedence over a subclass's own `forward_cuda`.
 """
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
+import importlib
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -23,15 +22,17 @@ from norm_plugin.dispatch import BackendError
 from norm_plugin.engines import (
     call_counts,
     calls,
+    installed_hooks,
     model_layers,
     qk_norms,
     report_file,
     sglang_gated,
     sglang_norms,
     source_patches,
+    versions,
 )
 from norm_plugin.engines.common import asked, traced
-from norm_plugin.engines.installed_hooks import Record
+from norm_plugin.engines.installed_hooks import InstalledHooks, installed
 from norm_plugin.engines.on_import import after_import
 from norm_plugin.version import __version__
 
@@ -44,71 +45,54 @@ _ALL_REDUCE = "sglang.srt.layers.flashinfer_comm_fusion"
 _QK_NORM = "sglang.srt.models.utils"
 _RUNNER = "sglang.srt.model_executor.model_runner"
 
-_record: Record | None = None
+#: Sets one kind of hooks in a module of SGLang's.
+HookModule = Callable[[ModuleType, InstalledHooks], None]
 
 
 def register() -> None:
-    """The entry point in the group sglang.srt.plugins; may be called again."""
-    global _record
+    """The entry point of the group sglang.srt.plugins. It may be called again."""
     try:
         backend = settings.get().backend
-    except settings.SettingError as error:  # of any other exception SGLang writes a line and goes on without us
+    except settings.SettingError as error:  # after any other exception SGLang goes on without us
         raise SystemExit(f"norm_plugin: {error}") from error
-    if backend == "off" or _record is not None:
+    if backend == "off" or "sglang" in installed:
         return
     calls.prepare()
-    record = _record = Record("sglang", _version("sglang"))
-    source_patches.note(record, "sglang")
+    hooks = installed["sglang"] = InstalledHooks("sglang", versions.version_of("sglang", "of unknown version"))
+    source_patches.note(hooks, "sglang")
     report_file.warn_if_unwritable()
-    for module, hook in _hooks():
-        record.on_undo(after_import(module, partial(_apply, hook, record)))
+    for module, hook in _modules().items():
+        hooks.on_undo(after_import(module, partial(_apply, hook, hooks)))
 
 
-def undo() -> None:
-    """SGLang as it was."""
-    global _record
-    if _record is not None:
-        _record.undo()
-    _record = None
+#: Restores SGLang.
+undo = partial(installed_hooks.undo, "sglang")
 
 
-def record() -> Record | None:
-    """What is hooked in this process, or None where nothing was asked for."""
-    return _record
+def _modules() -> dict[str, HookModule]:
+    norms: dict[str, HookModule] = {
+        _NORMS: lambda module, hooks: sglang_norms.hook(module, hooks, _method()),
+        _MIXER2: lambda module, hooks: sglang_gated.hook_mixer2(module, hooks, _method()),
+        **{f"{package}.layernorm_gated": sglang_gated.hook_layernorm_gated for package in _GATED},
+        **{f"{package}.fused_norm_gate": sglang_gated.hook_fused_norm_gate for package in _GATED},
+    }
+    counted = {_ALL_REDUCE: _count_all_reduce, _QK_NORM: _count_qk_norm}
+    return {**{name: _where_tested(hook) for name, hook in norms.items()}, **counted, _RUNNER: _hook_loading}
 
 
-def _version(distribution: str) -> str:
+def _apply(hook: HookModule, hooks: InstalledHooks, module: ModuleType) -> None:
+    """Set a hook. One that does not fit this version of SGLang is missing, and SGLang's norm stays."""
     try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:  # a source tree on the PYTHONPATH
-        return "of unknown version"
-
-
-def _hooks() -> list[tuple[str, Callable[[ModuleType, Record], None]]]:
-    gated = {"layernorm_gated": sglang_gated.hook_layernorm_gated, "fused_norm_gate": sglang_gated.hook_fused_norm_gate}
-    return [
-        (_NORMS, _hook_norms),
-        *((f"{package}.{name}", _on_known_platforms(hook)) for package in _GATED for name, hook in gated.items()),
-        (_MIXER2, _hook_mixer2),
-        (_ALL_REDUCE, _count_all_reduce),
-        (_QK_NORM, _count_qk_norm),
-        (_RUNNER, _hook_loading),
-    ]
-
-
-def _apply(hook: Callable[[ModuleType, Record], None], record: Record, module: ModuleType) -> None:
-    """A hook that does not fit this version of SGLang leaves SGLang's norm, and says so."""
-    try:
-        hook(module, record)
+        hook(module, hooks)
     except (AttributeError, ImportError, TypeError, ValueError) as error:
-        record.missed(module.__name__, f"{type(error).__name__}: {error}")
+        hooks.missed(module.__name__, f"{type(error).__name__}: {error}")
 
 
 # --- where SGLang dispatches to -----------------------------------------------------------------------------------
 
 
 def _method() -> str:
-    """The method that SGLang calls on this machine; "" where norm_plugin has nothing tested to put there."""
+    """The method that SGLang's layers call on this machine; "" where no replacement of it has been tested."""
     utils = importlib.import_module("sglang.srt.utils")
     if utils.is_cuda():
         return "forward_cuda"
@@ -118,66 +102,50 @@ def _method() -> str:
     return "forward_native"
 
 
-def _hook_norms(module: ModuleType, record: Record) -> None:
-    if method := _method():
-        sglang_norms.hook(module, record, method)
-    else:
-        record.missed(module.__name__, "this machine has norms of its own (AMX, ROCm, NPU, XPU or MUSA)")
+def _where_tested(hook: HookModule) -> HookModule:
+    """The hook; on a machine where no replacement has been tested, it is missing."""
 
+    def hook_or_miss(module: ModuleType, hooks: InstalledHooks) -> None:
+        if _method():
+            hook(module, hooks)
+        else:
+            hooks.missed(module.__name__, "this machine has norms of its own (AMX, ROCm, NPU, XPU or MUSA)")
 
-def _on_known_platforms(
-    hook: Callable[[ModuleType, Record], None],
-) -> Callable[[ModuleType, Record], None]:
-    return lambda module, record: hook(module, record) if _method() else None
-
-
-def _hook_mixer2(module: ModuleType, record: Record) -> None:
-    if method := _method():
-        sglang_gated.hook_mixer2(module, record, method)
+    return hook_or_miss
 
 
 # --- what stays SGLang's, and is counted --------------------------------------------------------------------------
 
 
-def _count_all_reduce(module: ModuleType, record: Record) -> None:
-    """The add and norm that a kernel does together with an all-reduce."""
+def _count_all_reduce(module: ModuleType, hooks: InstalledHooks) -> None:
+    """Count the add and norm that SGLang fuses with an all-reduce in one kernel."""
 
-    def make(original: Any) -> Any:
-        def flashinfer_allreduce_residual_rmsnorm(*args: Any, **named: Any) -> Any:
-            result = original(*args, **named)
-            if not traced() and result[0] is not None:
-                call_counts.count("fused_add_rmsnorm", result[0], named.get("weight"), "fused with an all-reduce")
-            return result
-
-        return flashinfer_allreduce_residual_rmsnorm
+    def count(result: Any, *args: Any, **named: Any) -> None:
+        if not traced() and result[0] is not None:
+            call_counts.count("fused_add_rmsnorm", result[0], named.get("weight"), "fused with an all-reduce")
 
     if asked("rmsnorm") or asked("gemma"):
-        record.replace("fused with an all-reduce", module, "flashinfer_allreduce_residual_rmsnorm", make)
+        hooks.after("fused with an all-reduce", module, "flashinfer_allreduce_residual_rmsnorm", count)
 
 
-def _count_qk_norm(module: ModuleType, record: Record) -> None:
-    """The norms of q and k that SGLang's one kernel does in place."""
+def _count_qk_norm(module: ModuleType, hooks: InstalledHooks) -> None:
+    """Count the norms of q and k that one kernel of SGLang computes in place."""
 
-    def make(original: Any) -> Any:
-        def fused_inplace_qknorm(*args: Any, **named: Any) -> Any:
-            if not traced():
-                for x, weight in (("q", "q_weight"), ("k", "k_weight")):
-                    if isinstance(named.get(x), Tensor):
-                        call_counts.count("rmsnorm", named[x], named.get(weight), "one kernel for q and k")
-            return original(*args, **named)
-
-        return fused_inplace_qknorm
+    def count(result: Any, *args: Any, **named: Any) -> None:
+        for x, weight in (("q", "q_weight"), ("k", "k_weight")):
+            if not traced() and isinstance(named.get(x), Tensor):
+                call_counts.count("rmsnorm", named[x], named.get(weight), "one kernel for q and k")
 
     if asked("qknorm") and hasattr(module, "fused_inplace_qknorm"):
-        record.replace("one kernel for q and k", module, "fused_inplace_qknorm", make)
+        hooks.after("one kernel for q and k", module, "fused_inplace_qknorm", count)
 
 
-def _count_torch(model: nn.Module) -> None:
-    """torch.nn's norms, which are PyTorch's and not SGLang's to replace."""
+def _count_torch(model: nn.Module, hooks: InstalledHooks) -> None:
+    """Count the norms of torch.nn in a model: they are PyTorch's, and stay."""
     ops = {nn.LayerNorm: "layernorm", nn.RMSNorm: "rmsnorm"}
 
     def count(layer: Any, args: tuple[Any, ...]) -> None:
-        if args and not traced() and _record is not None:
+        if args and not traced() and hooks.live:
             call_counts.count(ops[type(layer)], args[0], layer.weight, f"torch.nn.{type(layer).__name__}")
 
     for layer in model.modules():
@@ -188,55 +156,43 @@ def _count_torch(model: nn.Module) -> None:
 # --- once a model is loaded ---------------------------------------------------------------------------------------
 
 
-def _hook_loading(module: ModuleType, record: Record) -> None:
-    def make(original: Any) -> Any:
-        def load_model(self: Any, *args: Any, **named: Any) -> Any:
-            result = original(self, *args, **named)
-            if record is _record:
-                _loaded(self.model, record, str(getattr(getattr(self, "model_config", None), "model_path", "")))
-            return result
-
-        return load_model
-
-    record.replace("layer names", module.ModelRunner, "load_model", make)
+def _hook_loading(module: ModuleType, hooks: InstalledHooks) -> None:
+    hooks.after("layer names", module.ModelRunner, "load_model", partial(_loaded, hooks))
 
 
-def _loaded(model: nn.Module, record: Record, called: str) -> None:
-    """By now SGLang's logger is set up, and an error stops the server where the user sees it."""
+def _loaded(hooks: InstalledHooks, result: Any, runner: Any, *args: Any, **named: Any) -> None:
+    """Learn the layers of a model and log what is hooked: by now SGLang logs, and an error stops the server."""
+    if not hooks.live:
+        return
+    model: nn.Module = runner.model
     qk_norms.learn(model)
-    call_counts.name_layers(model, partial(_why, record), called)
-    _count_torch(model)
-    source_patches.warn(record)
-    for hook, reason in record.missing.items():
+    path = getattr(getattr(runner, "model_config", None), "model_path", "")
+    call_counts.name_layers(model, partial(_why, hooks), str(path))
+    _count_torch(model, hooks)
+    source_patches.warn(hooks)
+    for hook, reason in hooks.missing.items():
         log.warning("norm_plugin: %s stays as it is: %s", hook, reason)
-    if record.missing and settings.get().strict:
-        raise BackendError(f"NORM_PLUGIN_STRICT=1, and these hooks are missing: {record.missing}.")
-    layers = model_layers.described(model_layers.norms(model, partial(_why, record))) or "none"
-    log.info("norm_plugin %s, %s in %s; norm layers: %s", __version__, _asked_for(), record.line(), layers)
+    if hooks.missing and settings.get().strict:
+        raise BackendError(f"NORM_PLUGIN_STRICT=1, and these hooks are missing: {hooks.missing}.")
+    layers = model_layers.described(model_layers.norms(model, partial(_why, hooks))) or "none"
+    log.info("norm_plugin %s, %s in %s; norm layers: %s", __version__, _asked_for(), hooks.line(), layers)
 
 
-def _why(record: Record, layer: nn.Module) -> str:
-    """Why no hook will meet a layer."""
-    kind, method = type(layer), _method()
+def _why(hooks: InstalledHooks, layer: nn.Module) -> str:
+    """Why a layer has no hook."""
+    kind = type(layer)
     families = next((families for base in kind.__mro__ if (families := _families(base))), ())
-    if not families:
-        return model_layers.not_hooked(kind)
-    family = qk_norms.family(layer, families[0])
-    if not asked(family):
-        return model_layers.left_out(family)
-    modules = {base.__module__ for base in kind.__mro__}
-    for missing, reason in record.missing.items():
-        if missing in modules or missing == kind.__name__:
-            return reason
-    if kind.__module__.startswith(_GATED):  # it calls a function that is hooked
-        return ""
-    return "" if model_layers.is_ours(kind, method) else model_layers.overridden(kind, method)
+    names = {kind.__name__, *(base.__module__ for base in kind.__mro__)}
+    missing = next((reason for hook, reason in hooks.missing.items() if hook in names), "")
+    calls_a_function = kind.__module__.startswith(_GATED)
+    return model_layers.why_no_hook(layer, families, missing, "" if calls_a_function else _method())
 
 
 def _families(kind: type) -> tuple[str, ...]:
-    """Those that layers of a class of SGLang's may be; () of one that is not hooked."""
+    """The families that the layers of a class may belong to; () if the class is not hooked."""
     if kind.__module__ == _NORMS:
-        return next((families for cls, families, _ in sglang_norms.CLASSES if cls == kind.__name__), ())
+        families, _ = sglang_norms.CLASSES.get(kind.__name__, ((), None))
+        return families
     return ("mixer2",) if kind.__module__ == _MIXER2 else ("gated",) if kind.__module__.startswith(_GATED) else ()
 
 

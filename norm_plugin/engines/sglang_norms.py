@@ -1,84 +1,56 @@
-"""The classes of sglang.srt.layers.layernorm, taken where SGLang dispatches to: what each computes, on which platform.
+"""The norm classes of sglang.srt.layers.layernorm: what runs instead of the method that SGLang calls on this machine.
 
-`forward_cuda` updates a residual in place and returns the same two tensors; `forward_native`, which SGLang runs on a
-CPU, returns new ones. Whoever takes one keeps its contract.
+`forward_cuda` updates a residual in place and returns the same two tensors. `forward_native`, which SGLang runs on a
+CPU, returns new tensors. A replacement does the same.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial, wraps
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from norm_plugin.engines import call_counts, calls, qk_norms
-from norm_plugin.engines.common import asked, or_declined, refused, traced, widened_sum
-from norm_plugin.engines.installed_hooks import Record
+from norm_plugin.engines import call_counts, calls
+from norm_plugin.engines.common import Answer, Forward, LeftToEngine, asked, replacement
+from norm_plugin.engines.installed_hooks import InstalledHooks
+from norm_plugin.native.rms import wide
 from norm_plugin.numerics import FP32, HF, TORCH, VLLM_C
 
-Forward = Callable[..., Any]
-
-Make = Callable[[Forward, ModuleType, bool, Record], Forward]
-
-#: Class, the families of which its layers may be, and who makes the replacement.
-CLASSES: list[tuple[str, tuple[str, ...], Make]] = []
+#: Makes the replacement of a method, from the method, SGLang's module, and whether the method writes in place.
+Make = Callable[[Forward, ModuleType, bool], Callable[..., Answer]]
 
 
-def _taken(cls: str, *families: str) -> Callable[[Make], Make]:
-    def enter(make: Make) -> Make:
-        CLASSES.append((cls, families, make))
-        return make
-
-    return enter
-
-
-def hook(module: ModuleType, record: Record, method: str) -> None:
-    """Take `method` of every class that the module has."""
+def hook(module: ModuleType, hooks: InstalledHooks, method: str) -> None:
+    """Replace `method` of each class of the module that NORM_PLUGIN_OPS asks for."""
     in_place = method == "forward_cuda"
-    for cls, families, make in CLASSES:
+    for cls, (families, make) in CLASSES.items():
         if not any(map(asked, families)):
             continue
-        owner = getattr(module, cls, None)
-        if owner is None:
-            record.missed(cls, f"{module.__name__} has no {cls}")
-            continue
 
-        def replacement(original: Forward, make: Make = make, families: tuple[str, ...] = families) -> Forward:
-            ours = make(original, module, in_place, record)
-            return _only_asked(families, original, or_declined(original, ours))
+        def ours(original: Forward, make: Make = make, families: tuple[str, ...] = families) -> Forward:
+            return replacement(hooks, families, original, make(original, module, in_place))
 
-        record.replace(cls, owner, method, replacement)
-        if hasattr(owner, "enter_torch_compile"):
-            record.replace(f"{cls} under torch.compile", owner, "enter_torch_compile", _count_compiled)
+        if hooks.replace_method(module, cls, method, ours) and hasattr(getattr(module, cls), "enter_torch_compile"):
+            hooks.replace(f"{cls} under torch.compile", getattr(module, cls), "enter_torch_compile", _count_compiled)
 
 
 def _count_compiled(original: Forward) -> Forward:
-    """SGLang switches its layers to their PyTorch for what it compiles: from then on nobody can count their calls."""
+    """Counts a layer that SGLang switches to PyTorch for torch.compile: its later calls cannot be counted."""
 
-    def enter_torch_compile(self: Any, *args: Any, **named: Any) -> Any:
-        weight = getattr(self, "weight", None)
-        if weight is not None and not self.is_torch_compile:
-            call_counts.count(
-                "layernorm" if hasattr(self, "bias") else "rmsnorm", weight, weight, "left to torch.compile"
-            )
-        return original(self, *args, **named)
+    @wraps(original)
+    def enter_torch_compile(layer: Any, *args: Any, **named: Any) -> Any:
+        weight = getattr(layer, "weight", None)
+        if weight is not None and not layer.is_torch_compile:  # a layer may be shared
+            op = "layernorm" if hasattr(layer, "bias") else "rmsnorm"
+            call_counts.count(op, weight, weight, "left to torch.compile")
+        return original(layer, *args, **named)
 
     return enter_torch_compile
-
-
-def _only_asked(families: tuple[str, ...], original: Forward, ours: Forward) -> Forward:
-    """Ours for the layers of the families that are asked for."""
-    left_out = [family for family in families if not asked(family)]
-    if not left_out:
-        return ours
-
-    def forward(self: Any, *args: Any, **named: Any) -> Any:
-        return (original if qk_norms.family(self, families[0]) in left_out else ours)(self, *args, **named)
-
-    return forward
 
 
 def _op(residual: Tensor | None, in_place: bool) -> str:
@@ -97,19 +69,20 @@ def _add_norm(
 def _add_three_and_norm(
     x: Tensor, residual: Tensor, addition: Tensor, weight: Tensor, eps: float, numerics: str
 ) -> tuple[Tensor, Tensor]:
-    """The norm of (x + residual) + addition, of which nothing is rounded before the end; new tensors."""
-    out, total = calls.add_rmsnorm(addition, widened_sum(x, residual), weight, eps, numerics)
+    """The norm of (x + residual) + addition, rounded only at the end, and that sum; new tensors."""
+    out, total = calls.add_rmsnorm(addition, wide(x) + wide(residual), weight, eps, numerics)
     return out, total.to(x.dtype)
 
 
-@_taken("RMSNorm", "rmsnorm", "qknorm")
-def _rmsnorm(original: Forward, module: ModuleType, in_place: bool, record: Record) -> Forward:
-    later = tuple(inspect.signature(original).parameters)[4:]  # self, x, residual, post_residual_addition, ...
+def _rmsnorm(original: Forward, module: ModuleType, in_place: bool) -> Callable[..., Answer]:
+    later = tuple(inspect.signature(original).parameters)[4:]  # after self, x, residual, post_residual_addition
     invariant: Callable[[], bool] = module.is_batch_invariant_mode_enabled
     quantised_scale: Callable[[Any], Any] = getattr(module, "_fp8_static_input_scale", lambda linear: linear)
-    may_quantise = hasattr(module.RMSNorm, "_quant_linear")  # a missing attribute of a layer takes long to miss
+    may_quantise = hasattr(module.RMSNorm, "_quant_linear")  # looking up a missing attribute of a layer is slow
 
     def why_not(layer: Any, x: Tensor, addition: Tensor | None, native: bool, more: dict[str, Any]) -> str:
+        if x.numel() == 0:
+            return "no rows"
         if layer.variance_size_override is not None:
             return "the variance of part of a row"
         if layer.fp32_residual:
@@ -134,30 +107,24 @@ def _rmsnorm(original: Forward, module: ModuleType, in_place: bool, record: Reco
         return ""
 
     def forward(
-        self: Any,
+        layer: Any,
         x: Tensor,
         residual: Tensor | None = None,
         post_residual_addition: Tensor | None = None,
         *positional: Any,
         **named: Any,
-    ) -> Any:
-        if traced() or not record.live:
-            return original(self, x, residual, post_residual_addition, *positional, **named)
-        native = not in_place or invariant()  # with SGLang's order of additions
+    ) -> Answer:
+        native = not in_place or invariant()  # SGLang then adds in another order
         three = native and residual is not None and post_residual_addition is not None
         op = _op(residual, in_place and not three)
-        weight = self.weight
         more = dict(zip(later, positional, strict=False)) | named if positional or named else {}
-        reason = "no rows" if x.numel() == 0 else why_not(self, x, post_residual_addition, native, more)
-        if reason:
-            if reason == "no rows":
-                call_counts.count(op, x, weight, reason)
-            else:
-                refused(op, x, weight, reason)
-            return original(self, x, residual, post_residual_addition, *positional, **named)
-        eps, numerics = self.variance_epsilon, HF.name if self.cast_x_before_out_mul else FP32.name
+        if reason := why_not(layer, x, post_residual_addition, native, more):
+            return LeftToEngine(op, reason)
+        weight, eps = layer.weight, layer.variance_epsilon
+        numerics = HF.name if layer.cast_x_before_out_mul else FP32.name
+        answer: Answer
         if residual is None:
-            answer: Any = calls.rmsnorm(x, weight, eps, numerics)
+            answer = calls.rmsnorm(x, weight, eps, numerics)
         elif three and post_residual_addition is not None:
             answer = _add_three_and_norm(x, residual, post_residual_addition, weight, eps, numerics)
         else:
@@ -170,81 +137,66 @@ def _rmsnorm(original: Forward, module: ModuleType, in_place: bool, record: Reco
     return forward
 
 
-def _gemma(epsilon: str, with_addition: bool) -> Make:
-    """GemmaRMSNorm and Gemma3RMSNorm. Their kernels normalize the sum as it is, their PyTorch the rounded one."""
+def _gemma(
+    original: Forward, module: ModuleType, in_place: bool, epsilon: str, with_addition: bool
+) -> Callable[..., Answer]:
+    """GemmaRMSNorm and Gemma3RMSNorm. SGLang's kernels normalize the exact sum, its PyTorch the rounded one."""
+    numerics = FP32.name if in_place else VLLM_C.name
 
-    def make(original: Forward, module: ModuleType, in_place: bool, record: Record) -> Forward:
-        numerics = FP32.name if in_place else VLLM_C.name
-
-        def forward(self: Any, x: Tensor, residual: Tensor | None = None, *positional: Any, **named: Any) -> Any:
-            if traced() or not record.live:
-                return original(self, x, residual, *positional, **named)
-            op, weight = _op(residual, in_place), self.weight
-            more = dict(zip(("post_residual_addition",), positional, strict=False)) | named
-            addition = more.pop("post_residual_addition", None) if with_addition else None
-            unknown = [name for name, value in more.items() if value is not None]
-            if unknown:
-                refused(op, x, weight, f"an argument {unknown[0]}")
-                return original(self, x, residual, *positional, **named)
-            eps = getattr(self, epsilon)
-            if residual is None:
-                answer: Any = calls.rmsnorm(x, weight, eps, gemma=True)
-            else:
-                total = residual if addition is None else residual + addition
-                answer = _add_norm(x, total, weight, eps, numerics, True, in_place)
-            call_counts.count(op, x, weight)
-            return answer
-
-        return forward
-
-    return make
-
-
-_taken("GemmaRMSNorm", "gemma", "qknorm")(_gemma("variance_epsilon", with_addition=True))
-_taken("Gemma3RMSNorm", "gemma", "qknorm")(_gemma("eps", with_addition=False))
-
-
-@_taken("Gemma4RMSNorm", "gemma", "qknorm")
-def _gemma4(original: Forward, module: ModuleType, in_place: bool, record: Record) -> Forward:
-    def forward(self: Any, x: Tensor) -> Any:
-        if traced() or not record.live:
-            return original(self, x)
-        weight = self.weight if self.with_scale else None
-        if weight is not None and self.scale_shift not in (0.0, 1.0):
-            refused("rmsnorm", x, weight, f"a weight shifted by {self.scale_shift}")
-            return original(self, x)
-        normed = calls.rmsnorm(x, weight, self.eps, gemma=weight is not None and self.scale_shift == 1.0)
-        call_counts.count("rmsnorm", x, weight)
-        return normed
+    def forward(layer: Any, x: Tensor, residual: Tensor | None = None, *positional: Any, **named: Any) -> Answer:
+        op, weight, eps = _op(residual, in_place), layer.weight, getattr(layer, epsilon)
+        more = dict(zip(("post_residual_addition",), positional, strict=False)) | named
+        addition = more.pop("post_residual_addition", None) if with_addition else None
+        unknown = [name for name, value in more.items() if value is not None]
+        if unknown:
+            return LeftToEngine(op, f"an argument {unknown[0]}")
+        answer: Answer
+        if residual is None:
+            answer = calls.rmsnorm(x, weight, eps, gemma=True)
+        else:
+            total = residual if addition is None else residual + addition
+            answer = _add_norm(x, total, weight, eps, numerics, True, in_place)
+        call_counts.count(op, x, weight)
+        return answer
 
     return forward
 
 
-@_taken("RMSNormWithoutScale", "rmsnorm", "qknorm")
-def _without_scale(original: Forward, module: ModuleType, in_place: bool, record: Record) -> Forward:
-    def forward(self: Any, x: Tensor) -> Any:
-        if traced() or not record.live:
-            return original(self, x)
-        normed = calls.rmsnorm(x, None, self.eps)
-        call_counts.count("rmsnorm", x, None)
-        return normed
-
-    return forward
+def _gemma4(layer: Any, x: Tensor) -> Answer:
+    weight = layer.weight if layer.with_scale else None
+    if weight is not None and layer.scale_shift not in (0.0, 1.0):
+        return LeftToEngine("rmsnorm", f"a weight shifted by {layer.scale_shift}")
+    normed = calls.rmsnorm(x, weight, layer.eps, gemma=weight is not None and layer.scale_shift == 1.0)
+    call_counts.count("rmsnorm", x, weight)
+    return normed
 
 
-@_taken("LayerNorm", "layernorm")
-def _layernorm(original: Forward, module: ModuleType, in_place: bool, record: Record) -> Forward:
-    def forward(self: Any, x: Tensor) -> Any:
-        if traced() or not record.live:
-            return original(self, x)
-        weight = self.weight if self.elementwise_affine else None
-        bias = self.bias if self.use_bias else None
-        if torch.promote_types(x.dtype, self.dtype) != self.dtype:
-            refused("layernorm", x, weight, f"x is rounded to {self.dtype} before it is normalized")
-            return original(self, x)
+def _without_scale(layer: Any, x: Tensor) -> Answer:
+    normed = calls.rmsnorm(x, None, layer.eps)
+    call_counts.count("rmsnorm", x, None)
+    return normed
+
+
+def _layernorm(original: Forward, module: ModuleType, in_place: bool) -> Callable[..., Answer]:
+    def forward(layer: Any, x: Tensor) -> Answer:
+        weight = layer.weight if layer.elementwise_affine else None
+        bias = layer.bias if layer.use_bias else None
+        if torch.promote_types(x.dtype, layer.dtype) != layer.dtype:
+            return LeftToEngine("layernorm", f"x is rounded to {layer.dtype} before it is normalized")
         numerics = FP32.name if in_place else calls.numerics_in_place_of(TORCH, x)
-        normed = calls.layernorm(x, weight, bias, self.variance_epsilon, numerics)
+        normed = calls.layernorm(x, weight, bias, layer.variance_epsilon, numerics)
         call_counts.count("layernorm", x, weight)
         return normed
 
     return forward
+
+
+#: By class: the families that its layers may belong to (the first, unless they are norms of q and k), and the maker.
+CLASSES: dict[str, tuple[tuple[str, ...], Make]] = {
+    "RMSNorm": (("rmsnorm", "qknorm"), _rmsnorm),
+    "GemmaRMSNorm": (("gemma", "qknorm"), partial(_gemma, epsilon="variance_epsilon", with_addition=True)),
+    "Gemma3RMSNorm": (("gemma", "qknorm"), partial(_gemma, epsilon="eps", with_addition=False)),
+    "Gemma4RMSNorm": (("gemma", "qknorm"), lambda *how: _gemma4),
+    "RMSNormWithoutScale": (("rmsnorm", "qknorm"), lambda *how: _without_scale),
+    "LayerNorm": (("layernorm",), _layernorm),
+}

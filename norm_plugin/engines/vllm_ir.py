@@ -1,7 +1,7 @@
-"""Our RMSNorm as a provider of vLLM's IR: what the fusion passes left over in compiled code, as one opaque op.
+"""Our RMSNorm as a provider of vLLM's IR: in compiled code it runs the norms that vLLM's fusion passes have left.
 
-vLLM 0.26 to 0.33 have the IR. A provider is chosen by name, as in --ir-op-priority.rms_norm=norm_plugin; under
-NORM_PLUGIN_SCOPE=all it is the first choice.
+vLLM 0.26 to 0.33 have the IR. A provider is chosen by name, as in --ir-op-priority.rms_norm=norm_plugin; with
+NORM_PLUGIN_SCOPE=all ours is the first choice.
 """
 
 import importlib
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from norm_plugin import functions
 from norm_plugin.engines import vllm_layers
-from norm_plugin.engines.installed_hooks import Record
+from norm_plugin.engines.installed_hooks import InstalledHooks
 from norm_plugin.engines.vllm_layers import DTYPES, native_numerics
 from norm_plugin.numerics import FP32
 
@@ -23,7 +23,7 @@ OPS = ("rms_norm", "fused_add_rms_norm")
 
 
 def numerics(x: Tensor, weight: Tensor | None) -> str:
-    """Those of the native path, which rounds before a weight of x's dtype too; as Inductor fuses it, once."""
+    """The numerics of vLLM's native path; if Inductor fuses it, it rounds only once."""
     return FP32.name if vllm_layers.fused_by_inductor(x) else native_numerics(x, weight)
 
 
@@ -40,7 +40,7 @@ def fused_add_rms_norm(
 
 
 def takes_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None) -> bool:
-    """Whether this call is for us. It is asked of traced tensors too, so no size may matter."""
+    """Whether ours takes this call. It is asked for traced tensors too, so it must not depend on a size."""
     return (
         variance_size is None
         and x.dtype in DTYPES
@@ -51,21 +51,21 @@ def takes_norm(x: Tensor, weight: Tensor | None, epsilon: float, variance_size: 
 def takes_add_norm(
     x: Tensor, x_residual: Tensor, weight: Tensor | None, epsilon: float, variance_size: int | None = None
 ) -> bool:
-    """As takes_norm; vLLM writes the sum in x's dtype, and we in the residual's."""
+    """As takes_norm. vLLM writes the sum in x's dtype, ours in the residual's, so the two must be the same."""
     return takes_norm(x, weight, epsilon, variance_size) and x_residual.dtype == x.dtype
 
 
-def install(record: Record, first: bool) -> None:
-    """Register the provider, and make it the `first` choice where the user has none."""
+def install(hooks: InstalledHooks, first: bool) -> None:
+    """Register the provider; with `first`, make it the first choice unless the user has named another."""
     ops = importlib.import_module("vllm.ir").ops
     for name, ours, takes in zip(OPS, (rms_norm, fused_add_rms_norm), (takes_norm, takes_add_norm), strict=True):
         op = getattr(ops, name)
         op.register_impl(PROVIDER, supports_args=takes)(ours)
-        record.on_undo(partial(op.impls.pop, PROVIDER, None))
-        record.live[f"ir.{name}"] = PROVIDER if first else f"{PROVIDER} (if chosen)"
+        hooks.on_undo(partial(op.impls.pop, PROVIDER, None))
+        hooks.live[f"ir.{name}"] = PROVIDER if first else f"{PROVIDER} (if chosen)"
     if first:
         platform = type(importlib.import_module("vllm.platforms").current_platform)
-        record.replace("ir priority", platform, "get_default_ir_op_priority", _ours_first)
+        hooks.replace("ir priority", platform, "get_default_ir_op_priority", _ours_first)
 
 
 def _ours_first(original: Callable[..., Any]) -> Any:

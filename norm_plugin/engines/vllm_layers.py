@@ -1,12 +1,10 @@
-"""The norm layers of vLLM on our ops: what each runs instead of its forward, and when its own is kept.
+"""The norm layers of vLLM on our ops: what each runs instead of its forward, and which calls it leaves to vLLM.
 
-Where a layer's own way is kept the answer is a Kept with the reason. The numerics are those of what is replaced.
+The numerics are those of the code that is replaced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,42 +13,30 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from norm_plugin import split
 from norm_plugin.engines import call_counts, calls
-from norm_plugin.engines.common import traced
+from norm_plugin.engines.common import Answer, LeftToEngine, traced
 from norm_plugin.numerics import FP32, HF, TORCH, TORCH_HF, VLLM_C
 
-#: What vLLM's norms are given; others are left to vLLM.
+#: The dtypes of x that ours take; others are left to vLLM.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Ours does not do this call, and why."""
-
-    op: str
-    reason: str
-
-
-Answer = Tensor | tuple[Tensor, Tensor] | Kept
-LayerForward = Callable[..., Answer]
-
-
 def count(op: str, x: Tensor, weight: Tensor | None) -> None:
-    """One call of ours, where it really runs: a traced one is counted by nobody."""
+    """Count one call of ours. While a compiler traces it, nothing runs and nothing is counted."""
     if not traced():
         call_counts.count(op, x, weight)
 
 
-#: Whether the loaded model's Inductor is told to round where eager code does (emulate_precision_casts).
+#: Whether Inductor rounds the loaded model where eager code does (emulate_precision_casts).
 rounds_as_eager = False
 
 
 def fused_by_inductor(x: Tensor) -> bool:
-    """Whether ours replaces compiled code, where Inductor rounds once, in the end, unless it is told otherwise."""
+    """Whether ours replaces code that Inductor compiles and rounds only once, at the end."""
     return (traced() or isinstance(x, FakeTensor)) and not rounds_as_eager
 
 
 def why_not(rest: tuple[Any, ...], others: dict[str, Any], x: Any, other: Tensor | None = None) -> str:
-    """Why a norm of x, with `other` that goes with it element by element, is not for us."""
+    """Why ours do not take a norm of x; `other` is a tensor of the same shape, as a residual or a gate."""
     if (rest or others) and any(value is not None for value in (*rest, *others.values())):
         return f"arguments that norm_plugin does not know: {', '.join(others) or len(rest)}"
     if not isinstance(x, Tensor):
@@ -66,7 +52,7 @@ def why_not(rest: tuple[Any, ...], others: dict[str, Any], x: Any, other: Tensor
 
 
 def chosen_provider(name: str, *args: Any) -> str:
-    """Who would compute this call of a vLLM IR op if we were not there; "" in a vLLM without IR."""
+    """The provider that vLLM would choose for this call of an IR op without us; "" in a vLLM without IR."""
     try:
         from vllm import ir
     except ImportError:
@@ -79,7 +65,7 @@ def chosen_provider(name: str, *args: Any) -> str:
 
 
 def rounds_before_weight(x: Tensor, weight: Tensor | None) -> bool:
-    """Whether vLLM's native path does: it multiplies in the weight's dtype."""
+    """Whether vLLM's native path rounds there: it multiplies in the weight's dtype."""
     return weight is not None and weight.dtype == x.dtype and x.dtype != torch.float32
 
 
@@ -89,7 +75,7 @@ def native_numerics(x: Tensor, weight: Tensor | None) -> str:
 
 
 def rms_numerics(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, size: int | None) -> str:
-    """The numerics of what vLLM would run: its native path, or a kernel that rounds once."""
+    """The numerics of what vLLM would run: its native path, or a kernel, which rounds once."""
     if residual is None:
         provider = chosen_provider("rms_norm", x, weight, eps, size)
     else:
@@ -99,12 +85,12 @@ def rms_numerics(x: Tensor, residual: Tensor | None, weight: Tensor | None, eps:
     return FP32.name if residual is None else VLLM_C.name
 
 
-#: rms_numerics by all that it depends on while one model is loaded.
+#: The answers of rms_numerics, by all that they depend on while one model is loaded.
 _numerics: dict[tuple[Any, ...], str] = {}
 
 
 def forget_choices() -> None:
-    """Another model may have another configuration."""
+    """Forget the numerics that were chosen: another model may have another configuration."""
     _numerics.clear()
 
 
@@ -118,15 +104,15 @@ def known_numerics(x: Tensor, residual: Tensor | None, weight: Tensor | None, ep
 
 
 def rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: Any, **others: Any) -> Answer:
-    """RMSNorm. vLLM gives x and residual away: they may be overwritten, as its own kernels do."""
+    """RMSNorm. With a residual, x and the residual may be overwritten, as vLLM's own kernels do."""
     op = "rmsnorm" if residual is None else "fused_add_rmsnorm"
     reason = why_not(rest, others, x, residual)
     if reason:
-        return Kept(op, reason)
+        return LeftToEngine(op, reason)
     given = layer.pass_weight if residual is None else layer.pass_weight_add
     weight: Tensor | None = layer.weight if given else None
     if weight is not None and weight.dtype != x.dtype and weight.dtype != torch.float32:
-        return Kept(op, f"x has dtype {x.dtype} and the weight {weight.dtype}")
+        return LeftToEngine(op, f"x has dtype {x.dtype} and the weight {weight.dtype}")
     eps, size = layer.variance_epsilon, layer.variance_size_override
     numerics = known_numerics(x, residual, weight, eps, size)
     if residual is None:
@@ -134,7 +120,7 @@ def rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: Any, **o
         count(op, x, weight)
         return normed
     if residual.dtype != x.dtype:
-        return Kept(op, f"x has dtype {x.dtype} and the residual {residual.dtype}")
+        return LeftToEngine(op, f"x has dtype {x.dtype} and the residual {residual.dtype}")
     apart = not traced() and x.is_contiguous() and residual.is_contiguous() and x.data_ptr() != residual.data_ptr()
     if size is not None or not apart:
         both = calls.add_rmsnorm(x, residual, weight, eps, numerics, size=size)
@@ -146,13 +132,13 @@ def rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: Any, **o
 
 
 def gemma_rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: Any, **others: Any) -> Answer:
-    """GemmaRMSNorm: 1 + weight, in fp32. Its residual is not given away."""
+    """GemmaRMSNorm: 1 + weight, in fp32. Its residual must not be overwritten."""
     op = "rmsnorm" if residual is None else "add_rmsnorm"
     reason = why_not(rest, others, x, residual)
     if reason:
-        return Kept(op, reason)
+        return LeftToEngine(op, reason)
     if residual is not None and residual.dtype != x.dtype:
-        return Kept(op, f"x has dtype {x.dtype} and the residual {residual.dtype}")
+        return LeftToEngine(op, f"x has dtype {x.dtype} and the residual {residual.dtype}")
     weight, eps = layer.weight, layer.variance_epsilon
     answer: Answer
     if residual is None:
@@ -169,7 +155,7 @@ def gemma_rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: An
 def layer_norm(layer: Any, x: Any, *rest: Any, **others: Any) -> Answer:
     """LayerNorm, which in vLLM is PyTorch's."""
     if reason := why_not(rest, others, x):
-        return Kept("layernorm", reason)
+        return LeftToEngine("layernorm", reason)
     normed = calls.layernorm(x, layer.weight, layer.bias, layer.eps, calls.numerics_in_place_of(TORCH, x))
     count("layernorm", x, layer.weight)
     return normed
@@ -181,7 +167,7 @@ def layer_norm(layer: Any, x: Any, *rest: Any, **others: Any) -> Answer:
 def rms_norm_gated(layer: Any, x: Any, z: Tensor | None = None, *rest: Any, **others: Any) -> Answer:
     """RMSNormGated."""
     if reason := why_not(rest, others, x, z):
-        return Kept("gated_norm", reason)
+        return LeftToEngine("gated_norm", reason)
     how = (layer.eps, layer.group_size, layer.norm_before_gate, True, layer.activation)
     normed = calls.gated_norm(x, layer.weight, None, z, *how, calls.numerics_in_place_of(TORCH, x))
     count("gated_norm", x, layer.weight)
@@ -203,7 +189,7 @@ def fla_layer_norm(
 ) -> Answer:
     """The function layernorm_fn of FLA, which copies what is not contiguous before its kernel runs."""
     if reason := why_not(rest, others, x, z):
-        return Kept("gated_norm", reason)
+        return LeftToEngine("gated_norm", reason)
     normed = calls.gated_norm(x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, activation)
     count("gated_norm", x, weight)
     return normed
@@ -217,13 +203,11 @@ def fla_rms_norm(
     eps: float = 1e-6,
     group_size: int | None = None,
     norm_before_gate: bool = True,
-    activation: str = "swish",
     *rest: Any,
     **others: Any,
 ) -> Answer:
-    """The function rmsnorm_fn of FLA."""
-    how = (eps, group_size, norm_before_gate, True, activation)
-    return fla_layer_norm(x, weight, bias, z, *how, *rest, **others)
+    """The function rmsnorm_fn of FLA: the arguments of layernorm_fn without `is_rms_norm`."""
+    return fla_layer_norm(x, weight, bias, z, eps, group_size, norm_before_gate, True, *rest, **others)
 
 
 def fused_rms_norm_gated(
@@ -239,7 +223,7 @@ def fused_rms_norm_gated(
     """FusedRMSNormGated of the Kimi models: norm, then gate."""
     reason = why_not(rest, others, x, g)
     if reason or residual is not None or prenorm:
-        return Kept("gated_norm", reason or "with a residual or prenorm")
+        return LeftToEngine("gated_norm", reason or "with a residual or prenorm")
     how = (layer.eps, None, True, True, layer.activation)
     normed = calls.gated_norm(x, layer.weight, layer.bias, g, *how, calls.numerics_in_place_of(TORCH, x))
     count("gated_norm", x, layer.weight)
@@ -247,17 +231,17 @@ def fused_rms_norm_gated(
 
 
 def mixer2_rms_norm_gated(layer: Any, x: Any, gate: Tensor, *rest: Any, **others: Any) -> Answer:
-    """Mixer2RMSNormGated: gate, then norm by groups. The width, groups and weight of x are this rank's share: some of
-    the groups; or a part of the one group that there is. (vLLM refuses models that would split one of several.)"""
+    """Mixer2RMSNormGated: gate, then norm by groups. A rank has some of the groups, or a part of the only one."""
     op = "gated_norm"
     if reason := why_not(rest, others, x, gate):
-        return Kept(op, reason)
+        return LeftToEngine(op, reason)
     if not layer.use_rms_norm:
-        return Kept(op, "use_rms_norm=False: a gate without a norm")
+        return LeftToEngine(op, "use_rms_norm=False: a gate without a norm")
     if layer.n_groups == 1 and layer.tp_size > 1:
         return one_group_across_ranks(layer, x, gate)
     if layer.n_groups % layer.tp_size != 0:
-        return Kept(op, f"{layer.n_groups} groups over {layer.tp_size} ranks: some group has parts on several")
+        # vLLM refuses models that would have such a layer
+        return LeftToEngine(op, f"{layer.n_groups} groups over {layer.tp_size} ranks: some group has parts on several")
     one_kernel = layer.n_groups == 1 and x.device.type != "cpu"  # vLLM's own, which rounds once
     rounded_once = one_kernel or fused_by_inductor(x)
     numerics = FP32.name if rounded_once else calls.numerics_in_place_of(TORCH_HF, x)
@@ -268,8 +252,8 @@ def mixer2_rms_norm_gated(layer: Any, x: Any, gate: Tensor, *rest: Any, **others
 
 
 def one_group_across_ranks(layer: Any, x: Tensor, gate: Tensor) -> Tensor:
-    """The sums of squares of all ranks are added up between two ops, by vLLM as in its own norm. Neither declines: a
-    rank that did would wait for other sums than the rest."""
+    """vLLM adds up the sums of squares of all ranks, between two ops of ours. Neither op may decline: that rank would
+    wait for other sums than the rest."""
     from vllm.distributed import tensor_model_parallel_all_reduce
 
     for op in split.OPS:

@@ -1,6 +1,6 @@
-"""The rows of a process in groups: the layers of one kind that the same thing happened to are one.
+"""Groups the rows of a process: layers of the same kind to which the same happened are shown as one.
 
-What the names say was written by others, so no character of them may do anything to a terminal or a page.
+Names come from files of others, so none of their characters may have an effect on a terminal or a page.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OURS, ENGINES, NONE = "ran here", "left to the engine", "not called through a ho
 
 @dataclass
 class Group:
-    """Layers of one kind. `calls` of each, and how many of them replayed."""
+    """Layers of one kind: of each its name, its calls, and how many of these were replayed."""
 
     state: str
     kind: str
@@ -32,22 +32,22 @@ class Group:
 
     @property
     def calls(self) -> int:
-        """All of them."""
+        """The calls of all layers."""
         return sum(calls for _, calls, _ in self.layers)
 
     @property
     def replayed(self) -> int:
-        """Those in CUDA graphs."""
+        """The calls of all layers that were replays of CUDA graphs."""
         return sum(replayed for _, _, replayed in self.layers)
 
     @property
     def name(self) -> str:
-        """The names of all its layers."""
+        """The names of all layers, with ranges for their numbers."""
         return " ".join(ranges([name for name, _, _ in self.layers]))
 
     @property
     def count(self) -> str:
-        """How many layers and calls."""
+        """The numbers of layers and calls, in words."""
         words = f"{len(self.layers)} layer{'s' * (len(self.layers) > 1)}"
         if self.state == NONE:
             return words
@@ -56,13 +56,13 @@ class Group:
 
     @property
     def facts(self) -> list[str]:
-        """Everything else, the most important first."""
-        what = f"{self.reason}" if self.state != OURS else f"runs on {self.how}" if self.how else ""
+        """What else is known, the most important first."""
+        what = self.reason if self.state != OURS else f"runs on {self.how}" if self.how else ""
         return [fact for fact in (what, self.call, self.kind) if fact]
 
 
 def groups(rows: Iterable[dict[str, Any]]) -> list[Group]:
-    """All rows, those that ran here first."""
+    """The rows in groups, those that ran here first."""
     found: dict[tuple[Any, ...], Group] = {}
     for row in rows:
         state = NONE if not row["op"] else ENGINES if row["reason"] else OURS
@@ -83,7 +83,7 @@ def _how(entry: dict[str, str]) -> str:
                                    entry["configuration"])))  # fmt: skip
 
 
-#: Of a name, not more than a layer's number is: 0 to 999999999, and 007 is a name.
+#: The number of a layer, 0 to 999999999; 007 is no number but part of a name.
 _NUMBER = re.compile(r"(?<![0-9])(?:0|[1-9][0-9]{0,8})(?![0-9])")
 
 
@@ -93,14 +93,14 @@ def _shape(name: str) -> tuple[str, ...]:
 
 
 def ranges(names: Sequence[str]) -> list[str]:
-    """Names that differ in their numbers alone, in few words: model.layers.{0-35}.norm."""
+    """Names that differ only in their numbers become one: model.layers.{0-35}.norm."""
     found: dict[tuple[str, ...], list[list[int]]] = {}
     for name in names:
         found.setdefault(_shape(name), []).append([int(number) for number in _NUMBER.findall(name)])
     written: list[str] = []
     for shape, numbers in found.items():
         columns = [sorted(set(column)) for column in zip(*numbers, strict=True)]
-        if prod(map(len, columns)) != len({*map(tuple, numbers)}):  # else there would be names that no layer has
+        if prod(map(len, columns)) != len({*map(tuple, numbers)}):  # a range would name layers that do not exist
             written += [_filled(shape, map(str, one)) for one in numbers]
         else:
             written.append(_filled(shape, map(_one_or_range, columns)))
@@ -126,14 +126,14 @@ def _one_or_range(numbers: list[int]) -> str:
 
 
 def title(process: dict[str, Any]) -> str:
-    """The engines of a process, or what else it is."""
+    """The engines of a process, or that it has none."""
     return printable(
         ", ".join(f"{e['engine']} {e['version']}" for e in process["engines"]) or "no engine that is hooked"
     )
 
 
 def summary(process: dict[str, Any]) -> str:
-    """Its layers and calls in a line."""
+    """The layers and calls of a process, in one line."""
     found = groups(process["rows"])
     ours = [group for group in found if group.state == OURS]
     taken = {name for group in ours for name, _, _ in group.layers}
@@ -149,12 +149,12 @@ def summary(process: dict[str, Any]) -> str:
 
 
 def _says_what(reason: str) -> bool:
-    """Whether a reason goes on from "3 layers"."""
+    """Whether a reason is a sentence after "3 layers"."""
     return reason.startswith(("compiled by", "not called"))
 
 
 def about(process: dict[str, Any]) -> list[tuple[str, str]]:
-    """What somebody who was not there wants to know of a process."""
+    """What a reader who was not there wants to know about a process."""
     found = [("command line", process.get("started as", process["command"]))]
     found.append(("model", ", ".join(process.get("models", []))))
     if "pid" in process:

@@ -1,4 +1,4 @@
-"""The page that report writes: a line for each kind of layer, which opens."""
+"""The page that report writes: one line for each group of layers, which opens."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from norm_plugin.reporting.groups import Group
 
 STYLE = """
 h3 { font-size: 1rem; margin: 1.5rem 0 .3rem }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem }
-dt { color: #57575f } dd { margin: 0; overflow-wrap: anywhere }
 details { border-bottom: 1px solid #ddd; padding: .25rem 0; overflow-wrap: anywhere }
 summary { cursor: pointer } summary b { font-weight: 600 } .count { color: #57575f }
 details ul { margin: .2rem 0 .4rem; color: #57575f } td:first-child { overflow-wrap: anywhere }
@@ -26,7 +24,7 @@ CLASSES = {groups.OURS: "here", groups.ENGINES: "engine", groups.NONE: "none"}
 
 
 def page(processes: list[dict[str, Any]], others: dict[str, str]) -> str:
-    """All of it; `others` are the files that are no reports."""
+    """The page; `others` are the files that are no reports."""
     body = "".join(map(section, processes))
     if others:
         listed = "".join(
@@ -38,7 +36,7 @@ def page(processes: list[dict[str, Any]], others: dict[str, str]) -> str:
 
 
 def section(process: dict[str, Any]) -> str:
-    """One process."""
+    """The section of one process."""
     parts = [f"<section><h2>{escape(groups.title(process))}</h2>{about(groups.about(process))}"]
     parts.append(f"<p><strong>{escape(groups.summary(process))}</strong></p>")
     for state, found in groupby(groups.groups(process["rows"]), key=lambda group: group.state):

@@ -1,4 +1,4 @@
-"""What report prints: a few lines for each kind of layer, in a terminal of any width without a name being cut."""
+"""What report prints: a few lines for each group of layers; in a terminal of any width no name is cut."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COLOURS = {groups.OURS: "green", groups.ENGINES: "yellow", groups.NONE: "yellow"
 
 
 def show(process: dict[str, Any], console: Console) -> None:
-    """One process."""
+    """Print one process."""
     _put(console, (groups.title(process), "bold"))
     for name, what in groups.about(process):
         style = "yellow" if name == "missing hook" else ""
@@ -34,14 +34,13 @@ def _group(group: Group, console: Console) -> None:
 
 
 def skipped(others: dict[str, str], console: Console) -> None:
-    """The files of the folder that are no reports."""
+    """Print the files of the folder that are no reports."""
     for name, why in others.items():
         _put(console, (f"{printable(name)} is no report: {printable(why)}", "yellow"))
 
 
 def _put(console: Console, *pieces: tuple[str, str], indent: int = 0) -> None:
-    """Texts with their styles, broken where a line of a terminal ends, and nowhere cut; what goes to a file or a pipe
-    has whole lines."""
+    """Print texts with their styles. A terminal breaks long lines and cuts none; a file or a pipe gets whole lines."""
     if console.is_terminal:
         from rich.padding import Padding  # without rich no console is a terminal
 

@@ -1,4 +1,4 @@
-"""The table that verify shows of one model, a row a prompt: in the terminal and on the page."""
+"""The table of one model, with a row for each prompt, that verify shows in the terminal and on the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ HEADINGS = (
 
 
 def rows(verdict: Verdict) -> Iterator[tuple[str, ...]]:
-    """What stands below the headings."""
+    """The rows below the headings."""
     for i, (patched, floor) in enumerate(zip(verdict.patched.prompts, verdict.floor.prompts, strict=True), 1):
         where = "none" if patched.diverged_at is None else str(patched.diverged_at + 1)
         numbers = (number(x) for x in (patched.max, patched.mean, patched.kl, floor.max))
@@ -20,5 +20,5 @@ def rows(verdict: Verdict) -> Iterator[tuple[str, ...]]:
 
 
 def number(x: float) -> str:
-    """0, or two digits."""
+    """The number with two digits; 0 as "0"."""
     return "0" if x == 0 else f"{x:.1e}"

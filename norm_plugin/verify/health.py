@@ -1,4 +1,4 @@
-"""What `norm-plugin doctor` finds out: versions, flags, the hooks of each installed engine, and every op's numbers."""
+"""What `norm-plugin doctor` finds: versions, flags, the hooks of each installed engine, and every op's accuracy."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import torch
 from norm_plugin import settings
 from norm_plugin.accuracy import table
 from norm_plugin.engines import ENGINES
+from norm_plugin.engines.versions import version_of
 from norm_plugin.verify import backends
 from norm_plugin.verify.served import plan, served
 from norm_plugin.version import __version__
@@ -25,10 +26,10 @@ from norm_plugin.version import __version__
 GROUPS = {"vllm": "vllm.general_plugins", "sglang": "sglang.srt.plugins"}
 FILTERS = {"vllm": "VLLM_PLUGINS", "sglang": "SGLANG_PLUGINS"}
 
-#: Hooks an engine as it would itself, imports what the hooks wait for, and says what became of them.
+#: A program that hooks an engine, imports the modules that the hooks wait for, and prints which hooks are live.
 PROBE = """
 import importlib, json, sys
-from norm_plugin.engines import on_import, {engine} as adapter
+from norm_plugin.engines import installed_hooks, on_import, {engine} as adapter
 adapter.register()
 failed = {{}}
 for name in on_import.waiting():
@@ -36,16 +37,16 @@ for name in on_import.waiting():
         importlib.import_module(name)
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name and (name + ".").startswith(error.name + "."):
-            continue  # where another version of the engine has it
+            continue  # only another version of the engine has this module
         failed[name] = f"{{type(error).__name__}}: {{error}}".splitlines()[0]
-record = adapter.record()
-print(json.dumps([record.engine, record.version, record.live, record.missing, failed]))
+hooks = installed_hooks.installed["{engine}"]
+print(json.dumps([hooks.engine, hooks.version, hooks.live, hooks.missing, failed]))
 """
 
 
 @dataclass
 class Health:
-    """What was found. `wrong` is what the exit code is about; `bypassed` is as it should be, and good to know."""
+    """What was found. `wrong` decides the exit code; `bypassed` is not wrong, but good to know."""
 
     versions: dict[str, str]
     flags: dict[str, str]
@@ -62,43 +63,50 @@ class Health:
 
 
 def examine(command: Sequence[str] = (), probe: bool = True) -> Health:
-    """Everything; a command that serves is read for what it switches off."""
-    health = Health(versions(), settings.given(os.environ), misspelt=settings.misspelt(os.environ))
-    try:
-        settings.read(os.environ)
-    except settings.SettingError as error:
-        health.wrong.append(str(error))
+    """Check everything. `command` starts a server; it is read for what it switches off."""
+    health = _of_flags()
+    if health.wrong:
         return health
     for engine in ENGINES:
         if importlib.util.find_spec(engine) is not None:
             look_at(engine, health)
     health.bypassed += bypasses(command)
     if probe:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        judge(table.rows(device), health)
+        judge(table.rows(_device()), health)
     return health
 
 
 def before_start(engine: str | None, probe: bool = True) -> Health:
-    """What can be known in seconds before an engine starts: examine without importing it, and with one op."""
-    health = Health(versions(), settings.given(os.environ), misspelt=settings.misspelt(os.environ))
-    try:
-        wanted = settings.read(os.environ)
-    except settings.SettingError as error:
-        health.wrong.append(str(error))
+    """Check in seconds, before an engine starts, what can be known without importing it, and one op."""
+    health = _of_flags()
+    if health.wrong:
         return health
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if engine is not None and importlib.util.find_spec(engine) is not None:
         loads(engine, health)
-    if reason := backends.why_not(wanted.backend, device.type):
-        health.wrong.append(f"NORM_PLUGIN={wanted.backend} cannot run: {reason}")
+    backend = settings.read(os.environ).backend
+    if reason := backends.why_not(backend, _device().type):
+        health.wrong.append(f"NORM_PLUGIN={backend} cannot run: {reason}")
     elif probe:
-        judge([next(iter(table.rows(device)))], health)
+        judge([next(iter(table.rows(_device())))], health)
     return health
 
 
+def _of_flags() -> Health:
+    """The versions and the flags, and whether a flag has a wrong value."""
+    health = Health(versions(), settings.given(os.environ), misspelt=settings.misspelt(os.environ))
+    try:
+        settings.read(os.environ)
+    except settings.SettingError as error:
+        health.wrong.append(str(error))
+    return health
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def judge(rows: Iterable[table.Row], health: Health) -> None:
-    """Ops beside their oracles."""
+    """Note how far each op is from its oracle."""
     health.probe = [asdict(row) for row in rows]
     for row in health.probe:
         if not row["passed"]:
@@ -107,7 +115,7 @@ def judge(rows: Iterable[table.Row], health: Health) -> None:
 
 
 def line(health: Health) -> str:
-    """All of it in a few words."""
+    """All that was found, in a few words."""
     engines = ", ".join(f"{e['engine']} {e['version']} with {len(e['hooks'])} hooks" for e in health.engines)
     probed = f"{sum(row['passed'] for row in health.probe)} of {len(health.probe)} op cases within their bounds"
     installed = any(importlib.util.find_spec(engine) is not None for engine in ENGINES)
@@ -117,24 +125,17 @@ def line(health: Health) -> str:
 
 
 def versions() -> dict[str, str]:
-    """What matters of this machine."""
+    """The versions, the GPU and the engines of this machine."""
     found = {"norm_plugin": __version__, "python": f"{platform.python_version()} ({sys.executable})"}
     found["torch"] = torch.__version__
-    found["triton"] = _version("triton")
+    found["triton"] = version_of("triton")
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         found["GPU"] = f"{torch.cuda.get_device_name()} (sm_{major}{minor}), {torch.cuda.device_count()} of them"
         found["driver"] = _driver()
     else:
         found["GPU"] = "none that torch can use: ops run on their native path"
-    return found | {engine: _version(engine) for engine in ENGINES}
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    return found | {engine: version_of(engine) for engine in ENGINES}
 
 
 def _driver() -> str:
@@ -146,7 +147,7 @@ def _driver() -> str:
 
 
 def loads(engine: str, health: Health) -> None:
-    """Whether an engine will load the plugin."""
+    """Note if an engine will not load the plugin."""
     points = importlib.metadata.entry_points(group=GROUPS[engine])
     if not any(point.value.startswith("norm_plugin.") for point in points):
         health.wrong.append(
@@ -160,11 +161,11 @@ def loads(engine: str, health: Health) -> None:
 
 
 def look_at(engine: str, health: Health) -> None:
-    """Hook one engine in a process of its own."""
+    """Hook an engine in a new process, and note which hooks are live."""
     loads(engine, health)
     environ = dict(os.environ)
     if settings.read(environ).backend == "off":
-        environ["NORM_PLUGIN"] = "auto"  # the question is what would be hooked
+        environ["NORM_PLUGIN"] = "auto"  # to see what would be hooked
     asked = subprocess.run(
         [sys.executable, "-c", PROBE.format(engine=engine)], env=environ, capture_output=True, text=True
     )
@@ -175,12 +176,11 @@ def look_at(engine: str, health: Health) -> None:
         health.wrong.append(f"{engine} could not be hooked: {last}")
         return
     absent = {f"{module} (not importable here)": reason for module, reason in failed.items()}
-    live = {hook: where for hook, where in live.items() if where != "when imported"}
     health.engines.append({"engine": name, "version": version, "hooks": live, "missing": {**missing, **absent}})
     health.wrong += [f"{name}: the hook {hook} is missing: {reason}" for hook, reason in missing.items()]
 
 
-#: Words of a command line, and what they make of the hooks.
+#: Words of a command line that switch hooks off, and what happens instead.
 WORDS = {
     "--enable-torch-compile": "what SGLang compiles stays SGLang's own norm",
     "--enable-deterministic-inference": "SGLang's own norms stay where ours promise no bits",
@@ -189,7 +189,7 @@ WORDS = {
 
 
 def bypasses(command: Sequence[str]) -> Iterator[str]:
-    """What will not reach a hook, by the environment and the command."""
+    """What will not reach a hook, according to the environment and the command."""
     wanted = settings.read(os.environ)
     if wanted.backend == "off":
         yield "NORM_PLUGIN is off: every norm is the engine's own; set NORM_PLUGIN=auto, or use `norm-plugin run`"

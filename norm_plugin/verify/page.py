@@ -1,4 +1,4 @@
-"""The page that verify writes: one file with nothing from elsewhere, a table and a picture for each model."""
+"""The page that verify writes: a table and a picture for each model."""
 
 from __future__ import annotations
 
@@ -6,26 +6,18 @@ import math
 from html import escape
 from typing import Any
 
+from norm_plugin import document
 from norm_plugin.verify import by_prompt
 from norm_plugin.verify.by_prompt import number
 from norm_plugin.verify.comparison import Difference
 from norm_plugin.verify.verdict import Verdict, heading, remarks, summary
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1b1b1f; background: #fff; max-width: 60rem;
-       margin: 2rem auto; padding: 0 1rem }
-h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2.5rem }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0 }
-th, td { text-align: right; padding: .2rem .7rem; border-bottom: 1px solid #ddd } th { font-weight: 600 }
-th:first-child, td:first-child { text-align: left }
-.wide { overflow-x: auto }
 .pass { color: #1a7f37 } .fail { color: #cf222e; font-weight: 600 } .untested { color: #9a6700 }
 svg { max-width: 100%; height: auto } svg text { font: 12px system-ui, sans-serif; fill: #57575f }
 .floor { fill: #8c8c96 } .patched { fill: #d4620b } .line { stroke: #e4e4e8 }
 figure { margin: 1rem 0 } figcaption { color: #57575f; font-size: .9rem }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 0 1rem; margin: 0 } dd { margin: 0 }
-code, dd { overflow-wrap: anywhere }
-footer { color: #57575f; margin-top: 3rem; border-top: 1px solid #ddd; padding-top: .5rem }
+code { overflow-wrap: anywhere }
 """
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 760, 280, 76, 52, 24
@@ -38,7 +30,7 @@ CAPTION = (
 
 
 def page(verdicts: list[Verdict], about: dict[str, Any]) -> str:
-    """All of it."""
+    """The page."""
     title = heading(verdicts, about)
     flags = ", ".join(f"{flag}={value}" for flag, value in about["flags"].items())
     smaller = ", in smaller batches" if about["floor"] == "batches" else ""
@@ -50,26 +42,20 @@ def page(verdicts: list[Verdict], about: dict[str, Any]) -> str:
         "KL takes all tokens that not both runs name as one.</p>"
     )
     body = "".join(section(verdict, about) for verdict in verdicts)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n{head}\n{body}\n"
-        f"<footer>{provenance(about)}</footer></body></html>\n"
-    )
+    return document.document(title, f"{head}\n{body}", provenance(about), STYLE)
 
 
 def provenance(about: dict[str, Any]) -> str:
-    """When, by what command and with which versions: what a colleague asks first."""
+    """The command, the date and the versions, which a colleague asks for first."""
     versions = {about["engine"]: about["version"], **about["versions"]}
-    listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in versions.items())
     return (
         f"<p><code>{escape(about['command'])}</code></p>"
-        f"<p>{escape(about['date'])}, {about['seconds']:.0f} s</p><dl>{listed}</dl>"
+        f"<p>{escape(about['date'])}, {about['seconds']:.0f} s</p>{document.about(versions.items())}"
     )
 
 
 def section(verdict: Verdict, about: dict[str, Any]) -> str:
-    """One model."""
+    """The section of one model."""
     colour = "pass" if verdict.passed else "fail" if verdict.differs else "untested"
     total = len(verdict.taken) + len(verdict.others)
     facts = f"{len(verdict.taken)} of {total} norm layers patched"
@@ -85,7 +71,7 @@ def section(verdict: Verdict, about: dict[str, Any]) -> str:
 
 
 def table(verdict: Verdict) -> str:
-    """A row a prompt, and one for all."""
+    """The table with a row for each prompt, and one for all."""
     rows = [*by_prompt.rows(verdict)]
     all_of = verdict.patched
     sums = [number(x) for x in (all_of.max, all_of.mean, all_of.kl, verdict.floor.max)]

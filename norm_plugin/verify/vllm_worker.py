@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from norm_plugin.engines import call_counts, vllm
+from norm_plugin.engines import call_counts
+from norm_plugin.engines.installed_hooks import installed
 
 
 class Worker:
@@ -17,6 +18,6 @@ class Worker:
 
     def norm_plugin_report(self) -> dict[str, Any]:
         """In words and numbers that can travel between processes."""
-        record = vllm.record()
-        hooks = {"hooks": {}, "missing": {}} if record is None else {"hooks": record.live, "missing": record.missing}
-        return hooks | {"rows": call_counts.facts()}
+        hooks = installed.get("vllm")
+        found = {"hooks": {}, "missing": {}} if hooks is None else {"hooks": hooks.live, "missing": hooks.missing}
+        return {**found, "rows": call_counts.facts()}

@@ -62,6 +62,16 @@ def test_what_is_wrong_gets_one_line(
     assert message in error
 
 
+def test_report_does_not_run_another_backend_than_it_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    code, error = failed(["report", "--engine", "vllm", "--backend", "triton", "--device", "cpu"], capsys)
+    assert code == 2
+    assert error.count("\n") == 1
+    assert error.startswith("norm-plugin report: --backend triton cannot run: Triton compiles for GPUs")
+
+
 def test_help_names_every_verb_and_every_verb_has_json(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["--help"])

@@ -117,7 +117,9 @@ def test_every_norm_of_a_model_has_its_path_its_class_and_the_reason() -> None:
     model = nn.Module()
     model.first, model.second, model.q_norm = LayerNorm(), nn.LayerNorm(4), Scale()
     model.norm, model.act, model.normal, model.linear = nn.Identity(), nn.SiLU(), Scale(), nn.Linear(4, 4)
-    found = {layer.path: layer for layer in model_layers.norms(model, lambda one: model_layers.not_hooked(type(one)))}
+    found = {
+        layer.path: layer for layer in model_layers.norms(model, lambda one: model_layers.why_no_hook(one, (), "", ""))
+    }
     assert set(found) == {"first", "second", "q_norm"}
     assert found["first"].kind == f"{__name__}.{LayerNorm.__qualname__}"
     assert found["first"].why == found["q_norm"].why == "no hook of norm_plugin takes this class"

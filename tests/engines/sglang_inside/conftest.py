@@ -9,7 +9,7 @@ import torch
 
 from norm_plugin import settings
 from norm_plugin.engines import call_counts
-from norm_plugin.engines.installed_hooks import Record
+from norm_plugin.engines.installed_hooks import InstalledHooks
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +22,7 @@ def native():
 
 
 @pytest.fixture
-def record():
-    made = Record("sglang", "as installed")
-    made.live["(begun)"] = "here"
+def hooks():
+    made = InstalledHooks("sglang", "as installed")
     yield made
     made.undo()

@@ -14,7 +14,7 @@ STOCK = {kind: getattr(norms, kind).forward_native for kind in KINDS}
 
 
 @pytest.fixture
-def no_kernel(record, monkeypatch):
+def no_kernel(hooks, monkeypatch):
     """A kernel was asked for, and refuses every call."""
 
     def refuse(*args):
@@ -22,7 +22,7 @@ def no_kernel(record, monkeypatch):
 
     monkeypatch.setattr(kernels, "unavailable", lambda device: "")
     monkeypatch.setattr(kernels, "find", lambda family, op: refuse)
-    sglang_norms.hook(norms, record, "forward_native")
+    sglang_norms.hook(norms, hooks, "forward_native")
     with settings.override(backend="triton", strict=False):
         yield
 

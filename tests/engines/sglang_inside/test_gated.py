@@ -18,10 +18,10 @@ BACKENDS = ("native", "triton")
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request, record):
+def backend(request, hooks):
     """Taken, on native and on Triton."""
-    sglang_gated.hook_layernorm_gated(layernorm_gated, record)
-    sglang_gated.hook_fused_norm_gate(fused_norm_gate, record)
+    sglang_gated.hook_layernorm_gated(layernorm_gated, hooks)
+    sglang_gated.hook_fused_norm_gate(fused_norm_gate, hooks)
     with settings.override(backend=request.param, strict=True):
         yield request.param
 
@@ -108,9 +108,9 @@ def test_a_mistake_is_seen(backend):
             close(layernorm_gated.rms_norm_gated(**how), STOCK(**how, **mistake))
 
 
-def test_what_is_left_to_sglang(record):
-    sglang_gated.hook_layernorm_gated(layernorm_gated, record)
-    sglang_gated.hook_fused_norm_gate(fused_norm_gate, record)
+def test_what_is_left_to_sglang(hooks):
+    sglang_gated.hook_layernorm_gated(layernorm_gated, hooks)
+    sglang_gated.hook_fused_norm_gate(fused_norm_gate, hooks)
     x, w = tensor(7, 96, dtype=torch.float32), tensor(96, dtype=torch.float32)
     how = {"x": x, "weight": w, "bias": None, "z": x, "is_rms_norm": True, "activation": "none"}
     assert torch.equal(layernorm_gated.rms_norm_gated(**how), STOCK(**how))  # SGLang takes that for no gate at all
@@ -122,10 +122,10 @@ def test_what_is_left_to_sglang(record):
         layernorm_gated.rms_norm_gated(**how)
 
 
-def test_who_imported_the_function_by_name_has_ours_too(record):
+def test_who_imported_the_function_by_name_has_ours_too(hooks):
     mixer2 = importlib.import_module("sglang.srt.layers.attention.mamba.mixer2_rms_norm_gated")
     assert mixer2.rms_norm_gated is STOCK
-    sglang_gated.hook_layernorm_gated(layernorm_gated, record)
+    sglang_gated.hook_layernorm_gated(layernorm_gated, hooks)
     assert mixer2.rms_norm_gated is layernorm_gated.rms_norm_gated is not STOCK
-    record.undo()
+    hooks.undo()
     assert mixer2.rms_norm_gated is layernorm_gated.rms_norm_gated is STOCK

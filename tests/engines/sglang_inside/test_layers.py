@@ -15,15 +15,15 @@ STOCK = {kind: getattr(norms, kind).forward_native for kind in KINDS}
 
 
 @pytest.fixture
-def on_cpu(record):
-    sglang_norms.hook(norms, record, "forward_native")
+def on_cpu(hooks):
+    sglang_norms.hook(norms, hooks, "forward_native")
 
 
 @pytest.fixture
-def on_cuda(record, monkeypatch):
+def on_cuda(hooks, monkeypatch):
     """What SGLang calls on a GPU, called here: nothing of it but the tensors knows the difference."""
     monkeypatch.setattr(norms, "is_batch_invariant_mode_enabled", lambda: False)
-    sglang_norms.hook(norms, record, "forward_cuda")
+    sglang_norms.hook(norms, hooks, "forward_cuda")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -98,10 +98,10 @@ def test_on_a_gpu_a_third_addend_joins_the_residual_first(on_cuda):
     assert torch.equal(new_residual, x_before + total)
 
 
-def test_the_deterministic_mode_rounds_like_the_eager_chain(record, monkeypatch):
+def test_the_deterministic_mode_rounds_like_the_eager_chain(hooks, monkeypatch):
     monkeypatch.setattr(norms, "is_batch_invariant_mode_enabled", lambda: True)
     monkeypatch.setattr(norms, "get_exec", _Execution)
-    sglang_norms.hook(norms, record, "forward_cuda")
+    sglang_norms.hook(norms, hooks, "forward_cuda")
     norm, x, residual, third = layer("RMSNorm"), *(tensor(7, WIDTH) for _ in range(3))
     for addends in ((x, residual), (x, residual, third)):
         expected = STOCK["RMSNorm"](norm, *addends)
@@ -109,12 +109,12 @@ def test_the_deterministic_mode_rounds_like_the_eager_chain(record, monkeypatch)
     assert call_counts.calls("fused_add_rmsnorm") == call_counts.calls("add_rmsnorm") == 1
 
 
-def test_on_policy_training_keeps_the_bits_of_its_trainer(record, monkeypatch):
+def test_on_policy_training_keeps_the_bits_of_its_trainer(hooks, monkeypatch):
     monkeypatch.setattr(norms, "is_batch_invariant_mode_enabled", lambda: True)
     monkeypatch.setattr(norms, "get_exec", _Execution)
     monkeypatch.setattr(_Execution.deterministic, "rl_on_policy_target", "fsdp")
     monkeypatch.setattr(norms.RMSNorm, "forward_cuda", norms.RMSNorm.forward_native)
-    sglang_norms.hook(norms, record, "forward_cuda")
+    sglang_norms.hook(norms, hooks, "forward_cuda")
     norm, x, residual = layer("RMSNorm"), tensor(7, WIDTH), tensor(7, WIDTH)
     assert all(map(torch.equal, norm.forward_cuda(x, residual), STOCK["RMSNorm"](norm, x, residual)))
     assert call_counts.calls("fused_add_rmsnorm", "on-policy training wants the bits of its trainer") == 1
@@ -151,12 +151,12 @@ def test_what_is_left_to_sglang(on_cpu, options, reason):
         norm.forward_native(x, residual)
 
 
-def test_a_norm_that_quantises_is_left_to_sglang(record, monkeypatch):
+def test_a_norm_that_quantises_is_left_to_sglang(hooks, monkeypatch):
     seen = []
     monkeypatch.setattr(norms.RMSNorm, "forward_cuda", lambda self, x, residual=None, post_residual_addition=None,
                         quant_linear=None: seen.append(quant_linear))  # fmt: skip
     monkeypatch.setattr(norms, "_fp8_static_input_scale", lambda linear: 1.0 if linear == "fp8" else None)
-    sglang_norms.hook(norms, record, "forward_cuda")
+    sglang_norms.hook(norms, hooks, "forward_cuda")
     norm, x = layer("RMSNorm"), tensor(7, WIDTH)
     norm.forward_cuda(x, quant_linear="fp8")
     norm.forward_cuda(x, None, None, "fp8")
@@ -169,9 +169,9 @@ def test_a_norm_that_quantises_is_left_to_sglang(record, monkeypatch):
     assert call_counts.calls("rmsnorm") == 1
 
 
-def test_an_argument_of_another_version(record, monkeypatch):
+def test_an_argument_of_another_version(hooks, monkeypatch):
     monkeypatch.setattr(norms.RMSNorm, "forward_cuda", lambda self, x, residual=None, addition=None, later=None: later)
-    sglang_norms.hook(norms, record, "forward_cuda")
+    sglang_norms.hook(norms, hooks, "forward_cuda")
     assert layer("RMSNorm").forward_cuda(tensor(7, WIDTH), later="unknown") == "unknown"
     assert call_counts.calls("rmsnorm", "an argument later") == 1
 
@@ -197,9 +197,9 @@ def test_what_sglang_compiles_is_its_own(on_cpu):
     assert call_counts.calls("rmsnorm") == 1
 
 
-def test_families(record):
+def test_families(hooks):
     with settings.override(ops=frozenset({"gemma"})):
-        sglang_norms.hook(norms, record, "forward_native")
+        sglang_norms.hook(norms, hooks, "forward_native")
     for kind in ("RMSNorm", "LayerNorm", "RMSNormWithoutScale"):
         assert getattr(norms, kind).forward_native is STOCK[kind]
     for kind in ("GemmaRMSNorm", "Gemma3RMSNorm", "Gemma4RMSNorm"):
@@ -207,9 +207,9 @@ def test_families(record):
 
 
 @pytest.mark.parametrize(("asked", "heads_calls", "other_calls"), [("qknorm", 1, 0), ("rmsnorm", 0, 1)])
-def test_the_norms_of_q_and_k_are_a_family(record, asked, heads_calls, other_calls):
+def test_the_norms_of_q_and_k_are_a_family(hooks, asked, heads_calls, other_calls):
     with settings.override(ops=frozenset({asked})):
-        sglang_norms.hook(norms, record, "forward_native")
+        sglang_norms.hook(norms, hooks, "forward_native")
     model = torch.nn.ModuleDict({"q_norm": layer("RMSNorm"), "norm": layer("RMSNorm")})
     qk_norms.learn(model)
     x = tensor(7, WIDTH)
@@ -219,11 +219,11 @@ def test_the_norms_of_q_and_k_are_a_family(record, asked, heads_calls, other_cal
     assert call_counts.calls("rmsnorm") == heads_calls + other_calls
 
 
-def test_the_way_back(record):
-    sglang_norms.hook(norms, record, "forward_native")
+def test_the_way_back(hooks):
+    sglang_norms.hook(norms, hooks, "forward_native")
     norm, x = layer("RMSNorm"), tensor(7, WIDTH)
     bound = norm.forward_native  # SGLang 0.5.17 keeps it from when a layer is made
-    record.undo()
+    hooks.undo()
     assert norms.RMSNorm.forward_native is STOCK["RMSNorm"]
     assert torch.equal(bound(x), STOCK["RMSNorm"](norm, x))
     assert call_counts.rows() == ()

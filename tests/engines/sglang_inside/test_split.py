@@ -37,12 +37,12 @@ def half(groups, dtype=torch.bfloat16, **how):
 
 @pytest.mark.parametrize("of_attention", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_one_group_across_two_ranks(record, method, dtype, of_attention):
+def test_one_group_across_two_ranks(hooks, method, dtype, of_attention):
     layer = half(1, dtype)
     layer.use_attn_tp_group = of_attention
     x, gate = tensor(ROWS, WIDTH, dtype=dtype), tensor(ROWS, 3 * WIDTH, dtype=dtype)[:, WIDTH : 2 * WIDTH]
     stock = getattr(layer, method)(x, gate)
-    sglang_gated.hook_mixer2(mixer2, record, method)
+    sglang_gated.hook_mixer2(mixer2, hooks, method)
     with settings.override(strict=True):
         ours = getattr(layer, method)(x, gate)
     assert torch.equal(ours, stock)
@@ -51,15 +51,15 @@ def test_one_group_across_two_ranks(record, method, dtype, of_attention):
     assert not torch.equal(getattr(layer, method)(x, gate), stock)
 
 
-@pytest.mark.parametrize("kept", ["3 groups", "no norm"])
-def test_what_stays_sglangs(record, method, kept, monkeypatch):
+@pytest.mark.parametrize("left", ["3 groups", "no norm"])
+def test_what_stays_sglangs(hooks, method, left, monkeypatch):
     monkeypatch.setattr(mixer2, "tensor_model_parallel_all_gather", lambda x, dim: torch.cat([x, x], dim))
-    layer = half(3) if kept == "3 groups" else half(1, use_rms_norm=False)
+    layer = half(3) if left == "3 groups" else half(1, use_rms_norm=False)
     x, gate = tensor(ROWS, WIDTH), tensor(ROWS, WIDTH)
     stock = getattr(layer, method)(x, gate)
-    sglang_gated.hook_mixer2(mixer2, record, method)
+    sglang_gated.hook_mixer2(mixer2, hooks, method)
     assert torch.equal(getattr(layer, method)(x, gate), stock)
-    reason = "groups of which some are spread over ranks" if kept == "3 groups" else "a gate without a norm"
+    reason = "groups of which some are spread over ranks" if left == "3 groups" else "a gate without a norm"
     assert call_counts.calls("gated_norm", reason) == 1
     with settings.override(strict=True), pytest.raises(BackendError, match=reason):
         getattr(layer, method)(x, gate)

@@ -18,12 +18,12 @@ from tests.engines.sglang_inside.samples import DTYPES
 
 
 @pytest.fixture(params=["forward_native", "forward_cuda"])
-def method(request, record, monkeypatch):
+def method(request, hooks, monkeypatch):
     """Taken; what SGLang calls on a GPU is called here with tensors of a CPU."""
     monkeypatch.setattr(norms, "is_batch_invariant_mode_enabled", lambda: False)
-    sglang_norms.hook(norms, record, request.param)
-    sglang_gated.hook_layernorm_gated(layernorm_gated, record)
-    sglang_gated.hook_fused_norm_gate(fused_norm_gate, record)
+    sglang_norms.hook(norms, hooks, request.param)
+    sglang_gated.hook_layernorm_gated(layernorm_gated, hooks)
+    sglang_gated.hook_fused_norm_gate(fused_norm_gate, hooks)
     return request.param
 
 
@@ -41,9 +41,9 @@ def test_every_family_has_the_bits_of_the_engine(method, dtype):
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-def test_mixer2(record, groups):
+def test_mixer2(hooks, groups):
     """On one rank, which elsewhere a server says."""
-    sglang_gated.hook_mixer2(mixer2, record, "forward_native")
+    sglang_gated.hook_mixer2(mixer2, hooks, "forward_native")
     with get_parallel().override(tp_size=1, tp_rank=0):
         layer = mixer2.Mixer2RMSNormGated(96, groups, eps=1e-5).bfloat16().requires_grad_(False)
     layer.weight.copy_(torch.randn(96))

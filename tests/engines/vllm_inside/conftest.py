@@ -11,6 +11,7 @@ from vllm.distributed import init_distributed_environment, initialize_model_para
 
 from norm_plugin import settings
 from norm_plugin.engines import call_counts, vllm
+from norm_plugin.engines.installed_hooks import installed
 
 
 @pytest.fixture(scope="session")
@@ -39,5 +40,5 @@ def native():
     """Native norms, hooked in."""
     with settings.override(backend="native"):
         vllm.register()
-        yield vllm.record()
+        yield installed["vllm"]
         vllm.undo()

@@ -17,6 +17,7 @@ from norm_plugin import settings
 from norm_plugin.dispatch import BackendError
 from norm_plugin.engines import call_counts, vllm_ir
 from norm_plugin.engines import vllm as adapter
+from norm_plugin.engines.installed_hooks import installed
 
 CLASSES = [RMSNorm, GemmaRMSNorm, LayerNorm, RMSNormGated, Mixer2RMSNormGated]
 
@@ -43,7 +44,7 @@ def test_undo(scope):
     assert all("forward" in vars(cls) for cls in CLASSES)
     adapter.undo()
     assert everything() == before
-    assert adapter.record() is None
+    assert "vllm" not in installed
 
 
 def test_off_is_inert():
@@ -51,7 +52,7 @@ def test_off_is_inert():
     with settings.override(backend="off"):
         adapter.register()
     assert everything() == before
-    assert adapter.record() is None
+    assert "vllm" not in installed
 
 
 def test_forward_native_is_never_touched(native):
@@ -69,7 +70,7 @@ def test_a_class_that_is_not_there(monkeypatch, caplog):
     monkeypatch.delattr(layernorm, "GemmaRMSNorm")
     with settings.override(backend="native"):
         adapter.register()
-    assert adapter.record().missing == {"GemmaRMSNorm": "vllm.model_executor.layers.layernorm has no GemmaRMSNorm"}
+    assert installed["vllm"].missing == {"GemmaRMSNorm": "vllm.model_executor.layers.layernorm has no GemmaRMSNorm"}
     said = [r.message for r in caplog.records if r.levelno == logging.WARNING and "GemmaRMSNorm" in r.message]
     assert said == [
         f"norm_plugin: GemmaRMSNorm of vLLM {vllm.__version__} stays as it is: "
@@ -86,8 +87,8 @@ def test_a_vllm_of_another_build(monkeypatch):
     with settings.override(backend="native"):
         adapter.register()
     monkeypatch.undo()
-    assert list(adapter.record().missing) == ["everything"]
-    assert adapter.record().live == {}
+    assert list(installed["vllm"].missing) == ["everything"]
+    assert installed["vllm"].live == {}
     assert everything() == before
 
 
@@ -102,7 +103,7 @@ def test_batch_invariance_is_vllms(monkeypatch):
     with settings.override(backend="native"):
         adapter.register()
     assert "forward" not in vars(RMSNorm)
-    assert "VLLM_BATCH_INVARIANT=1" in adapter.record().missing["everything"]
+    assert "VLLM_BATCH_INVARIANT=1" in installed["vllm"].missing["everything"]
 
 
 @pytest.mark.parametrize("scope", ["eager", "all"])
@@ -119,8 +120,8 @@ def test_without_the_ir(monkeypatch, scope):
     with settings.override(backend="native", scope=scope):
         adapter.register()
         ours = layer(x), *layer(x.clone(), residual.clone())
-    assert adapter.record().missing == {}
-    assert not [hook for hook in adapter.record().live if hook.startswith("ir")]
+    assert installed["vllm"].missing == {}
+    assert not [hook for hook in installed["vllm"].live if hook.startswith("ir")]
     assert all(map(torch.equal, stock, ours))
     assert call_counts.calls("rmsnorm") == call_counts.calls("fused_add_rmsnorm") == 1
 

@@ -12,6 +12,7 @@ from norm_plugin import settings
 from norm_plugin.accuracy import ulps
 from norm_plugin.dispatch import BackendError
 from norm_plugin.engines import call_counts, vllm, vllm_layers
+from norm_plugin.engines.installed_hooks import installed
 from norm_plugin.ops import OPS
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
@@ -27,7 +28,7 @@ def weighted(layer, dtype=None):
 
 def both(layer, *inputs, **named):
     """What the layer answers to copies of the same inputs, stock and ours."""
-    assert vllm.record() is None
+    assert "vllm" not in installed
     stock = layer(*[t if t is None else t.clone() for t in inputs], **named)
     with settings.override(backend="native"):
         vllm.register()
@@ -186,7 +187,7 @@ def test_flas_functions(native, name):
 
 # --- what stays vLLM's, and why -----------------------------------------------------------------------------------
 
-KEPT = {
+LEFT = {
     "the residual has another dtype": (
         lambda: RMSNorm(WIDTH), "fused_add_rmsnorm", (torch.ones(2, WIDTH), torch.ones(2, WIDTH).bfloat16()), {},
         "x has dtype torch.float32 and the residual torch.bfloat16",
@@ -205,18 +206,18 @@ KEPT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("why", KEPT)
-def test_kept_for_a_reason(why):
-    make, op, inputs, named, reason = KEPT[why]
+@pytest.mark.parametrize("why", LEFT)
+def test_left_to_vllm_for_a_reason(why):
+    make, op, inputs, named, reason = LEFT[why]
     stock, ours = both(make(), *inputs, **named)
     assert equal(stock, ours)
     assert call_counts.calls(op, reason) == 1
     assert call_counts.calls(op) == 0
 
 
-@pytest.mark.parametrize("why", KEPT)
-def test_strict_does_not_keep(why):
-    make, _op, inputs, named, reason = KEPT[why]
+@pytest.mark.parametrize("why", LEFT)
+def test_strict_leaves_nothing(why):
+    make, _op, inputs, named, reason = LEFT[why]
     with settings.override(backend="native", strict=True):
         vllm.register()
         with pytest.raises(BackendError, match=f"{reason}.*NORM_PLUGIN_STRICT=1"):

@@ -4,10 +4,12 @@ import pytest
 from torch import nn
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm, LayerNorm, RMSNorm
 from vllm.model_executor.models import commandr
+from vllm.third_party.flash_linear_attention.ops.layernorm_guard import RMSNormGated
 
 from norm_plugin import settings
 from norm_plugin.engines import call_counts
 from norm_plugin.engines import vllm as adapter
+from norm_plugin.engines.installed_hooks import installed
 
 
 class OverridesForward(RMSNorm):
@@ -33,6 +35,7 @@ def model():
     found = nn.Module()
     found.rms, found.q_norm, found.gemma, found.layer = RMSNorm(8), RMSNorm(8), GemmaRMSNorm(8), LayerNorm(8)
     found.cohere, found.torchs = commandr.LayerNorm((8,)), nn.LayerNorm(8)
+    found.calls_a_function = RMSNormGated(8)
     found.inherits, found.overrides = Inherits(8), OverridesForward(8)
     found.compiled, found.eager = Compiled(False), Compiled(True)
     return found
@@ -40,7 +43,7 @@ def model():
 
 def reasons(made):
     adapter.qk_norms.learn(made)
-    call_counts.name_layers(made, adapter._why(adapter.record(), made))
+    call_counts.name_layers(made, adapter._why(installed["vllm"], made))
     return {layer.path: layer.why for layer in call_counts.layers()}
 
 
@@ -50,7 +53,7 @@ NO_HOOK = "no hook of norm_plugin takes this class"
 def test_reasons(native):
     made = model()
     assert reasons(made) == {
-        **dict.fromkeys(("rms", "q_norm", "gemma", "layer", "inherits", "eager.norm"), ""),
+        **dict.fromkeys(("rms", "q_norm", "gemma", "layer", "inherits", "eager.norm", "calls_a_function"), ""),
         "compiled.norm": "compiled by vLLM",
         "cohere": NO_HOOK, "compiled.own": NO_HOOK, "eager.own": NO_HOOK,
         "torchs": "PyTorch's own class; norm_plugin takes those of the engine",
@@ -58,7 +61,7 @@ def test_reasons(native):
     }  # fmt: skip
     (own,) = {layer.kind for layer in call_counts.layers() if layer.path == "cohere"}
     assert own == "vllm.model_executor.models.commandr.LayerNorm"
-    said = adapter._kinds(adapter.record(), made)
+    said = adapter._kinds(installed["vllm"], made)
     assert "1 LayerNorm (ours)" in said
     assert f"3 vllm.model_executor.models.commandr.LayerNorm ({NO_HOOK})" in said
 
@@ -68,7 +71,13 @@ def test_families_that_were_not_asked_for(ops):
     with settings.override(backend="native", ops=frozenset(ops)):
         adapter.register()
         found = reasons(model())
-    families = {"rms": "rmsnorm", "q_norm": "qknorm", "gemma": "gemma", "layer": "layernorm"}
+    families = {
+        "rms": "rmsnorm",
+        "q_norm": "qknorm",
+        "gemma": "gemma",
+        "layer": "layernorm",
+        "calls_a_function": "gated",
+    }
     for layer, family in families.items():
         assert found[layer] == ("" if family in ops else f"NORM_PLUGIN_OPS leaves the family {family} out"), layer
 

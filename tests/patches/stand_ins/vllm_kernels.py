@@ -73,10 +73,11 @@ def groups() -> None:
 
 
 def plugin() -> None:
-    from norm_plugin.engines import vllm
+    from norm_plugin.engines import vllm as adapter
+    from norm_plugin.engines.installed_hooks import installed
 
-    vllm.register()
-    print("patch and plugin=" + ", ".join(hook for hook in vllm.record().live if hook.startswith("source patch")))
+    adapter.register()
+    print("patch and plugin=" + ", ".join(hook for hook in installed["vllm"].live if hook.startswith("source patch")))
 
 
 gates()

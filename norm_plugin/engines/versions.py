@@ -1,4 +1,4 @@
-"""What a process runs on: the versions and the GPU, for whoever reads its report elsewhere."""
+"""The versions and the GPU that a process runs on, for those who read its report elsewhere."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from norm_plugin.version import __version__
 
 
-def versions() -> dict[str, str]:
-    """norm_plugin, Python, torch, Triton, the GPU and its driver. A GPU that this process does not use stays asleep."""
+def of_process() -> dict[str, str]:
+    """The versions of norm_plugin, Python, torch and Triton; the GPU and its driver, if this process has used it."""
     found = {"norm_plugin": __version__, "python": platform.python_version(), "torch": torch.__version__}
-    found["triton"] = _version("triton")
+    found["triton"] = version_of("triton")
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         found["GPU"] = torch.cuda.get_device_name()
         found["driver"] = _driver()
@@ -25,16 +25,17 @@ def versions() -> dict[str, str]:
 
 
 @cache
-def _version(distribution: str) -> str:
+def version_of(distribution: str, otherwise: str = "not installed") -> str:
+    """The installed version; a source tree on the PYTHONPATH has none."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return otherwise
 
 
 @cache
 def _driver() -> str:
     try:
         return Path("/sys/module/nvidia/version").read_text().strip()
-    except OSError:  # another maker's, or a container that hides it
+    except OSError:  # a GPU of another maker, or a container that hides it
         return "unknown"

@@ -1,4 +1,4 @@
-"""What verify prints: the table, what stayed the engine's and why, and one line for all."""
+"""What verify prints: a table, what was left to the engine and why, and a summary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from norm_plugin.verify.verdict import Verdict, heading, remarks, summary
 
 
 def show(verdicts: list[Verdict], about: dict[str, Any], console: Console) -> None:
-    """The table, what stayed the engine's, and one line for all."""
+    """Print the table, the remarks and the summary."""
     title = f"{heading(verdicts, about)}, {about['prompts']} prompts, {about['max_tokens']} tokens each"
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     table.add_column("model", no_wrap=True, overflow="fold")
@@ -46,7 +46,7 @@ def show(verdicts: list[Verdict], about: dict[str, Any], console: Console) -> No
 
 
 def each_prompt(verdict: Verdict) -> Table:
-    """A row a prompt."""
+    """The table with a row for each prompt."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in by_prompt.HEADINGS:
         table.add_column(column, justify="right")
