@@ -9,8 +9,6 @@ One thread, and the time that the CPU spent on it: what else the machine does th
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import math
 import platform
 import random
@@ -24,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_cpu_ops import SUBJECTS, Subject
 from rich import box
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch._inductor.exc import InductorError
 
+from benchmarks import records
+from benchmarks.cpu_formulas import SUBJECTS, Subject
 from norm_plugin import dispatch, settings
 from norm_plugin.native.compiled import compiled
 
@@ -216,19 +215,11 @@ def main() -> None:
             measured.append(measure(subject, dtype, rows, width))
             bar.advance(task)
     measured.sort(key=lambda row: -row.ratio)
-    machine = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": cpu_model(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "rounds": ROUNDS,
-    }
-    console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
+    about = {"cpu": cpu_model(), "threads": torch.get_num_threads(), "rounds": ROUNDS}
+    console.print(", ".join(f"{name} {value}" for name, value in {**about, "torch": torch.__version__}.items()))
     render(measured, console)
     if options.json:
-        rows = [asdict(row) | {"verdict": row.verdict} for row in measured]
-        options.json.write_text(json.dumps(machine | {"rows": rows}, indent=1) + "\n")
+        records.write(options.json, [asdict(row) | {"verdict": row.verdict} for row in measured], **about)
 
 
 if __name__ == "__main__":

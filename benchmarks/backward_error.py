@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How far outputs and gradients are from fp64: ours, Liger's, Quack's, FLA's and torch's, on the same inputs.
 
-    PYTHONPATH=<the peers>:. python3 scripts/gpu_backward_error.py [--json FILE] [--seconds 400]
+    PYTHONPATH=<the peers>:. python -m benchmarks.backward_error [--json FILE] [--seconds 400]
 
 The truth is autograd through the formula in fp64 on the same values, with nothing rounded on the way: of a fused add,
 the sum neither. Errors of tensors of rows are in ulps of the row's largest value, and a row is a sample: its mean error
@@ -11,7 +11,7 @@ somebody returns in another dtype than that of its tensor is cast to that first.
 Ours is "worse" than a peer's where the difference of both errors, averaged over the samples, is above what it may be by
 chance: CHANCE standard errors, as its spread over the samples has them (one comparison in 30000). Where a tensor is
 narrower than fp32, an error is the same for all but next to a tie, and up to what fp32 arithmetic moves is no
-difference. This is the rule by which the tests hold ours against torch's (tests/spec/judge.py). "better" likewise.
+difference (norm_plugin/accuracy/compared.py, by which the tests hold ours against torch's, too). "better" likewise.
 
 The exit code is 1 if anything is worse. `--device cpu` is a rehearsal on native ops, with torch's as the only peer.
 """
@@ -19,25 +19,23 @@ The exit code is 1 if anything is worse. `--device cpu` is a rehearsal on native
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch import Tensor
 
+from benchmarks import records
 from norm_plugin import dispatch, settings
-from norm_plugin.accuracy import bounds, oracle, ulps
-from norm_plugin.bench import backward, peers, results
+from norm_plugin.accuracy import compared, oracle, ulps
+from norm_plugin.bench import backward
 from norm_plugin.bench.families import EPS, Buffers
 from norm_plugin.bench.grid import Point
-from tests.spec import judge
+from norm_plugin.bench.peers import attempt
 
 LIBRARIES = {"Liger": backward.liger, "Quack": backward.quack, "FLA": backward.fla, "torch": backward.functional}
 SHAPES = ((4096, 1024), (8192, 2880), (2048, 4096), (4096, 8192), (1024, 16384), (512, 65536))
@@ -89,7 +87,7 @@ def errors(found: Tensor, truth: Tensor) -> Errors:
     scale = truth.square().mean().sqrt()
     relative = float(off.square().mean().sqrt() / scale), float(off.max() / scale)
     if truth.dim() > 1:
-        return Errors(*judge.row_errors(found, truth), *relative)
+        return Errors(*compared.row_errors(found, truth), *relative)
     in_ulps = off / ulps.size(truth.abs().max(), found.dtype)
     return Errors(in_ulps, in_ulps, *relative)
 
@@ -97,9 +95,7 @@ def errors(found: Tensor, truth: Tensor) -> Errors:
 def verdict(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> str:
     """ "worse", "better" or "", as the head of this file says."""
     difference = ours - theirs
-    carried = 0.0 if dtype == FP32 else bounds.ROUNDINGS * bounds.rounding(dtype) * 2.0 ** (ulps.FORMATS[dtype][0] + 1)
-    allowed = float(judge.CHANCE * difference.std() / difference.numel() ** 0.5) + carried
-    mean = float(difference.mean())
+    allowed, mean = compared.allowed(difference, dtype), float(difference.mean())
     return "worse" if not mean <= allowed else "better" if mean < -allowed else ""
 
 
@@ -131,7 +127,7 @@ def measure(op: str, s: Typed, libraries: dict[str, dict[str, Any]]) -> tuple[li
     for name, makes in libraries.items():
         if op not in makes:
             continue
-        found, why = attempt(s.device, lambda makes=makes: of(makes[op]))
+        found, why = attempt(partial(of, makes[op]))
         if why:
             left[name] = why
             continue
@@ -143,16 +139,6 @@ def measure(op: str, s: Typed, libraries: dict[str, dict[str, Any]]) -> tuple[li
                 "ours_is": [verdict(mine.mean, theirs.mean, dtype), verdict(mine.largest, theirs.largest, dtype)],
             }  # fmt: skip
     return rows, left
-
-
-def attempt(device: str, what: Callable[[], Any]) -> tuple[Any, str]:
-    """(the result, "") or (None, why there is none)."""
-    if device != "cpu":
-        return peers.attempt(what)
-    try:
-        return what(), ""
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        return None, peers.reason(error)
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -191,7 +177,7 @@ def main() -> int:
     for name, load in LIBRARIES.items():
         if cpu and name != "torch":
             continue
-        libraries[name], why = attempt(options.device, load)
+        libraries[name], why = attempt(load)
         if why:
             del libraries[name]
             left.append({"peer": name, "where": "", "reason": why})
@@ -222,11 +208,8 @@ def main() -> int:
     compared = sum(len(row[name]["ours_is"]) for row in rows for name in libraries if name in row)
     better = sum(row[name]["ours_is"].count("better") for row in rows for name in libraries if name in row)
     if options.json:
-        about = {"gpu": "none: a rehearsal"} if cpu else results.machine()
-        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        kept = {"date": date, "about": about, "rule": __doc__, "backends": backends, "rows": rows, "worse": worse,
-                "left_out": left, "not_begun": not_begun}  # fmt: skip
-        options.json.write_text(json.dumps(kept, indent=1) + "\n")
+        about = {"rule": __doc__, "backends": backends, "worse": worse, "left_out": left, "not_begun": not_begun}
+        records.write(options.json, rows, **about)
     print("\n".join(["ran:", *backends]))
     for entry in left:
         print("left out:", entry["peer"], entry["where"], entry["reason"])
