@@ -90,13 +90,16 @@ class Engine:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
+    def failed(self) -> RuntimeError:
+        """With its reason."""
+        why = failure.reason(self.log.read_text(errors="replace"))
+        return RuntimeError(f"{self.kind} ended with {self.process.wait()}: {why}")
+
     def said(self) -> Any:
-        """Its next line; a RuntimeError with its reason where it has ended."""
+        """Its next line."""
         assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        if not line:
-            code = self.process.wait()
-            raise RuntimeError(f"{self.kind} ended with {code}: {failure.reason(self.log.read_text(errors='replace'))}")
+        if not (line := self.process.stdout.readline()):
+            raise self.failed()
         return json.loads(line)
 
     def ready(self) -> None:
@@ -111,8 +114,9 @@ class Engine:
         """An order, and what becomes of it."""
         self.ready()
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do, **order}) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and its log says why
+            self.process.stdin.write(json.dumps({"do": do, **order}) + "\n")
+            self.process.stdin.flush()
         return self.said()
 
     def answers(self, prompts: Prompts, max_tokens: int, order: str = "given") -> list[Answer]:
@@ -135,7 +139,7 @@ class Engine:
         self.ready()
         self.process.communicate()
         if self.process.returncode != 0:
-            raise RuntimeError(f"{self.kind} failed: {failure.reason(self.log.read_text(errors='replace'))}")
+            raise self.failed()
         return outcome.read(self.out)[0]
 
     def __enter__(self) -> Engine:
