@@ -35,7 +35,7 @@ def arguments(engine: str, mode: str, requests: int, at_once: int, cuda: bool, p
         on_gpu = {"gpu_memory_utilization": 0.15, "kv_cache_memory_bytes": 3 << 30, "compilation_config": graphs}
     else:
         given = {"max_running_requests": requests, "port": port, "nccl_port": port + 1}
-        given["enable_deterministic_inference"] = mode == "deterministic"
+        given["enable_deterministic_inference"] = mode == "deterministic" and cuda  # no kernel of it runs on a CPU
         on_gpu = {
             "disable_cuda_graph": False, "cuda_graph_bs_decode": batches, "disable_prefill_cuda_graph": True,
             "mem_fraction_static": 0.5, "max_total_tokens": 32768,
