@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """How far outputs and gradients are from fp64: ours, Liger's, Quack's, FLA's and torch's, on the same inputs.
 
     PYTHONPATH=<the peers>:. python -m benchmarks.backward_error [--json FILE] [--seconds 400]

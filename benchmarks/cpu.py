@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Times the native ops on this CPU, eager and compiled, against torch.nn.functional and the plain formula.
 
 The contenders of one op take turns, in another order every round, and every ratio is one within a round. The plain

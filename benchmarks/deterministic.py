@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """SGLang with --enable-deterministic-inference: patched has the same bits in every batch and in every process.
 
 PYTHONPATH=<SGLang and what it needs>:. python -m benchmarks.deterministic sglang [--json FILE] ...
@@ -26,7 +25,12 @@ def measure(here: Lab, model: str, mode: str) -> dict[str, Any]:
         found["patched"]["another process"] = first["patched"] == engine.answers(UNEQUAL, tokens)
     apart = compare(first["stock"], first["patched"])
     between = {"max": apart.max, "mean": apart.mean, "diverged": apart.diverged}
-    return {"same_bits": found, "stock_and_patched": between, "calls": engines.calls(outcome)}
+    return {
+        "same_bits": found,
+        "stock_and_patched": between,
+        "version": outcome.version,
+        "calls": engines.calls(outcome),
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Writes docs/engines_on_h100.md from the runs in scripts/results: `python -m benchmarks.engine_tables`."""
 
 from __future__ import annotations

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """What a call of each public function costs the host, here and in another checkout, beside the libraries there are.
 
   python -m benchmarks.host --before /path/to/another/checkout

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks import engines, models, records
 from benchmarks.engines import Engine
 from norm_plugin.engines import ENGINES
-from norm_plugin.verify.models import find_models
+from norm_plugin.tiny_models import checkpoint
 
 #: Which norms are the engine's own in a run, and which ours.
 SIDES = ("stock", "patched")
@@ -47,6 +47,12 @@ def parser(description: str | None, kinds: Sequence[str] = ENGINES) -> argparse.
     return found
 
 
+def check(argument: str, given: Sequence[str], known: Sequence[str]) -> None:
+    """End the process where it does not know a name."""
+    if unknown := [name for name in given if name not in known]:
+        sys.exit(f"{argument} {' '.join(unknown)}: there are {', '.join(known)}")
+
+
 class Lab:
     """One run of a measurement."""
 
@@ -66,11 +72,11 @@ class Lab:
         published = not model.startswith("tiny:")
         with self.lock:
             port = next(self.ports)
-            place = (
-                models.write(model, self.options.layers, self.work / "models")
-                if published
-                else find_models(model, self.kind, self.options.device)[0]
-            )
+            if published:
+                place = models.write(model, self.options.layers, self.work / "models")
+            else:
+                sizes = checkpoint.sizes_for(self.options.device)
+                place = checkpoint.make(model.removeprefix("tiny:"), sizes=sizes)
         given = engines.arguments(self.kind, mode, requests, at_once, self.cuda, port)
         if published:
             given |= models.of_engine(self.kind, model)
@@ -84,7 +90,10 @@ class Lab:
 
     def run(self, measure: Measure, default: Sequence[str], at_once: int = 1) -> None:
         """Every model in every mode, `at_once` of them; whatever fails is kept with its reason. Ends the process."""
-        todo = product(self.options.modes or engines.MODES[self.kind], self.options.models or default)
+        modes, wanted = self.options.modes or engines.MODES[self.kind], self.options.models or default
+        check("--modes", modes, engines.MODES[self.kind])
+        check("--models", wanted, [*models.PUBLISHED, *(f"tiny:{name}" for name in checkpoint.names(self.kind))])
+        todo = product(modes, wanted)
         with ThreadPoolExecutor(at_once if self.cuda else 1) as pool:
             list(pool.map(lambda of: self._one(measure, *of), todo))
         print(f"written to {self.path}; logs in {self.work}", flush=True)

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Which numerics each library's kernels have: the share of elements whose bits differ from ours under each of them.
 
     PYTHONPATH=<the libraries>:. python -m benchmarks.numerics [--json FILE]

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """A real engine on a GPU, stock against patched: the same output, by the rule of `norm-plugin verify`.
 
     PYTHONPATH=<the engine and what it needs>:. python -m benchmarks.same_output vllm|sglang [--json FILE] ...

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """SGLang's fused_norm_gate against ours at decode sizes, rows of 32 heads of 128, as in Qwen3-Next.
 
 PYTHONPATH=<SGLang and what it needs>:. python -m benchmarks.sglang_gate [--json FILE]

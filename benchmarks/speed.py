@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """A real engine on a GPU, stock against patched: tokens a second of decoding, and milliseconds to the first token.
 
     PYTHONPATH=<the engine and what it needs>:. python -m benchmarks.speed vllm|sglang [--json FILE] ...

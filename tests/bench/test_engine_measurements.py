@@ -59,11 +59,18 @@ def test_an_engine_that_fails_is_kept_with_its_reason(tmp_path: Path) -> None:
     assert "verdict" not in found
 
 
-def test_nothing_is_started_that_would_not_end_in_time(tmp_path: Path) -> None:
-    words = ("--models", "tiny:llama", "--modes", "eager", "--seconds", "20")
-    command = [sys.executable, "-m", "benchmarks.same_output", "vllm", "--device", "cpu", *words]
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--models", "tiny:llama", "--seconds", "20"], "no time left for tiny:llama, eager"),
+        (["--models", "tiny:lama"], "--models tiny:lama: there are llama,"),
+        (["--modes", "default"], "--modes default: there are eager, compiled"),
+    ],
+)
+def test_what_cannot_be_measured_is_not_started(words: list[str], says: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.same_output", "vllm", "--device", "cpu", "--modes", "eager", *words]
     environment = {**os.environ, "PYTHONPATH": str(FAKE), "OUT": str(tmp_path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
-    assert "no time left for tiny:llama, eager" in done.stdout
+    assert says in done.stdout + done.stderr
     assert not (tmp_path / "same_output.json").exists()

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """The real engine's patched norm layers and the trainer's layers: the same bits, on this machine's GPU.
 
     PYTHONPATH=<the engine and what it needs>:. python -m tests.engines.same_bits_on_gpu vllm|sglang [--json FILE]
