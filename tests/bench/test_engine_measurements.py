@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("rich", reason="norm_plugin.verify prints with rich")
-
 ROOT = Path(__file__).parents[2]
 FAKE = ROOT / "tests" / "verify" / "fake_engine"
 
