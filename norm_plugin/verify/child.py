@@ -45,6 +45,7 @@ def others(options: argparse.Namespace) -> dict[str, Any]:
 
 def from_command(words: Sequence[str], parser: argparse.ArgumentParser, known: Container[str]) -> dict[str, Any]:
     """What a command that serves says to its engine otherwise than the engine's own parser has it by default."""
+    parser.usage = argparse.SUPPRESS  # some hundred options before the one that is wrong
     options = vars(parser.parse_args(list(words)))
     return {name: value for name, value in options.items() if name in known and value != parser.get_default(name)}
 

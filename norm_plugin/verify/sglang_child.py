@@ -41,8 +41,11 @@ def from_command(words: list[str]) -> dict[str, Any]:
     """What a command that serves says to sglang.Engine, as SGLang's own parser reads it."""
     from sglang.srt.server_args import ServerArgs
 
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="sglang serve")
     ServerArgs.add_cli_args(parser)
+    parser.add_argument("--model-type")  # which `sglang serve` takes for itself
+    if not words[:1] or not words[0].startswith("-"):  # as it takes a model without an option
+        words = ["--model-path", *words]
     known = set(inspect.signature(ServerArgs).parameters).difference(OF_A_SERVER)
     return child.from_command(words, parser, known)
 

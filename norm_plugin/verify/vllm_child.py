@@ -44,7 +44,7 @@ def from_command(words: list[str]) -> dict[str, Any]:
     place = next(package for package in places if importlib.util.find_spec(package))
     make_arg_parser = importlib.import_module(f"{place}.cli_args").make_arg_parser
     known = set(inspect.signature(EngineArgs).parameters).difference(OF_A_SERVER)
-    return child.from_command(words, make_arg_parser(FlexibleArgumentParser()), known)
+    return child.from_command(words, make_arg_parser(FlexibleArgumentParser(prog="vllm serve")), known)
 
 
 def engine_arguments(model: Path, options: argparse.Namespace) -> dict[str, Any]:
