@@ -27,9 +27,9 @@ def measured(what: str, folder: Path, *words: str, **more: str) -> tuple[int, li
 
 
 def test_the_same_output_is_judged_as_verify_does(tmp_path: Path) -> None:
-    code, (found,), said = measured("same_output", tmp_path, "--models", "llama", "--modes", "eager")
+    code, (found,), said = measured("same_output", tmp_path, "--models", "tiny:llama", "--modes", "eager")
     assert code == 0, said
-    assert (found["engine"], found["model"], found["mode"]) == ("vllm", "llama", "eager")
+    assert (found["engine"], found["model"], found["mode"]) == ("vllm", "tiny:llama", "eager")
     assert found["verdict"] == "nothing was patched", "an engine that repeats itself, with nothing of ours"
     assert found["floor"] == found["patched"] == {"max": 0, "mean": 0, "kl": 0, "agreement": 1, "diverged": 0}
     assert not found["passed"]
@@ -61,8 +61,7 @@ def test_an_engine_that_fails_is_kept_with_its_reason(tmp_path: Path) -> None:
     ("words", "says"),
     [
         (["--models", "tiny:llama", "--seconds", "20"], "no time left for tiny:llama, eager"),
-        (["--models", "tiny:lama"], "--models tiny:lama: there are llama,"),
-        (["--modes", "default"], "--modes default: there are eager, compiled"),
+        (["--models", "tiny:llama", "tiny:lama", "llama"], "--models tiny:lama llama: there are tiny:llama, "),
     ],
 )
 def test_what_cannot_be_measured_is_not_started(words: list[str], says: str, tmp_path: Path) -> None:
