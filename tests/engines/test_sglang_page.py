@@ -6,4 +6,4 @@ from tests.engines import pages
 
 
 def test_every_command_of_the_page(tmp_path: Path) -> None:
-    pages.follow("sglang", tmp_path)
+    assert pages.follow("sglang", tmp_path) == ["doctor", "verify", "run", "report"]

@@ -6,4 +6,4 @@ from tests.engines import pages
 
 
 def test_every_command_of_the_page(tmp_path: Path) -> None:
-    pages.follow("vllm", tmp_path)
+    assert pages.follow("vllm", tmp_path) == ["verify"], "the README has the others"
