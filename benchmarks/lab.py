@@ -97,8 +97,12 @@ class Lab:
             known += models.PUBLISHED
         check("--models", wanted, known)
         todo = product(modes, wanted)
-        with ThreadPoolExecutor(at_once if self.cuda else 1) as pool:
-            list(pool.map(lambda of: self._one(measure, *of), todo))
+        if at_once == 1 or not self.cuda:  # in this thread, where Ctrl-C ends the engines
+            for mode, model in todo:
+                self._one(measure, mode, model)
+        else:
+            with ThreadPoolExecutor(at_once) as pool:
+                list(pool.map(lambda of: self._one(measure, *of), todo))
         print(f"written to {self.path}; logs in {self.work}", flush=True)
         sys.exit(bool(self.failed))
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +74,27 @@ def test_what_cannot_be_measured_is_not_started(words: list[str], says: str, tmp
     assert done.returncode == 1
     assert says in done.stdout + done.stderr
     assert not (tmp_path / "same_output.json").exists()
+
+
+def test_an_interrupt_leaves_no_engine_behind(tmp_path: Path) -> None:
+    words = ["--models", "tiny:llama", "--modes", "eager", "--json", str(tmp_path / "found.json")]
+    command = [sys.executable, "-m", "benchmarks.same_output", "vllm", "--device", "cpu", *words]
+    environment = {**os.environ, "PYTHONPATH": str(FAKE), "TMPDIR": str(tmp_path), "FAKE_VLLM": "waits"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as running:
+        while not engines(tmp_path):
+            assert running.poll() is None
+            time.sleep(0.5)
+        running.send_signal(signal.SIGINT)
+    assert running.returncode not in (0, 1)
+    assert not engines(tmp_path)
+
+
+def engines(folder: Path) -> list[Path]:
+    """The processes of engines that this folder is in the command of."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            command = path.read_bytes()
+            if b"benchmarks.engine_child" in command and str(folder).encode() in command:
+                found.append(path)
+    return found
