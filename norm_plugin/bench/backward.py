@@ -1,5 +1,5 @@
 """A forward and its backward, through each library's own autograd: what a layer costs in training. (Gemma's and the
-gate before the norm are not timed: scripts/gpu_backward_error.py asks how far off they are.)
+gate before the norm are not timed: benchmarks/backward_error.py asks how far off they are.)
 
 A call returns everything that it computes, the output and all gradients, so that all of it is compared. Liger would
 write the gradient of x over that of the output, which another buffer then has to hold; it is asked not to.

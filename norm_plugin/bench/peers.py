@@ -57,7 +57,8 @@ def attempt(what: Callable[[], Any]) -> tuple[Any, str]:
     """(the result, "") or (None, why there is none). Raises Broken if the GPU has not survived it."""
     try:
         result = what()
-        torch.cuda.synchronize()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         return result, ""
     except (Exception, SystemExit) as error:  # foreign code may raise anything
         why = reason(error)

@@ -58,7 +58,7 @@ def commit() -> str:
 def machine() -> dict[str, Any]:
     """Where a run was made, and of what."""
     return {
-        "gpu": torch.cuda.get_device_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "driver": output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").partition("\n")[0],
         "cuda": torch.version.cuda,
         "python": platform.python_version(),

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from norm_plugin import settings
-from norm_plugin.verify.outcome import Outcome, write
+from norm_plugin.verify.outcome import Answer, Outcome, write
 
 #: How many of the best tokens at each position are compared.
 TOP = 5
 
 Run = Callable[[Path, list[list[int]], argparse.Namespace], Outcome]
+
+#: What is done with an engine that has started, given the prompts and the tokens of an answer.
+Use = Callable[[Any, list[list[int]], int], list[Answer]]
 
 
 def parser(prog: str, description: str | None, engine: str) -> argparse.ArgumentParser:

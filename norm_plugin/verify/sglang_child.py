@@ -109,10 +109,15 @@ def answer(prompt: list[int], output: dict[str, Any]) -> Answer:
     return Answer(prompt, list(output["output_ids"]), logprobs, best)
 
 
-def ask(engine: Any, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
-    """All prompts in one batch, greedy, to the last token."""
+def generate(engine: Any, prompts: list[list[int]], max_tokens: int, **more: Any) -> Any:
+    """All prompts in one batch, greedy, to the last token; what SGLang says of each."""
     how = {"temperature": 0, "max_new_tokens": max_tokens, "ignore_eos": True}
-    outputs = engine.generate(input_ids=prompts, sampling_params=how, return_logprob=True, top_logprobs_num=child.TOP)
+    return engine.generate(input_ids=prompts, sampling_params=how, **more)
+
+
+def ask(engine: Any, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
+    """The answers to all prompts in one batch."""
+    outputs = generate(engine, prompts, max_tokens, return_logprob=True, top_logprobs_num=child.TOP)
     return [answer(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
 
 
@@ -124,7 +129,7 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
     earlier = [process["pid"] for process in report_file.read(options.report)]
     engine = sglang.Engine(**engine_arguments(model, options))
     try:
-        answers = ask(engine, prompts, options.max_tokens)
+        answers = options.use(engine, prompts, options.max_tokens)
     finally:
         engine.shutdown()
     processes = [process for process in report_file.read(options.report) if process["pid"] not in earlier]
@@ -138,8 +143,10 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
     )  # fmt: skip
 
 
-def main() -> None:
-    options = child.parser("python -m norm_plugin.accuracy.sglang_child", __doc__, "sglang.Engine").parse_args()
+def main(use: child.Use = ask) -> None:
+    """`use` is what is done with the engine of each model."""
+    parser = child.parser("python -m norm_plugin.verify.sglang_child", __doc__, "sglang.Engine")
+    options = parser.parse_args(namespace=argparse.Namespace(use=use))
     options.flags = child.flags()  # as they were before this process asks for a report of its own
     options.report = Path(os.environ.get("NORM_PLUGIN_REPORT") or tempfile.mkdtemp(prefix="norm_plugin.sglang."))
     cores = "|".join(str(rank) for rank in range(options.tp))  # SGLang asks which belong to which rank

@@ -72,12 +72,17 @@ def answer(prompt: list[int], output: Any) -> Answer:
     return Answer(prompt, list(chosen.token_ids), logprobs, top)
 
 
-def ask(llm: Any, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
-    """All prompts in one batch, greedy, to the last token."""
+def generate(llm: Any, prompts: list[list[int]], max_tokens: int, **more: Any) -> Any:
+    """All prompts in one batch, greedy, to the last token; what vLLM says of each."""
     from vllm import SamplingParams
 
-    how = SamplingParams(temperature=0, max_tokens=max_tokens, logprobs=child.TOP, ignore_eos=True, detokenize=False)
-    outputs = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], how, use_tqdm=False)
+    how = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False, **more)
+    return llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], how, use_tqdm=False)
+
+
+def ask(llm: Any, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
+    """The answers to all prompts in one batch."""
+    outputs = generate(llm, prompts, max_tokens, logprobs=child.TOP)
     return [answer(prompt, output) for prompt, output in zip(prompts, outputs, strict=True)]
 
 
@@ -91,7 +96,7 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
     llm = vllm.LLM(**engine_arguments(model, options))
     try:
         llm.collective_rpc("norm_plugin_forget")
-        answers = ask(llm, prompts, options.max_tokens)
+        answers = options.use(llm, prompts, options.max_tokens)
         reports = llm.collective_rpc("norm_plugin_report")
         config = llm.llm_engine.vllm_config
         mode = "compiled" if config.compilation_config.mode else "eager"  # what was asked for, as vLLM understood it
@@ -110,10 +115,11 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
     )  # fmt: skip
 
 
-def main() -> None:
-    parser = child.parser("python -m norm_plugin.accuracy.vllm_child", __doc__, "vllm.LLM")
+def main(use: child.Use = ask) -> None:
+    """`use` is what is done with the engine of each model."""
+    parser = child.parser("python -m norm_plugin.verify.vllm_child", __doc__, "vllm.LLM")
     parser.add_argument("--processes", action="store_true", help="the engine and its workers in their own processes")
-    options = parser.parse_args()
+    options = parser.parse_args(namespace=argparse.Namespace(use=use))
     for name, value in ALWAYS.items():
         os.environ.setdefault(name, value)
     if options.served is not None:  # the engine's own parser reads them again

@@ -102,7 +102,9 @@ def test_a_gpu_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> Non
     def gone(*_: object) -> None:
         raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(torch.cuda, "synchronize", gone)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    for name in ("synchronize", "default_stream"):
+        monkeypatch.setattr(torch.cuda, name, gone)
     with pytest.raises(peers.Broken, match="illegal memory access"):
         peers.attempt(lambda: None)
 

@@ -1,5 +1,5 @@
 """The forward of an engine's patched layer and the trainer's own, bit for bit: what the tests of both engines share
-with scripts/gpu_same_bits.py.
+with same_bits_on_gpu.py.
 
 The trainer has `norm_plugin.layers` with the weights of the engine's layer and the numerics that the adapter chose for
 it, and records gradients; the engine runs in inference mode. Both have to come through the ops that users have.

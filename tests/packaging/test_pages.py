@@ -107,6 +107,6 @@ def test_what_was_not_run_is_marked() -> None:
 def test_links_and_scripts_are_there(name: str) -> None:
     text = (ROOT / name).read_text(encoding="utf-8")
     links = [target for target in re.findall(r"\]\(([^)#]+)", text) if "://" not in target]
-    scripts = re.findall(r"\bscripts/[\w.]*\w|\bnorm_plugin/\w+\.py", text)
+    scripts = re.findall(r"\bscripts/[\w.]*\w|\b(?:norm_plugin|benchmarks)/\w+\.py", text)
     for path in (*links, *scripts):
         assert (ROOT / path).exists(), path

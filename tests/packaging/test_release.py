@@ -64,7 +64,7 @@ def test_the_sdist_has_the_guide_and_no_tests(dist: Path) -> None:
         assert not [one.name for one in archive.getmembers() if one.issym() or one.islnk()]
     assert {"LICENSE", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/vllm.md", "pyproject.toml"} <= found
     assert {"norm_plugin/py.typed", "norm_plugin/patches/index.json"} <= found
-    assert not [name for name in found if name.startswith(("tests", "scripts", ".ci", ".venv"))]
+    assert not [name for name in found if name.startswith(("tests", "scripts", "benchmarks", ".ci", ".venv"))]
 
 
 def test_its_version_and_requirements(wheel: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from norm_plugin.accuracy import bounds, oracle, ulps
+from norm_plugin.accuracy.compared import allowed, row_errors
 from norm_plugin.native.rms import wide_dtype
 from norm_plugin.op import Op
 
@@ -139,31 +140,11 @@ TRUTHS = {
 
 # --- against what is replaced -------------------------------------------------------------------------------------
 
-#: Standard errors that a mean over rows may be off by chance: one comparison in 30000 exceeds 4, and the tests make
-#: a few hundred, of which another CPU rounds every one anew.
-CHANCE = 4.0
-
-
-def row_errors(actual: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-    """(mean, max) error of each row, in ulps of the row's largest value: no small element outweighs its row."""
-    apart = (actual.double() - truth).abs() / ulps.size(truth.abs().amax(-1, keepdim=True), actual.dtype)
-    return apart.mean(-1).flatten(), apart.amax(-1).flatten()
-
 
 def no_worse(ours: Tensor, theirs: Tensor, truth: Tensor) -> None:
-    """Assert that our error is not above theirs, on the same input against the same oracle.
-
-    Rows are independent samples, so the difference of the errors, averaged over the rows, is normal around its true
-    value, and its spread is known from the rows themselves. It may be positive by chance. Where the output is narrower
-    than fp32, both are the rounded truth except where fp32 arithmetic carries a value over a tie, and there the errors
-    differ by no more than that arithmetic.
-    """
-    carried = 0.0
-    if ours.dtype in (torch.float16, torch.bfloat16):
-        carried = bounds.ROUNDINGS * bounds.rounding(ours.dtype) * 2.0 ** (ulps.FORMATS[ours.dtype][0] + 1)
+    """Assert that our error is not above theirs, on the same input against the same oracle."""
     for what, mine, other in zip(("mean", "max"), row_errors(ours, truth), row_errors(theirs, truth), strict=True):
-        difference = mine - other
-        by_chance = CHANCE * difference.std() / difference.numel() ** 0.5
-        assert difference.mean() <= by_chance + carried, (
-            f"{what} error {mine.mean():.4f} ulps, theirs {other.mean():.4f}; by chance {by_chance:.4f}"
+        limit = allowed(mine - other, ours.dtype)
+        assert (mine - other).mean() <= limit, (
+            f"{what} error {mine.mean():.4f} ulps, theirs {other.mean():.4f}; by chance {limit:.4f}"
         )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import norm_plugin
 from norm_plugin.accuracy import inputs, oracle
+from norm_plugin.accuracy.compared import CHANCE
 from norm_plugin.numerics import NUMERICS
 from norm_plugin.ops import OPS
 from tests.spec import judge, samples
@@ -205,4 +206,4 @@ def test_one_rounding_costs_a_quarter_of_an_ulp_on_average(dtype: torch.dtype) -
     standard error of 1 / sqrt(48 n); what fp32 adds is below 2^-12."""
     x, weight = inputs.make("normal", (ROWS, 768), dtype), inputs.weights(768, torch.float32)
     apart = judge.ulps.measure(norm_plugin.rmsnorm(x, weight, EPS), oracle.rmsnorm(x, weight, EPS))
-    assert abs(apart.mean - 0.25) <= judge.CHANCE / (48 * x.numel()) ** 0.5 + 2.0**-12
+    assert abs(apart.mean - 0.25) <= CHANCE / (48 * x.numel()) ** 0.5 + 2.0**-12

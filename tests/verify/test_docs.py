@@ -40,7 +40,7 @@ def test_every_flag_and_file_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     flags = {flag.name for flag in settings.FLAGS}
     assert set(re.findall(r"\b(?:NORM_PLUGIN\w*|USE_NATIVE\w*)", text)) <= flags
-    for path in re.findall(r"`((?:norm_plugin|tests|scripts)/[\w/.]+)`", text):
+    for path in re.findall(r"`((?:norm_plugin|tests|scripts|benchmarks)/[\w/.]+)`", text):
         if "FAMILY" not in path and "ENGINE" not in path:
             assert (ROOT / path).exists(), path
 

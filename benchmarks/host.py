@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """What a call of each public function costs the host, here and in another checkout, beside the libraries there are.
 
-  scripts/gpu_host.py --before /path/to/another/checkout --json host.json
+  python -m benchmarks.host --before /path/to/another/checkout
 
 Each checkout has processes of its own, which take turns; of each call the least of the medians counts.
 """
@@ -13,9 +12,10 @@ import json
 import os
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Any
+
+from benchmarks import records
 
 HERE = Path(__file__).resolve().parents[1]
 ASK = """import json, sys; from norm_plugin.bench.host import host_costs
@@ -42,11 +42,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--before", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--json", type=Path, default=records.default("host"))
     options = parser.parse_args()
-    import torch
-    import triton
-
     least: dict[str, dict[str, float]] = {}
     for _ in range(options.rounds):
         for which, checkout in (("before", options.before), ("now", HERE)):
@@ -54,8 +51,7 @@ def main() -> None:
                 for who, time in times.items():
                     who = f"{who}, {which}" if who == "norm_plugin" else who
                     least.setdefault(call, {})[who] = min(time, least.get(call, {}).get(who, time))
-    facts = {"date": str(date.today()), "gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
-    options.json.write_text(json.dumps({**facts, "triton": triton.__version__, "microseconds": least}, indent=1) + "\n")
+    records.write(options.json, [{"call": call, "microseconds": times} for call, times in least.items()])
     for call, times in least.items():
         print(f"{call:24}", "  ".join(f"{who} {time:.2f}" for who, time in times.items()))
 

@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
 """Which numerics each library's kernels have: the share of elements whose bits differ from ours under each of them.
 
-    PYTHONPATH=<the libraries>:. python3 scripts/gpu_numerics.py [--json FILE]
-    python3 scripts/gpu_numerics.py --table FILE        the table of docs/numerics.md
+    PYTHONPATH=<the libraries>:. python -m benchmarks.numerics [--json FILE]
+    python -m benchmarks.numerics --table FILE        the table of docs/numerics.md
 
 Two kernels of the same numerics differ in one element of many thousands, where their sums, added up in another order,
 lie on two sides of a tie; another rounding somewhere changes a tenth of all elements. Needs a GPU.
@@ -11,28 +10,21 @@ lie on two sides of a tie; another rounding somewhere changes a tenth of all ele
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import sys
 from collections.abc import Callable
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import triton
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import norm_plugin  # noqa: E402
-from norm_plugin import settings  # noqa: E402
-from norm_plugin.bench.families import EPS, Buffers  # noqa: E402
-from norm_plugin.bench.grid import Point  # noqa: E402
-from norm_plugin.bench.libraries import COMPILED, LIBRARIES  # noqa: E402
-from norm_plugin.bench.peers import attempt, loaded  # noqa: E402
-from norm_plugin.numerics import GATED_NUMERICS, LAYER_NUMERICS, NUMERICS  # noqa: E402
+import norm_plugin
+from benchmarks import records
+from norm_plugin import settings
+from norm_plugin.bench.families import EPS, Buffers
+from norm_plugin.bench.grid import Point
+from norm_plugin.bench.libraries import COMPILED, LIBRARIES
+from norm_plugin.bench.peers import attempt, loaded
+from norm_plugin.numerics import GATED_NUMERICS, LAYER_NUMERICS, NUMERICS
 
 WIDTHS = (128, 2048, 4096, 5120)
 ROWS = 512
@@ -96,11 +88,11 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, default=Path(os.environ.get("OUT", ".")) / "gpu_numerics.json")
+    parser.add_argument("--json", type=Path, default=records.default("numerics"))
     parser.add_argument("--table", type=Path, metavar="FILE", help="print what a run found")
     options = parser.parse_args()
     if options.table:
-        print(table(json.loads(options.table.read_text())["results"]))
+        print(table(records.read(options.table)))
         return
     rows: list[dict[str, Any]] = []
     for library in LIBRARIES:
@@ -123,11 +115,7 @@ def main() -> None:
                 rows.append(row | {"differ": differ})
             shown = {r["width"]: r.get("differ") or r.get("failed") for r in rows if r["op"] == op}
             print(f"{library.name:26} {op:10}", *(f"\n    {w}: {d}" for w, d in shown.items()), flush=True)
-    about = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"), "gpu": torch.cuda.get_device_name(),
-        "torch": torch.__version__, "triton": triton.__version__, "dtype": "bfloat16", "rows": ROWS,
-    }  # fmt: skip
-    options.json.write_text(json.dumps(about | {"results": rows}, indent=1) + "\n")
+    records.write(options.json, rows, dtype="bfloat16", rows=ROWS)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Trains a small transformer twice, with our norms and with torch's, and draws both loss curves.
 
-    python scripts/training_curve.py [--steps 200] [--json FILE] [--picture FILE]
+    python -m benchmarks.training_curve [--steps 200] [--json FILE] [--picture FILE]
 
 The same start, the same batches, bf16 autocast where there is a GPU and fp32 where there is none. What is learnt is the
 text of this repository, byte by byte. On a GPU our norms are the Triton kernels, in both directions, or the run fails.
@@ -9,8 +9,6 @@ text of this repository, byte by byte. On a GPU our norms are the Triton kernels
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -19,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from benchmarks import records
+from norm_plugin import dispatch, settings
+from norm_plugin.layers import LayerNorm, RMSNorm
 
-from norm_plugin import dispatch, settings  # noqa: E402
-from norm_plugin.layers import LayerNorm, RMSNorm  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 LENGTH, BATCH, WIDTH, HEADS, LAYERS = 64, 16, 96, 4, 3
 RATE = 3e-3
@@ -72,7 +70,8 @@ class Model(nn.Module):
         x, residual = self.bytes(text), self.places.weight.expand(len(text), -1, -1)
         for layer in self.layers:
             x, residual = layer(x, residual)
-        return self.head(self.last(x + residual))
+        logits: Tensor = self.head(self.last(x + residual))
+        return logits
 
 
 def text() -> Tensor:
@@ -108,8 +107,8 @@ def draw(curves: dict[str, list[float]], title: str, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(7, 5), height_ratios=(3, 1))
-    for (name, losses), style in zip(curves.items(), ({"lw": 3, "alpha": 0.4}, {"lw": 1}), strict=True):
-        above.plot(losses, label=name, **style)
+    for (name, losses), style in zip(curves.items(), ((3, 0.4), (1, 1.0)), strict=True):
+        above.plot(losses, label=name, lw=style[0], alpha=style[1])
     above.set_ylabel("loss")
     above.set_title(title, fontsize=10)
     above.legend()
@@ -139,8 +138,8 @@ def main() -> None:
     print(f"{where}, {backend}: last losses {', '.join(f'{k} {v[-1]:.4f}' for k, v in curves.items())}")
     print(f"apart: {sum(apart) / len(apart):.2g} in the mean, {max(apart):.2g} at most; calls: {calls}")
     if options.json:
-        found = {"where": where, "backend": backend, "torch": torch.__version__, "calls": calls, "losses": curves}
-        options.json.write_text(json.dumps(found) + "\n")
+        losses = [{"norms": name, "losses": losses} for name, losses in curves.items()]
+        records.write(options.json, losses, backend=backend, calls=calls)
     if options.picture:
         draw(curves, f"{LAYERS} layers of {WIDTH}, {options.steps} steps, {where}", options.picture)
 

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """How far outputs and gradients are from fp64: ours, Liger's, Quack's, FLA's and torch's, on the same inputs.
 
-    PYTHONPATH=<the peers>:. python3 scripts/gpu_backward_error.py [--json FILE] [--seconds 400]
+    PYTHONPATH=<the peers>:. python -m benchmarks.backward_error [--json FILE] [--seconds 400]
 
 The truth is autograd through the formula in fp64 on the same values, with nothing rounded on the way: of a fused add,
 the sum neither. Errors of tensors of rows are in ulps of the row's largest value, and a row is a sample: its mean error
@@ -11,7 +10,7 @@ somebody returns in another dtype than that of its tensor is cast to that first.
 Ours is "worse" than a peer's where the difference of both errors, averaged over the samples, is above what it may be by
 chance: CHANCE standard errors, as its spread over the samples has them (one comparison in 30000). Where a tensor is
 narrower than fp32, an error is the same for all but next to a tie, and up to what fp32 arithmetic moves is no
-difference. This is the rule by which the tests hold ours against torch's (tests/spec/judge.py). "better" likewise.
+difference (norm_plugin/accuracy/compared.py, by which the tests hold ours against torch's, too). "better" likewise.
 
 The exit code is 1 if anything is worse. `--device cpu` is a rehearsal on native ops, with torch's as the only peer.
 """
@@ -19,25 +18,26 @@ The exit code is 1 if anything is worse. `--device cpu` is a rehearsal on native
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from functools import partial
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from torch import Tensor
 
+from benchmarks import records
 from norm_plugin import dispatch, settings
-from norm_plugin.accuracy import bounds, oracle, ulps
-from norm_plugin.bench import backward, peers, results
+from norm_plugin.accuracy import compared, oracle, ulps
+from norm_plugin.bench import backward
 from norm_plugin.bench.families import EPS, Buffers
 from norm_plugin.bench.grid import Point
-from tests.spec import judge
+from norm_plugin.bench.peers import attempt
+from norm_plugin.bench.tables import table
 
 LIBRARIES = {"Liger": backward.liger, "Quack": backward.quack, "FLA": backward.fla, "torch": backward.functional}
 SHAPES = ((4096, 1024), (8192, 2880), (2048, 4096), (4096, 8192), (1024, 16384), (512, 65536))
@@ -83,13 +83,17 @@ class Errors(NamedTuple):
     rms: float
     max: float
 
+    def kept(self) -> dict[str, Any]:
+        """As it is written down; of the samples, their means."""
+        return {"rms": self.rms, "max": self.max, "ulps": [float(self.mean.mean()), float(self.largest.mean())]}
+
 
 def errors(found: Tensor, truth: Tensor) -> Errors:
     off = (found.double() - truth).abs()
     scale = truth.square().mean().sqrt()
     relative = float(off.square().mean().sqrt() / scale), float(off.max() / scale)
     if truth.dim() > 1:
-        return Errors(*judge.row_errors(found, truth), *relative)
+        return Errors(*compared.row_errors(found, truth), *relative)
     in_ulps = off / ulps.size(truth.abs().max(), found.dtype)
     return Errors(in_ulps, in_ulps, *relative)
 
@@ -97,9 +101,7 @@ def errors(found: Tensor, truth: Tensor) -> Errors:
 def verdict(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> str:
     """ "worse", "better" or "", as the head of this file says."""
     difference = ours - theirs
-    carried = 0.0 if dtype == FP32 else bounds.ROUNDINGS * bounds.rounding(dtype) * 2.0 ** (ulps.FORMATS[dtype][0] + 1)
-    allowed = float(judge.CHANCE * difference.std() / difference.numel() ** 0.5) + carried
-    mean = float(difference.mean())
+    allowed, mean = compared.allowed(difference, dtype), float(difference.mean())
     return "worse" if not mean <= allowed else "better" if mean < -allowed else ""
 
 
@@ -124,58 +126,37 @@ def measure(op: str, s: Typed, libraries: dict[str, dict[str, Any]]) -> tuple[li
         return [errors(*pair) for pair in zip(typed, truth, strict=True)]
 
     ours = of(backward.OURS[op])
-    rows = [
-        {"tensor": name, "norm_plugin": {"rms": e.rms, "max": e.max, "ulps": [float(e.mean.mean()),
-         float(e.largest.mean())]}} for name, e in zip(names, ours, strict=True)
-    ]  # fmt: skip
+    rows = [{"tensor": name, "norm_plugin": mine.kept()} for name, mine in zip(names, ours, strict=True)]
     for name, makes in libraries.items():
         if op not in makes:
             continue
-        found, why = attempt(s.device, lambda makes=makes: of(makes[op]))
+        found, why = attempt(partial(of, makes[op]))
         if why:
             left[name] = why
             continue
         for row, mine, theirs in zip(rows, ours, found, strict=True):
             dtype = s.of_weights if row["tensor"] in OF_WEIGHTS else s.dtype
-            row[name] = {
-                "rms": theirs.rms, "max": theirs.max,
-                "ulps": [float(theirs.mean.mean()), float(theirs.largest.mean())],
-                "ours_is": [verdict(mine.mean, theirs.mean, dtype), verdict(mine.largest, theirs.largest, dtype)],
-            }  # fmt: skip
+            is_ours = [verdict(mine.mean, theirs.mean, dtype), verdict(mine.largest, theirs.largest, dtype)]
+            row[name] = {**theirs.kept(), "ours_is": is_ours}
     return rows, left
 
 
-def attempt(device: str, what: Callable[[], Any]) -> tuple[Any, str]:
-    """(the result, "") or (None, why there is none)."""
-    if device != "cpu":
-        return peers.attempt(what)
-    try:
-        return what(), ""
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        return None, peers.reason(error)
-
-
-def show(rows: list[dict[str, Any]]) -> None:
+def shown(rows: list[dict[str, Any]]) -> str:
     """Over all shapes: how far ours is, and each peer's error as a multiple of ours."""
-    print(
-        f"{'op':16}{'x':10}{'weight':10}{'tensor':11}{'ours, rms':>11}{'max':>9}   peer's rms and max error over ours"
-    )
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["op"], row["x"], row["w"], row["tensor"]), []).append(row)
-    for (op, x, w, tensor), of in groups.items():
-        mine = [row["norm_plugin"] for row in of]
-        line = f"{op.removesuffix('_backward'):16}{x:10}{w:10}{tensor:11}"
-        line += f"{max(m['rms'] for m in mine):11.2e}{max(m['max'] for m in mine):9.1e}  "
+    lines = []
+    for group, of in groups.items():
+        line = [*group, *(f"{max(row['norm_plugin'][how] for row in of):.2e}" for how in ("rms", "max"))]
         for name in LIBRARIES:
             pairs = [(row[name], row["norm_plugin"]) for row in of if name in row]
-            if pairs:
-                ratios = [
-                    sum(p[how] / m[how] if m[how] else 1.0 for p, m in pairs) / len(pairs) for how in ("rms", "max")
-                ]
-                worse = sum("worse" in p["ours_is"] for p, _ in pairs)
-                line += f" {name} {ratios[0]:.3f} {ratios[1]:.2f}" + (f" (ours WORSE in {worse})" if worse else "")
-        print(line)
+            means = [fmean(p[how] / m[how] if m[how] else 1.0 for p, m in pairs) for how in ("rms", "max") if pairs]
+            line.append(" ".join(f"{mean:.3f}" for mean in means))
+        lines.append(line)
+    return table(
+        ["op", "x", "weight", "tensor", "ours, rms", "max", *(f"{name}, rms max" for name in LIBRARIES)], lines
+    )
 
 
 def main() -> int:
@@ -186,30 +167,25 @@ def main() -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="default: %(default)s")
     options = parser.parse_args()
     begin, cpu = time.monotonic(), options.device == "cpu"
-    shapes = ((256, 96), (64, 1000)) if cpu else SHAPES
     libraries, left, rows, not_begun = {}, [], [], []
-    for name, load in LIBRARIES.items():
-        if cpu and name != "torch":
-            continue
-        libraries[name], why = attempt(options.device, load)
+    for name, load in LIBRARIES.items() if not cpu else [("torch", backward.functional)]:
+        libraries[name], why = attempt(load)
         if why:
             del libraries[name]
             left.append({"peer": name, "where": "", "reason": why})
     with settings.override(backend="native" if cpu else "triton", strict=True):
-        for op in options.ops:
-            for dtype, of_weights in DTYPES:
-                for m, n in shapes:
-                    where = {"op": op, "x": str(dtype)[6:], "w": str(of_weights)[6:], "rows": m, "width": n}
-                    if time.monotonic() - begin > options.seconds:
-                        not_begun.append(where)
-                        continue
-                    torch.manual_seed(n + m)
-                    s = Typed(Point("backward", op, m, n), options.device, dtype, of_weights)
-                    found, why_not = measure(op, s, libraries)
-                    rows += [{**where, **row} for row in found]
-                    left += [{"peer": name, "where": str(where), "reason": why} for name, why in why_not.items()]
+        for op, (dtype, of_weights), (m, n) in product(options.ops, DTYPES, ((256, 96), (64, 1000)) if cpu else SHAPES):
+            where = {"op": op, "x": str(dtype)[6:], "w": str(of_weights)[6:], "rows": m, "width": n}
+            if time.monotonic() - begin > options.seconds:
+                not_begun.append(where)
+                continue
+            torch.manual_seed(n + m)
+            s = Typed(Point("backward", op, m, n), options.device, dtype, of_weights)
+            found, why_not = measure(op, s, libraries)
+            rows += [{**where, **row} for row in found]
+            left += [{"peer": name, "where": str(where), "reason": why} for name, why in why_not.items()]
         backends = sorted({f"{route.op.name} on {route.backend}" for route in dispatch.routes()})
-    show(rows)
+    print(shown(rows))
     worse = [
         f"{row['op']} {row['rows']} x {row['width']} {row['x']}, weights {row['w']}: {row['tensor']} {what} "
         f"{row['norm_plugin']['ulps'][i]:.5f} ulps, {name} {row[name]['ulps'][i]:.5f}"
@@ -219,21 +195,17 @@ def main() -> int:
         for i, what in enumerate(("mean", "max"))
         if row[name]["ours_is"][i] == "worse"
     ]
-    compared = sum(len(row[name]["ours_is"]) for row in rows for name in libraries if name in row)
-    better = sum(row[name]["ours_is"].count("better") for row in rows for name in libraries if name in row)
+    verdicts = [one for row in rows for name in libraries if name in row for one in row[name]["ours_is"]]
     if options.json:
-        about = {"gpu": "none: a rehearsal"} if cpu else results.machine()
-        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        kept = {"date": date, "about": about, "rule": __doc__, "backends": backends, "rows": rows, "worse": worse,
-                "left_out": left, "not_begun": not_begun}  # fmt: skip
-        options.json.write_text(json.dumps(kept, indent=1) + "\n")
+        about = {"rule": __doc__, "backends": backends, "worse": worse, "left_out": left, "not_begun": not_begun}
+        records.write(options.json, rows, **about)
     print("\n".join(["ran:", *backends]))
     for entry in left:
         print("left out:", entry["peer"], entry["where"], entry["reason"])
     for line in worse:
         print("WORSE", line)
-    print(f"{compared} comparisons: ours better in {better}, worse in {len(worse)}, alike in the rest; "
-          f"not begun: {len(not_begun)}")  # fmt: skip
+    better = verdicts.count("better")
+    print(f"{len(verdicts)} comparisons: ours better in {better}, worse in {len(worse)}; not begun: {len(not_begun)}")
     return 1 if worse or not rows else 0
 
 

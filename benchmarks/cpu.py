@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Times the native ops on this CPU, eager and compiled, against torch.nn.functional and the plain formula.
 
 The contenders of one op take turns, in another order every round, and every ratio is one within a round. The plain
@@ -9,8 +8,6 @@ One thread, and the time that the CPU spent on it: what else the machine does th
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import math
 import platform
 import random
@@ -19,19 +16,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_cpu_ops import SUBJECTS, Subject
-from rich import box
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 from torch._inductor.exc import InductorError
 
+from benchmarks import records
+from benchmarks.cpu_formulas import SUBJECTS, Subject
 from norm_plugin import dispatch, settings
+from norm_plugin.bench.tables import table
 from norm_plugin.native.compiled import compiled
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -41,31 +35,12 @@ SECONDS_A_SAMPLE = 4e-3
 #: The two that the bar compares, the second timing of one of them, and the same with torch.compile's own defaults.
 NATIVE, PLAIN, AGAIN, DEFAULTS = "native compiled", "plain compiled", "plain compiled again", "plain, default compile"
 PUBLIC = "public call compiled"
+RATIOS = ("ratio", "ratio_error", "noise")
 
 
-@dataclass(frozen=True)
-class Row:
-    """One op at one size: the median and interquartile range of its microseconds, and native over plain, compiled.
-
-    `ratio_error` is the standard error of the median ratio, `noise` what two timings of one function differ by.
-    """
-
-    op: str
-    dtype: str
-    rows: int
-    width: int
-    in_bar: bool
-    microseconds: dict[str, float]
-    spread: dict[str, float]
-    ratio: float
-    ratio_error: float
-    noise: float
-
-    @property
-    def verdict(self) -> str:
-        if self.ratio <= 1:
-            return "as fast"
-        return "within noise" if self.ratio - 2 * self.ratio_error - 1 <= self.noise else "slower"
+def verdict(ratio: float, error: float, noise: float) -> str:
+    """Of the median ratio, native over plain, its standard error, and what two timings of one function differ by."""
+    return "as fast" if ratio <= 1 else "within noise" if ratio - 2 * error - 1 <= noise else "slower"
 
 
 def contenders(subject: Subject) -> dict[str, Callable[..., Any]]:
@@ -120,7 +95,8 @@ def compare(subject: Subject, arguments: tuple[Any, ...]) -> None:
             raise AssertionError(f"{subject.name}: the plain formula is {apart:.1e} away from the native op.")
 
 
-def measure(subject: Subject, dtype: str, rows: int, width: int) -> Row:
+def measure(subject: Subject, dtype: str, rows: int, width: int) -> dict[str, Any]:
+    """One op at one size: the median and interquartile range of its microseconds, and native over plain, compiled."""
     torch._dynamo.reset()  # every size is compiled for itself, whatever came before
     dispatch.reset()
     torch.manual_seed(0)
@@ -150,50 +126,36 @@ def measure(subject: Subject, dtype: str, rows: int, width: int) -> Row:
     ratios = [ours / theirs for ours, theirs in zip(samples[NATIVE], samples[PLAIN], strict=True)]
     noise = [again / theirs for again, theirs in zip(samples[AGAIN], samples[PLAIN], strict=True)]
     del samples[AGAIN]
-    return Row(
-        subject.name, dtype, rows, width, subject.in_bar,
-        {name: statistics.median(found) for name, found in samples.items()},
-        {name: interquartile(found) for name, found in samples.items()},
-        statistics.median(ratios), median_error(ratios), abs(statistics.median(noise) - 1) + 2 * median_error(noise),
-    )  # fmt: skip
+    found = statistics.median(ratios), median_error(ratios), abs(statistics.median(noise) - 1) + 2 * median_error(noise)
+    return {
+        "op": subject.name, "dtype": dtype, "rows": rows, "width": width, "in_bar": subject.in_bar,
+        "microseconds": {name: statistics.median(times) for name, times in samples.items()},
+        "spread": {name: interquartile(times) for name, times in samples.items()},
+        **dict(zip(RATIOS, found, strict=True)), "verdict": verdict(*found),
+    }  # fmt: skip
 
 
-def render(rows: list[Row], console: Console) -> None:
+def shown(rows: list[dict[str, Any]]) -> str:
     """The table, worst ratio first, and what it says of the bar."""
-    table = Table(title="Microseconds a call, worst ratio first", title_justify="left", box=box.SIMPLE)
-    for heading in ("op", "dtype", "size"):
-        table.add_column(heading, no_wrap=True)
     times = (NATIVE, PLAIN, DEFAULTS, "functional compiled", "native", "plain", "functional", PUBLIC)
-    for heading in ("ratio", "±", "noise", *times):
-        table.add_column(heading, justify="right")
-    table.add_column("verdict", no_wrap=True)
+    lines = []
     for row in rows:
-        numbers = [f"{row.ratio:.3f}", f"{row.ratio_error:.3f}", f"{row.noise:.3f}"]
-        numbers += [f"{row.microseconds[name]:.1f}" if name in row.microseconds else "fails" for name in times]
-        table.add_row(row.op, row.dtype, f"{row.rows}x{row.width}", *numbers, row.verdict)
-    console.print(table)
-    console.print("ratio: native over plain, both compiled, the median over the rounds, ± its standard error.")
-    console.print(
-        "noise: what that ratio is off for one function timed twice. public call: with the dispatch around it."
-    )
-    in_bar = [row for row in rows if row.in_bar]
-    if in_bar:
-        counts = Counter(row.verdict for row in in_bar)
-        worst = in_bar[0]
-        console.print(
-            "\nBar: compiled native RMSNorm and gated norms at least as fast as the plain formula compiled. "
-            f"Of {len(in_bar)}, {counts['as fast']} are, {counts['within noise']} are slower by less than the noise, "
-            f"{counts['slower']} are slower. The worst ratio is {worst.ratio:.3f} ± {worst.ratio_error:.3f} "
-            f"with a noise of {worst.noise:.3f}: {worst.op}, {worst.dtype}, {worst.rows}x{worst.width}."
-        )
+        numbers = [f"{row[name]:.3f}" for name in RATIOS]
+        numbers += [f"{row['microseconds'][name]:.1f}" if name in row["microseconds"] else "fails" for name in times]
+        lines.append([row["op"], row["dtype"], f"{row['rows']}x{row['width']}", *numbers, row["verdict"]])
+    counts = Counter(row["verdict"] for row in rows if row["in_bar"])
+    return f"""{table(["op", "dtype", "size", *RATIOS, *times, "verdict"], lines)}
+
+Microseconds a call. ratio: native over plain, both compiled, the median over the rounds. ratio_error: its standard
+error. noise: what that ratio is off for one function timed twice. public call: with the dispatch around it.
+Bar: compiled native RMSNorm and gated norms at least as fast as the plain formula compiled. Of {counts.total()},
+{counts["as fast"]} are, {counts["within noise"]} are slower by less than the noise, {counts["slower"]} are slower."""
 
 
 def cpu_model() -> str:
-    """What /proc says, or what Python knows."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
+    """What Linux calls it, or what Python does."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
@@ -207,28 +169,17 @@ def main() -> None:
         parser.error(f"no op has {' or '.join(options.ops)} in its name: {', '.join(s.name for s in SUBJECTS)}")
     torch.set_num_threads(1)
     work = [(s, dtype, *size) for s in chosen for dtype in DTYPES for size in s.sizes]
-    console = Console(width=None if sys.stdout.isatty() else 190, highlight=False)
     measured = []
-    with settings.override(backend="native", compile=True, strict=True), Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=len(work))
-        for subject, dtype, rows, width in work:
-            bar.update(task, description=f"{subject.name}, {dtype}, {rows}x{width}")
+    with settings.override(backend="native", compile=True, strict=True):
+        for place, (subject, dtype, rows, width) in enumerate(work, 1):
+            print(f"{place} of {len(work)}: {subject.name}, {dtype}, {rows}x{width}", file=sys.stderr)
             measured.append(measure(subject, dtype, rows, width))
-            bar.advance(task)
-    measured.sort(key=lambda row: -row.ratio)
-    machine = {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "cpu": cpu_model(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "rounds": ROUNDS,
-    }
-    console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
-    render(measured, console)
+    measured.sort(key=lambda row: -float(row["ratio"]))
+    about = {"cpu": cpu_model(), "threads": torch.get_num_threads(), "rounds": ROUNDS}
+    print(", ".join(f"{name} {value}" for name, value in {**about, "torch": torch.__version__}.items()))
+    print(shown(measured))
     if options.json:
-        rows = [asdict(row) | {"verdict": row.verdict} for row in measured]
-        options.json.write_text(json.dumps(machine | {"rows": rows}, indent=1) + "\n")
+        records.write(options.json, measured, **about)
 
 
 if __name__ == "__main__":

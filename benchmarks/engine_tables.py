@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Writes docs/engines_on_h100.md from the runs in scripts/results: `python scripts/engine_tables.py`."""
+"""Writes docs/engines_on_h100.md from the runs in scripts/results: `python -m benchmarks.engine_tables`."""
 
 from __future__ import annotations
 
@@ -17,9 +16,11 @@ PAGE = ROOT / "docs" / "engines_on_h100.md"
 
 HEAD = """# Both engines on an H100
 
-Made by `scripts/engine_tables.py` from [{vllm}](../{vllm}) and [{sglang}](../{sglang}), which have dates, versions and
-commits; run by `scripts/gpu_vllm.py` and `scripts/gpu_sglang.py`. torch {torch}, Triton {triton}, vLLM {vllm_version},
-SGLang {sglang_version}, {gpu}. Stock and patched are the same model with the same weights in two processes.
+Made by `benchmarks/engine_tables.py` from [{vllm}](../{vllm}) and [{sglang}](../{sglang}), which have dates, versions
+and commits. torch {torch}, Triton {triton}, vLLM {vllm_version}, SGLang {sglang_version}, {gpu}. Stock and patched are
+the same model with the same weights in two processes. `benchmarks/same_output.py`, `deterministic.py` and `speed.py`
+run it again; they compare as `norm-plugin verify` does, by the best five tokens at each position of an answer, where
+these runs compared the chosen tokens, and those of the prompts.
 
 The same output means: no further from stock than stock is from itself with the requests in another order and one by
 one. Δ is of logprobs; its mean is of the positions that differ at all ([why](numerics.md#what-verify-compares)), and
@@ -178,7 +179,7 @@ def page() -> str:
         sglang_speed(sglang["speed_two_processes"]),
         "\nEach number is the fastest of four shots, a shot a long answer less a short one. Where the short one took "
         "too long the shot looks fast: that is what the numbers of 1756 to 2182 at batch 1 are, so the second ratio at "
-        "batch 1 says nothing. `scripts/gpu_sglang.py` takes the fastest of either since.",
+        "batch 1 says nothing. `benchmarks/speed.py` takes the fastest of either since.",
         "\n## SGLang, default mode without its CUDA graphs of prefill: time to the first token\n",
         sglang_prefill([sglang["speed"], sglang["speed_two_processes"]]),
         "\nThis waits for the host, which launches each kernel. A call of SGLang's RMSNorm with a residual took it "

@@ -1,4 +1,4 @@
-"""What bench_cpu.py compares: for each native op the plain formula, and torch.nn.functional where it has the op.
+"""What cpu.py compares: for each native op the plain formula, and torch.nn.functional where it has the op.
 
 The functions of one subject take the same arguments and return the same thing, so that they are called alike. The
 plain formulas are what somebody writes who wants the same result: fp32 inside, one rounding.
@@ -49,26 +49,29 @@ def weight(dtype: torch.dtype, width: int) -> Tensor:
     return (1 + 0.25 * torch.randn(width)).to(dtype)
 
 
-def group_of(width: int) -> int:
-    return min(width, GROUP)
+def unit(h: Tensor, eps: float) -> Tensor:
+    """Rows whose root mean square is 1."""
+    return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
+
+
+def centred(h: Tensor) -> Tensor:
+    return h - h.mean(-1, keepdim=True)
 
 
 # --- rms ----------------------------------------------------------------------------------------------------------
 
 
 def plain_rms(x: Tensor, w: Tensor, eps: float) -> Tensor:
-    h = x.float()
-    return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * w.float()).to(x.dtype)
+    return (unit(x.float(), eps) * w.float()).to(x.dtype)
 
 
 def plain_gemma(x: Tensor, w: Tensor, eps: float, numerics: str, gemma: bool) -> Tensor:
-    h = x.float()
-    return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * (1 + w.float())).to(x.dtype)
+    return (unit(x.float(), eps) * (1 + w.float())).to(x.dtype)
 
 
 def plain_add_rms(x: Tensor, r: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     h = x.float() + r.float()
-    return (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * w.float()).to(x.dtype), h.to(r.dtype)
+    return (unit(h, eps) * w.float()).to(x.dtype), h.to(r.dtype)
 
 
 def plain_fused_add_rms(x: Tensor, r: Tensor, w: Tensor, eps: float) -> None:
@@ -96,10 +99,7 @@ def plain_l2(x: Tensor, eps: float) -> Tensor:
 
 
 def plain_layer(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
-    h = x.float()
-    centred = h - h.mean(-1, keepdim=True)
-    rstd = torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps)
-    return (centred * rstd * w.float() + b.float()).to(x.dtype)
+    return (unit(centred(x.float()), eps) * w.float() + b.float()).to(x.dtype)
 
 
 def plain_layer_linear(x: Tensor, w: Tensor, b: Tensor, matrix: Tensor, c: Tensor, eps: float) -> Tensor:
@@ -120,9 +120,7 @@ def plain_gated(
     if not norm_before_gate:
         h = h * gate
     h = h.unflatten(-1, (-1, group))
-    if not is_rms:
-        h = h - h.mean(-1, keepdim=True)
-    y = (h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)).flatten(-2) * w.float()
+    y = unit(h if is_rms else centred(h), eps).flatten(-2) * w.float()
     if b is not None:
         y = y + b.float()
     return (y * gate if norm_before_gate else y).to(x.dtype)
@@ -138,26 +136,15 @@ def functional_gated(
     return y * F.silu(z) if norm_before_gate else y
 
 
-def gated_arguments(norm_before_gate: bool, is_rms: bool) -> Callable[[int, int, torch.dtype], tuple[Any, ...]]:
-    def arguments(rows: int, width: int, dtype: torch.dtype) -> tuple[Any, ...]:
-        bias = None if is_rms else normal(dtype, width)
-        x, z = normal(dtype, rows, width), normal(dtype, rows, width)
-        return x, weight(dtype, width), bias, z, EPS, group_of(width), norm_before_gate, is_rms
-
-    return arguments
-
-
 def gated_subject(name: str, norm_before_gate: bool, is_rms: bool) -> Subject:
     return Subject(
-        name,
-        gated.gated_norm,
-        plain_gated,
-        functional_gated,
-        norm_plugin.layernorm_fn,
-        gated_arguments(norm_before_gate, is_rms),
-        (*DECODE, *PREFILL, *HEADS),
-        in_bar=True,
-    )
+        name, gated.gated_norm, plain_gated, functional_gated, norm_plugin.layernorm_fn,
+        lambda m, n, d: (
+            normal(d, m, n), weight(d, n), None if is_rms else normal(d, n), normal(d, m, n), EPS, min(n, GROUP),
+            norm_before_gate, is_rms,
+        ),
+        (*DECODE, *PREFILL, *HEADS), in_bar=True,
+    )  # fmt: skip
 
 
 # --- quant --------------------------------------------------------------------------------------------------------
@@ -168,9 +155,7 @@ def saturated(y: Tensor) -> Tensor:
 
 
 def plain_static(out: Tensor, x: Tensor, w: Tensor, scale: Tensor, eps: float) -> None:
-    h = x.float()
-    y = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * w.float()
-    out.copy_(saturated(y * (1 / scale)))
+    out.copy_(saturated(unit(x.float(), eps) * w.float() * (1 / scale)))
 
 
 def functional_static(out: Tensor, x: Tensor, w: Tensor, scale: Tensor, eps: float) -> None:
@@ -180,7 +165,7 @@ def functional_static(out: Tensor, x: Tensor, w: Tensor, scale: Tensor, eps: flo
 def plain_fused_static(out: Tensor, x: Tensor, r: Tensor, w: Tensor, scale: Tensor, eps: float) -> None:
     h = x.float() + r.float()
     r.copy_(h)
-    out.copy_(saturated(h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * w.float() * (1 / scale)))
+    out.copy_(saturated(unit(h, eps) * w.float() * (1 / scale)))
 
 
 def functional_fused_static(out: Tensor, x: Tensor, r: Tensor, w: Tensor, scale: Tensor, eps: float) -> None:
@@ -194,8 +179,7 @@ def by_largest(y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def plain_dynamic(x: Tensor, w: Tensor, r: None, eps: float) -> tuple[Tensor, Tensor]:
-    h = x.float()
-    return by_largest(h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * w.float())
+    return by_largest(unit(x.float(), eps) * w.float())
 
 
 def functional_dynamic(x: Tensor, w: Tensor, r: None, eps: float) -> tuple[Tensor, Tensor]:
@@ -203,9 +187,7 @@ def functional_dynamic(x: Tensor, w: Tensor, r: None, eps: float) -> tuple[Tenso
 
 
 def plain_block(x: Tensor, w: Tensor, r: None, eps: float, group: int) -> tuple[Tensor, Tensor]:
-    h = x.float()
-    y = h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps) * w.float()
-    out, scales = by_largest(y.unflatten(-1, (-1, group)))
+    out, scales = by_largest((unit(x.float(), eps) * w.float()).unflatten(-1, (-1, group)))
     return out.flatten(-2), scales.squeeze(-1)
 
 
@@ -215,10 +197,7 @@ def functional_block(x: Tensor, w: Tensor, r: None, eps: float, group: int) -> t
 
 
 def plain_layer_static(out: Tensor, x: Tensor, w: Tensor, b: Tensor, scale: Tensor, eps: float) -> None:
-    h = x.float()
-    centred = h - h.mean(-1, keepdim=True)
-    y = centred * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + eps) * w.float() + b.float()
-    out.copy_(saturated(y * (1 / scale)))
+    out.copy_(saturated((unit(centred(x.float()), eps) * w.float() + b.float()) * (1 / scale)))
 
 
 def functional_layer_static(out: Tensor, x: Tensor, w: Tensor, b: Tensor, scale: Tensor, eps: float) -> None:

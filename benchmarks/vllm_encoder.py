@@ -1,18 +1,19 @@
 """The norms of a qwen2.5-vl vision encoder in vLLM's default mode: two RMSNorms a block, eager, and one at the end.
 
-usage: gpu_vllm_encoder.py cuda|cpu WIDTH BLOCKS; prints @ and a JSON.
+PYTHONPATH=<vLLM and what it needs>:. python -m benchmarks.vllm_encoder [--json FILE]
 """
 
 from __future__ import annotations
 
-import json
+import argparse
 import statistics
-import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import records
 from norm_plugin import settings
 from norm_plugin.engines import call_counts
 from norm_plugin.engines import vllm as adapter
@@ -62,18 +63,23 @@ class Passes:
 
 
 def main() -> None:
-    device, width, blocks = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    norms = layers(width, blocks, device)
-    found: dict[str, Any] = {"width": width, "blocks": blocks, "patches": {}}
-    backend = "auto" if device == "cuda" else "native"
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: a rehearsal")
+    parser.add_argument("--json", type=Path, default=records.default("vllm_encoder"), metavar="FILE")
+    options = parser.parse_args()
+    cuda = options.device == "cuda"
+    width, blocks = (1280, 32) if cuda else (64, 2)
+    norms = layers(width, blocks, options.device)
+    rows = []
     with torch.inference_mode():
-        for patches in (256, 1024, 4096, 16384) if device == "cuda" else (8,):
-            passes = Passes(norms, patches, width, device)
+        for patches in (256, 1024, 4096, 16384) if cuda else (8,):
+            passes = Passes(norms, patches, width, options.device)
             times: dict[str, list[float]] = {"stock": [], "patched": []}
             outputs = {}
             for turn in range(7):
                 for side in times:
-                    with settings.override(backend=backend if side == "patched" else "off"):
+                    ours = "auto" if cuda else "native"
+                    with settings.override(backend=ours if side == "patched" else "off"):
                         adapter.register()
                         taken = [passes.milliseconds() for _ in range(23)][3:]
                         outputs[side] = passes.out.float()
@@ -82,16 +88,16 @@ def main() -> None:
                         times[side].append(statistics.median(taken))
             medians = {side: statistics.median(found) for side, found in times.items()}
             off = (outputs["stock"] - outputs["patched"]).abs().max().item()
-            found["patches"][patches] = {
-                "ratio": medians["stock"] / medians["patched"], "ms": medians, "all_ms": times,
+            rows.append({
+                "patches": patches, "ratio": medians["stock"] / medians["patched"], "ms": medians, "all_ms": times,
                 "largest_difference": off, "largest_value": outputs["stock"].abs().max().item(),
-            }  # fmt: skip
-    from gpu_vllm_engine import about
+            })  # fmt: skip
+            print(patches, "patches:", medians, flush=True)
     from vllm import ir
 
-    found |= {"about": about(), "ir_priority": ir.ops.rms_norm.get_priority()}
-    found["calls"] = {op: call_counts.calls(op) for op in ("rmsnorm", "fused_add_rmsnorm")}
-    print("@" + json.dumps(found))
+    calls = {op: call_counts.calls(op) for op in ("rmsnorm", "fused_add_rmsnorm")}
+    priority = ir.ops.rms_norm.get_priority()
+    records.write(options.json, rows, width=width, blocks=blocks, ir_priority=priority, calls=calls)
 
 
 if __name__ == "__main__":

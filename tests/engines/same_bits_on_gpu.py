@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """The real engine's patched norm layers and the trainer's layers: the same bits, on this machine's GPU.
 
-    PYTHONPATH=<the engine and what it needs>:. python3 scripts/gpu_same_bits.py vllm|sglang [--json FILE]
+    PYTHONPATH=<the engine and what it needs>:. python -m tests.engines.same_bits_on_gpu vllm|sglang [--json FILE]
 
 Each layer class and gated function of the engine is called in inference mode, and `norm_plugin.layers` with the same
 weights, the numerics that the adapter chose, and gradients recorded. A line says for each family which numerics ran,
@@ -12,23 +11,19 @@ The exit code is 1 if anything is wrong. `--device cpu` is a rehearsal: native n
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import torch
 
+from benchmarks import records
 from norm_plugin import settings
-from norm_plugin.bench import results
 from tests.engines.same_bits import Case, Found, compare
 
 #: (rows, width): a decode step and a prefill; heads; no power of two; wider than registers. Three groups divide them.
@@ -111,9 +106,7 @@ def main() -> int:
     show(found)
     wrong = [one for one in found if one["wrong"]]
     if options.json:
-        about = results.machine() if options.device == "cuda" else {"gpu": "none: a rehearsal"}
-        date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        options.json.write_text(json.dumps({"date": date, "about": about, "cases": found}, indent=1) + "\n")
+        records.write(options.json, found)
     for one in wrong:
         print("WRONG", one)
     print(f"{len(found) - len(wrong)} of {len(found)} calls have the bits of the engine")

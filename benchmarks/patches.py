@@ -1,7 +1,7 @@
 """The fixes of patches/ on a GPU: stock and patched, for equality and time.
 
-    python scripts/gpu_patches.py --engine vllm   --site DIR [--json FILE]
-    python scripts/gpu_patches.py --engine sglang --site DIR [--json FILE]
+    python -m benchmarks.patches --engine vllm   --site DIR [--json FILE]
+    python -m benchmarks.patches --engine sglang --site DIR [--json FILE]
 
 DIR is the folder that the engine's package lies in, which must be importable (PYTHONPATH). The patches are applied to
 it and taken back. Each side is a process of its own; a call is timed as a replayed CUDA graph, the median of 20
@@ -17,11 +17,16 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from benchmarks import records
+from norm_plugin.bench.timing import graph_time
+from norm_plugin.patching import site, work
 
 ROWS = (1, 16, 64, 512, 4096)
 FIXES = {"vllm": ("mixer2-groups", "strided-gate"), "sglang": ("deterministic-add",)}
@@ -44,13 +49,10 @@ def vllm_cases() -> Iterator[Case]:
         )  # fmt: skip
         layer.forward_native = types.MethodType(Mixer2RMSNormGated.forward_native, layer)
         x, gate = drawn(rows, 8192), drawn(rows, 2 * 8192)[:, 8192:]
-        yield (
-            f"mixer2-groups, {rows} x 8192 in 8 groups",
-            lambda a=layer, b=x, c=gate: Mixer2RMSNormGated.forward_cuda(a, b, c),
-        )
+        yield f"mixer2-groups, {rows} x 8192 in 8 groups", partial(Mixer2RMSNormGated.forward_cuda, layer, x, gate)
         weight, heads = drawn(128), drawn(rows, 32, 128)
         z = drawn(rows, 12288)[:, 8192:].unflatten(-1, (32, 128))
-        yield f"strided-gate, {rows} x 32 x 128", lambda a=heads, b=weight, c=z: rmsnorm_fn(a, b, None, z=c, eps=1e-6)
+        yield f"strided-gate, {rows} x 32 x 128", partial(rmsnorm_fn, heads, weight, None, z=z, eps=1e-6)
 
 
 def sglang_cases() -> Iterator[Case]:
@@ -64,27 +66,7 @@ def sglang_cases() -> Iterator[Case]:
         layer.weight.data = drawn(width)
         for rows in ROWS:
             x, residual = drawn(rows, width), drawn(rows, width)
-            yield f"deterministic-add, {rows} x {width}", lambda a=layer, b=x, c=residual: a.forward_cuda(b, c)
-
-
-def time_of(call: Callable[[], Any]) -> float:
-    """Microseconds of a call."""
-    for _ in range(3):
-        call()
-    graph = torch.cuda.CUDAGraph()
-    torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
-        for _ in range(20):
-            call()
-    times = []
-    for _ in range(20):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(begin.elapsed_time(end) * 1000 / 20)
-    return sorted(times)[10]
+            yield f"deterministic-add, {rows} x {width}", partial(layer.forward_cuda, x, residual)
 
 
 def measured(engine: str) -> dict[str, dict[str, Any]]:
@@ -97,47 +79,43 @@ def measured(engine: str) -> dict[str, dict[str, Any]]:
             tensors = result if isinstance(result, tuple) else (result,)
             bits = b"".join(t.contiguous().view(torch.uint8).cpu().numpy().tobytes() for t in tensors)
             digest = hashlib.sha256(bits).hexdigest()
-            found[name] = {"us": time_of(call), "bits": digest, "norm": tensors[0].float().norm().item()}
+            microseconds = graph_time([call], replays=20, launches=20).median
+            found[name] = {"us": microseconds, "bits": digest, "norm": tensors[0].float().norm().item()}
+    return found
+
+
+def side(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What is measured in a process of its own."""
+    again = [sys.executable, "-m", "benchmarks.patches", "--measure", "--engine", options.engine]
+    said = subprocess.run([*again, "--site", options.site], check=True, stdout=subprocess.PIPE, text=True).stdout
+    found: dict[str, dict[str, Any]] = json.loads(said.splitlines()[-1])
     return found
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--engine", choices=FIXES, required=True)
-    options.add_argument("--site", type=Path, required=True)
-    options.add_argument("--json", type=Path, default=Path("gpu_patches.json"))
-    options.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    asked = options.parse_args()
-    if asked.measure:
-        asked.json.write_text(json.dumps(measured(asked.engine)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=FIXES, required=True)
+    parser.add_argument("--site", type=Path, required=True)
+    parser.add_argument("--json", type=Path, default=records.default("patches"))
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measured(options.engine)))
         return
-    from norm_plugin.patching import site, work
-
-    def side(name: str) -> dict[str, dict[str, Any]]:
-        file = asked.json.with_suffix(f".{name}.json")
-        again = [sys.executable, __file__, "--measure", "--engine", asked.engine, "--site", asked.site, "--json", file]
-        subprocess.run(again, check=True)
-        found: dict[str, dict[str, Any]] = json.loads(file.read_text())
-        return found
-
-    engine = site.find(asked.engine, asked.site)
-    stock = side("stock")
-    work.apply(engine, FIXES[asked.engine])
+    engine = site.find(options.engine, options.site)
+    stock = side(options)
+    work.apply(engine, FIXES[options.engine])
     try:
-        patched = side("patched")
+        patched = side(options)
     finally:
         work.revert(engine)
-    asked.json.write_text(
-        json.dumps({"engine": asked.engine, "version": engine.version, "stock": stock, "patched": patched}, indent=1)
-    )
-    print(f"{asked.engine} {engine.version} on {torch.cuda.get_device_name()}")
+    rows = [{"case": name, "stock": before, "patched": patched[name]} for name, before in stock.items()]
+    records.write(options.json, rows, engine=options.engine, version=engine.version)
+    print(f"{options.engine} {engine.version} on {torch.cuda.get_device_name()}")
     for name, before in stock.items():
         after = patched[name]
-        bits = (
-            "the same bits"
-            if before["bits"] == after["bits"]
-            else f"norm {after['norm'] / before['norm']:.6f} of stock's"
-        )
+        same = before["bits"] == after["bits"]
+        bits = "the same bits" if same else f"norm {after['norm'] / before['norm']:.6f} of stock's"
         print(f"{name:45} {before['us']:8.2f} us  {after['us']:8.2f} us  {before['us'] / after['us']:5.2f}x  {bits}")
 
 

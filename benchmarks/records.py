@@ -1,0 +1,31 @@
+"""The file that a measurement leaves: when, on what machine with which versions, and a list of results."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from norm_plugin.bench import results
+
+Rows = list[dict[str, Any]]
+
+
+def default(name: str) -> Path:
+    """In the folder that OUT names, else in this one."""
+    return Path(os.environ.get("OUT", ".")) / f"{name}.json"
+
+
+def read(path: Path) -> Rows:
+    """The results of a file; none where there is no file."""
+    rows: Rows = json.loads(path.read_text())["results"] if path.exists() else []
+    return rows
+
+
+def write(path: Path, found: Rows, /, **more: Any) -> None:
+    """`more` stands beside the results."""
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    results.save(path, {"date": date, "about": results.machine(), **more, "results": found})
