@@ -93,7 +93,7 @@ def test_a_layernorm_rounded_before_it_is_quantised(dtype: torch.dtype, quantise
         quotient = (y * scale.reciprocal()).clamp(*oracle.RANGES[quantised])
         quotient = quotient if quantised.is_floating_point else quotient.round()
         codes[how] = out.cpu().float()
-        assert torch.equal(codes[how], quotient.to(quantised).float())
+        assert torch.equal(codes[how], quotient.to(quantised).float().cpu())
     assert torch.equal(codes["fp32"], codes["flashinfer_layer"]) == (dtype == torch.float32)
 
 
