@@ -83,6 +83,7 @@ class Engine:
             )  # fmt: skip
         self.starting, self.first = True, first
         self.watch = threading.Timer(seconds, self.kill)
+        self.watch.daemon = True
         self.watch.start()
 
     def kill(self) -> None:

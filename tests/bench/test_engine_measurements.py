@@ -81,9 +81,10 @@ def test_an_interrupt_leaves_no_engine_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.same_output", "vllm", "--device", "cpu", *words]
     environment = {**os.environ, "PYTHONPATH": str(FAKE), "TMPDIR": str(tmp_path), "FAKE_VLLM": "waits"}
     with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL) as running:
-        while not engines(tmp_path):
+        while not any("waiting" in log.read_text() for log in tmp_path.glob("*/*/log")):
             assert running.poll() is None
             time.sleep(0.5)
+        assert len(engines(tmp_path)) == 1
         running.send_signal(signal.SIGINT)
     assert running.returncode not in (0, 1)
     assert not engines(tmp_path)

@@ -19,8 +19,9 @@ class LLM:
                 raise KeyError("sliding_window" + " and more" * 40)
             except KeyError as error:
                 raise ValueError("the config lacks a field") from error
-        while os.environ.get("FAKE_VLLM") == "waits":
-            time.sleep(1)
+        if os.environ.get("FAKE_VLLM") == "waits":
+            print("waiting", flush=True)
+            time.sleep(600)
         config = SimpleNamespace(
             compilation_config=SimpleNamespace(mode=0), model_config=SimpleNamespace(dtype="torch.bfloat16")
         )
