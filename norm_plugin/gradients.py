@@ -26,9 +26,9 @@ BACKWARD_OPS: dict[str, Op] = {}
 Wanted = tuple[bool, ...]
 
 
-def _declare(native: Callable[..., Any], fake: Callable[[Arguments], Any], **roles: Any) -> Op:
+def _declare(native: Callable[..., Any], **declared: Any) -> Op:
     """A backward op. It can be differentiated in turn, by its tensors: they are its first arguments."""
-    op = library.declare(BACKWARD_OPS, native, fake, **roles)
+    op = library.declare(BACKWARD_OPS, native, **declared)
     tensors = len(op.tensors)
 
     def again(kept: Tensors, wanted: Wanted, *rest: Any) -> Tensors:
@@ -75,14 +75,12 @@ def _dealt(found: list[Tensor], *given: bool) -> list[Tensor | None]:
 
 RMSNORM_BACKWARD = _declare(
     backward.rmsnorm_backward,
-    lambda a: _like(a, "input", "weight"),
+    fake=lambda a: _like(a, "input", "weight"),
     normalized="input",
     by_element="grad residual_grad",
     shared="weight",
 )
-L2NORM_BACKWARD = _declare(
-    backward.l2norm_backward, lambda a: new_output(a["input"]), normalized="input", by_element="grad"
-)
+L2NORM_BACKWARD = _declare(backward.l2norm_backward, normalized="input", by_element="grad")
 _RMS_CONSTANTS = ("eps", "gemma", "variance_size")
 
 
@@ -141,7 +139,7 @@ ops.FUSED_ADD_RMSNORM.recorded = _fused_add_rmsnorm
 
 LAYERNORM_BACKWARD = _declare(
     backward.layernorm_backward,
-    lambda a: _like(a, "input", "weight", "bias"),
+    fake=lambda a: _like(a, "input", "weight", "bias"),
     normalized="input",
     by_element="grad",
     shared="weight bias",
@@ -176,7 +174,7 @@ library.differentiable(ops.LAYERNORM_LINEAR, _first(4), _layernorm_linear, "eps"
 
 GATED_NORM_BACKWARD = _declare(
     backward.gated_norm_backward,
-    lambda a: _like(a, "x", "z", "weight", "bias"),
+    fake=lambda a: _like(a, "x", "z", "weight", "bias"),
     normalized="x",
     by_element="grad z",
     shared="weight bias",

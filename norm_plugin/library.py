@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from norm_plugin import checks, dispatch
 from norm_plugin.checks import Call
+from norm_plugin.native.rms import new_output
 from norm_plugin.numerics import Numerics
 from norm_plugin.op import Op
 
@@ -29,8 +30,8 @@ Tensors = tuple[Tensor | None, ...]
 def declare(
     ops: dict[str, Op],
     native: Callable[..., Any],
-    fake: Callable[[Arguments], Any],
     *,
+    fake: Callable[[Arguments], Any] | None = None,
     normalized: str,
     by_element: str = "",
     one_a_row: str = "",
@@ -42,7 +43,8 @@ def declare(
     """Define the op that `native` computes, with its name and signature, and enter it in `ops`. Its kind is the name of
     its module, which the module of its kernel shares.
 
-    fake: makes outputs of the right shape and dtype from the named arguments
+    fake: makes outputs of the right shape and dtype from the named arguments. Without it there is one like what is
+        normalized, or none if `native` returns none.
     normalized, by_element, one_a_row, shared: the role of each tensor. It is what is normalized, has the same shape,
         has one number for each row, or is shared by all rows. Several names are one string, as in "weight bias".
     written: the arguments that are written in place, in the order of the arguments
@@ -53,8 +55,8 @@ def declare(
     parameters = inspect.signature(native).parameters
     arguments = tuple(parameters)
     schema = schema_of(native, written.split())
-    parsed = torch._C.parse_schema(f"norm_plugin::{schema}").arguments
-    tensors = frozenset(a.name for a in parsed if "Tensor" in str(a.type))
+    parsed = torch._C.parse_schema(f"norm_plugin::{schema}")
+    tensors = frozenset(a.name for a in parsed.arguments if "Tensor" in str(a.type))
     roles = f"{normalized} {by_element} {one_a_row} {shared}".split()
     if sorted(roles) != sorted(tensors):
         raise TypeError(
@@ -67,8 +69,8 @@ def declare(
         **dict.fromkeys(shared.split(), Call.per_column),
         **{argument: rule for argument, rule in checks.RULES.items() if argument in arguments},
     }
-    unchecked = {normalized, *(a.name for a in parsed if "bool" in str(a.type))}  # the one has a check of its own
-    if unknown := sorted({*arguments} - {*rules} - unchecked):
+    ruleless = {normalized, *(a.name for a in parsed.arguments if "bool" in str(a.type))}  # Call.check has the first
+    if unknown := sorted({*arguments} - {*rules} - ruleless):
         raise TypeError(f"{name} has arguments that checks.RULES has no rule for: {', '.join(unknown)}. Add one.")
     if ("numerics" in arguments) != (numerics is not None):
         raise TypeError(f"{name} must have an argument `numerics` and declare the table of those it knows, or neither.")
@@ -90,7 +92,7 @@ def declare(
         one_a_row=places(one_a_row),
         written=places(written),
         tensors=tensors,
-        required=frozenset(a.name for a in parsed if not str(a.type).startswith("Optional")),
+        required=frozenset(a.name for a in parsed.arguments if not str(a.type).startswith("Optional")),
         may_be=places(may_be),
         numerics=numerics or {},
     )
@@ -107,7 +109,9 @@ def declare(
     def run_fake(*args: Any) -> Any:
         args = op.complete(args)
         checks.check(op, args)
-        return fake(dict(zip(arguments, args, strict=True)))
+        if fake is not None:
+            return fake(dict(zip(arguments, args, strict=True)))
+        return new_output(args[op.x]) if parsed.returns else None
 
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"norm_plugin::{name}", run_fake, lib=LIBRARY)

@@ -20,25 +20,11 @@ OPS: dict[str, Op] = {}
 
 declare = partial(library.declare, OPS)
 
-
-def _like_input(a: Arguments) -> Tensor:
-    return new_output(a["input"])
-
-
-def _like_x(a: Arguments) -> Tensor:
-    return new_output(a["x"])
-
-
-def _nothing(a: Arguments) -> None:
-    """The fake of an op that only writes its arguments."""
-
-
 # --- rms ----------------------------------------------------------------------------------------------------------
 
-RMSNORM = declare(rms.rmsnorm, _like_input, normalized="input", shared="weight", numerics=NUMERICS)
+RMSNORM = declare(rms.rmsnorm, normalized="input", shared="weight", numerics=NUMERICS)
 RMSNORM_OUT = declare(
     rms.rmsnorm_out,
-    _nothing,
     normalized="input",
     by_element="out",
     shared="weight",
@@ -48,7 +34,7 @@ RMSNORM_OUT = declare(
 )
 ADD_RMSNORM = declare(
     rms.add_rmsnorm,
-    lambda a: (new_output(a["input"]), new_output(a["residual"])),
+    fake=lambda a: (new_output(a["input"]), new_output(a["residual"])),
     normalized="input",
     by_element="residual",
     shared="weight",
@@ -56,48 +42,39 @@ ADD_RMSNORM = declare(
 )
 FUSED_ADD_RMSNORM = declare(
     rms.fused_add_rmsnorm,
-    _nothing,
     normalized="input",
     by_element="residual",
     shared="weight",
     written="input residual",
     numerics=NUMERICS,
 )
-L2NORM = declare(rms.l2norm, lambda a: new_output(a["input"], dtype=a["output_dtype"]), normalized="input")
+L2NORM = declare(rms.l2norm, fake=lambda a: new_output(a["input"], dtype=a["output_dtype"]), normalized="input")
 
 # --- layer --------------------------------------------------------------------------------------------------------
 
-LAYERNORM = declare(layer.layernorm, _like_input, normalized="input", shared="weight bias", numerics=LAYER_NUMERICS)
+LAYERNORM = declare(layer.layernorm, normalized="input", shared="weight bias", numerics=LAYER_NUMERICS)
 LAYERNORM_LINEAR = declare(
     layer.layernorm_linear,
-    lambda a: a["linear_weight"].new_empty((*a["x"].shape[:-1], a["linear_weight"].shape[0])),
+    fake=lambda a: a["linear_weight"].new_empty((*a["x"].shape[:-1], a["linear_weight"].shape[0])),
     normalized="x",
     shared="weight bias linear_weight linear_bias",
 )
 
 # --- gated --------------------------------------------------------------------------------------------------------
 
-GATED_NORM = declare(
-    gated.gated_norm, _like_x, normalized="x", by_element="z", shared="weight bias", numerics=GATED_NUMERICS
-)
+GATED_NORM = declare(gated.gated_norm, normalized="x", by_element="z", shared="weight bias", numerics=GATED_NUMERICS)
 
 # --- split ---------------------------------------------------------------------------------------------------------
 
 SPLIT_SUMS = declare(
     split.split_sums,
-    lambda a: a["x"].new_empty((*a["x"].shape[:-1], 1), dtype=wide_dtype(a["x"].dtype)),
+    fake=lambda a: a["x"].new_empty((*a["x"].shape[:-1], 1), dtype=wide_dtype(a["x"].dtype)),
     normalized="x",
     by_element="z",
     numerics=GATED_NUMERICS,
 )
 SPLIT_RMSNORM = declare(
-    split.split_rmsnorm,
-    _like_x,
-    normalized="x",
-    by_element="z",
-    one_a_row="sums",
-    shared="weight",
-    numerics=GATED_NUMERICS,
+    split.split_rmsnorm, normalized="x", by_element="z", one_a_row="sums", shared="weight", numerics=GATED_NUMERICS
 )
 
 # --- quant --------------------------------------------------------------------------------------------------------
@@ -110,17 +87,10 @@ def _quantised(a: Arguments, scales: int) -> tuple[Tensor, Tensor]:
 
 
 RMSNORM_QUANT = declare(
-    quant.rmsnorm_quant,
-    _nothing,
-    normalized="input",
-    by_element="out",
-    shared="weight scale",
-    written="out",
-    numerics=NUMERICS,
+    quant.rmsnorm_quant, normalized="input", by_element="out", shared="weight scale", written="out", numerics=NUMERICS
 )
 FUSED_ADD_RMSNORM_QUANT = declare(
     quant.fused_add_rmsnorm_quant,
-    _nothing,
     normalized="input",
     by_element="out residual",
     shared="weight scale",
@@ -129,7 +99,7 @@ FUSED_ADD_RMSNORM_QUANT = declare(
 )
 RMSNORM_DYNAMIC_QUANT = declare(
     quant.rmsnorm_dynamic_quant,
-    lambda a: _quantised(a, 1),
+    fake=lambda a: _quantised(a, 1),
     normalized="input",
     by_element="residual",
     shared="weight scale_ub",
@@ -138,7 +108,7 @@ RMSNORM_DYNAMIC_QUANT = declare(
 )
 RMSNORM_BLOCK_QUANT = declare(
     quant.rmsnorm_block_quant,
-    lambda a: _quantised(a, a["input"].shape[-1] // a["group_size"]),
+    fake=lambda a: _quantised(a, a["input"].shape[-1] // a["group_size"]),
     normalized="input",
     by_element="residual",
     shared="weight",
@@ -147,7 +117,6 @@ RMSNORM_BLOCK_QUANT = declare(
 )
 LAYERNORM_QUANT = declare(
     quant.layernorm_quant,
-    _nothing,
     normalized="input",
     by_element="out",
     shared="weight bias scale",

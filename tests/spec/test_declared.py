@@ -117,7 +117,7 @@ def test_a_declaration_that_leaves_something_open_is_refused(
 ) -> None:
     ops: dict[str, Op] = {}
     with pytest.raises(TypeError) as raised:
-        library.declare(ops, native, lambda a: a["input"], normalized="input", **declared)
+        library.declare(ops, native, normalized="input", **declared)
     assert str(raised.value) == message
     assert not ops
     assert native.__name__ not in dir(torch.ops.norm_plugin)
