@@ -50,16 +50,6 @@ class Row(forwards.InTurn):
         """The layer's path in the model and its class."""
         return _layers[self.weight][:2] if self.weight in _layers else ("", "")
 
-    @property
-    def dtype(self) -> str:
-        """The dtype of the first input."""
-        return self.inputs[0][0] if self.inputs else ""
-
-    @property
-    def width(self) -> int:
-        """The width of the first input."""
-        return self.inputs[0][1] if self.inputs else 0
-
     def replayed(self) -> int:
         """How many calls were made by replays of CUDA graphs."""
         return sum(graph.calls * graph.held.get(self, 0) for graph in graphs.captured())
@@ -161,13 +151,14 @@ def facts() -> list[dict[str, Any]]:
 def _as_values(row: Row) -> dict[str, Any]:
     """A row as plain values, without its numbers."""
     layer, kind = row.layer
+    dtype, width, _ = row.inputs[0] if row.inputs else ("", 0, ())
     return {
         "layer": layer,
         "class": kind,
         "op": row.op,
         "reason": row.reason,
-        "width": row.width,
-        "dtype": row.dtype,
+        "width": width,
+        "dtype": dtype,
         "strides": [list(strides) for _, _, strides in row.inputs],
         "implementations": implementations.find(row.op, row.inputs) if not row.reason else [],
     }
@@ -202,12 +193,12 @@ def _begin_report() -> None:
     _reported = bool(settings.get().report)
     if _reported:
         graphs.follow(_capture_begins, _capture_ends, _write)
-        if not _hooked:
-            _hooked.append(True)
-            dispatch.on_resolve(_changed)
+        _watch_routes()
 
 
-_hooked: list[bool] = []
+@cache
+def _watch_routes() -> None:
+    dispatch.on_resolve(_changed)
 
 
 def _changed() -> None:

@@ -175,7 +175,8 @@ def _loaded(hooks: InstalledHooks, result: Any, runner: Any, *args: Any, **named
     if hooks.missing and settings.get().strict:
         raise BackendError(f"NORM_PLUGIN_STRICT=1, and these hooks are missing: {hooks.missing}.")
     layers = model_layers.described(model_layers.norms(model, partial(_why, hooks))) or "none"
-    log.info("norm_plugin %s, %s in %s; norm layers: %s", __version__, _asked_for(), hooks.line(), layers)
+    on = f"backend {settings.get().backend} on {'cuda' if torch.cuda.is_available() else 'cpu'}"
+    log.info("norm_plugin %s, %s in %s; norm layers: %s", __version__, on, hooks.line(), layers)
 
 
 def _why(hooks: InstalledHooks, layer: nn.Module) -> str:
@@ -194,9 +195,3 @@ def _families(kind: type) -> tuple[str, ...]:
         families, _ = sglang_norms.CLASSES.get(kind.__name__, ((), None))
         return families
     return ("mixer2",) if kind.__module__ == _MIXER2 else ("gated",) if kind.__module__.startswith(_GATED) else ()
-
-
-def _asked_for() -> str:
-    backend = settings.get().backend
-    where = "cuda" if torch.cuda.is_available() else "cpu"
-    return f"backend {backend} on {where}"

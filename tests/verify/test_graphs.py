@@ -1,4 +1,4 @@
-"""The report under real CUDA graphs, where Python does not run at a replay."""
+"""The report under CUDA graphs, where Python does not run at a replay: real ones, and a stand-in without a GPU."""
 
 import json
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import norm_plugin
 from norm_plugin import dispatch, settings
 from norm_plugin.engines import call_counts, report_file
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
 
 @pytest.fixture
@@ -25,6 +25,44 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     dispatch.reset()
 
 
+class Graph:
+    """What torch.cuda.CUDAGraph looks like to a hook."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+
+    def capture_begin(self, pool: object = None) -> None:
+        self.done.append(f"begin {pool}")
+
+    def capture_end(self) -> None:
+        self.done.append("end")
+
+    def replay(self) -> None:
+        self.done.append("replay")
+
+
+def test_what_a_graph_captures_is_counted_at_its_replays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    stock = dict(vars(Graph))
+    weights = torch.rand(4), torch.rand(4)
+    for weight in weights:
+        call_counts.count("rmsnorm", weight, weight)
+    graph = Graph()
+    graph.capture_begin(pool="p")
+    for weight in (*weights, weights[1]):
+        call_counts.count("rmsnorm", weight, weight)
+    graph.capture_end()
+    assert call_counts.calls("rmsnorm") == 2, "what is captured has not run"
+    for _ in range(10):
+        graph.replay()
+    assert graph.done == ["begin p", "end", *["replay"] * 10]
+    (process,) = report_file.read(folder)
+    assert [(row["calls"], row["eager"], row["replayed"]) for row in process["rows"]] == [(11, 1, 10), (21, 1, 20)]
+    call_counts.reset()
+    assert dict(vars(Graph)) == stock
+
+
+@needs_gpu
 def test_replays_are_counted_and_say_what_ran(folder: Path) -> None:
     weights = [torch.rand(4096, device="cuda", dtype=torch.bfloat16) for _ in range(3)]
     x = torch.randn(8, 4096, device="cuda", dtype=torch.bfloat16)
@@ -59,6 +97,7 @@ def test_replays_are_counted_and_say_what_ran(folder: Path) -> None:
     assert json.loads(next(folder.glob("*.json")).read_text())["pid"]
 
 
+@needs_gpu
 def test_a_compiled_model_in_graphs_is_counted(folder: Path) -> None:
     """torch.compile's own graphs (mode reduce-overhead) are torch.cuda.CUDAGraphs too."""
     # a parameter, as in a model: of any other tensor torch.compile's graphs make a copy, which is a layer of its own
