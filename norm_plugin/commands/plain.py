@@ -83,6 +83,7 @@ class Console:
     """Prints to standard output, or to standard error."""
 
     is_terminal = False
+    width = sys.maxsize  # lines are never cut
 
     def __init__(self, stderr: bool = False, **look: Any) -> None:
         self.stderr = stderr

@@ -203,8 +203,8 @@ def _replace_forward(hooks: InstalledHooks, hook: Hook, in_graphs: bool, module:
 
 
 def _watch_loaders(hooks: InstalledHooks, module: ModuleType) -> None:
-    loaders = {value for value in vars(module).values() if isinstance(value, type) and "load_model" in vars(value)}
-    for loader in loaders:
+    classes = [value for value in vars(module).values() if isinstance(value, type) and "load_model" in vars(value)]
+    for loader in dict.fromkeys(classes):
         hooks.after("layer names", loader, "load_model", partial(_loaded, hooks))
 
 

@@ -39,7 +39,7 @@ def page(verdicts: list[Verdict], about: dict[str, Any]) -> str:
         f"Flags of the patched run: <code>{escape(flags)}</code>.</p>"
         f"<p><strong>{escape(summary(verdicts))}.</strong> The floor is stock against stock with the requests in "
         f"another order{smaller}. Differences are of logprobs, up to the first token that differs. "
-        "KL takes all tokens that not both runs name as one.</p>"
+        "For KL, the tokens that only one run names count as one token.</p>"
     )
     body = "".join(section(verdict, about) for verdict in verdicts)
     return document.document(title, f"{head}\n{body}", provenance(about), STYLE)

@@ -10,28 +10,23 @@ from norm_plugin.verify.by_prompt import number
 from norm_plugin.verify.comparison import INSIDE, OUTSIDE
 from norm_plugin.verify.verdict import Verdict, heading, remarks, summary
 
+HEADINGS = (
+    "model", "norms", "runs on", "numerics", "same tokens", "max |Δ|", "mean |Δ|", "floor max", "floor mean", "verdict",
+)  # fmt: skip
+WORDS = ("model", "runs on", "numerics", "verdict")  # columns that are no numbers
+GAP = 2  # between columns
+
 
 def show(verdicts: list[Verdict], about: dict[str, Any], console: Console) -> None:
     """Print the table, the remarks and the summary."""
     title = f"{heading(verdicts, about)}, {about['prompts']} prompts, {about['max_tokens']} tokens each"
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-    table.add_column("model", no_wrap=True, overflow="fold")
-    table.add_column("norms", justify="right")
-    table.add_column("runs on")
-    table.add_column("numerics")
-    for column in ("same tokens", "max |Δ|", "mean |Δ|", "floor max", "floor mean"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    for v in verdicts:
-        colour = "green" if v.passed else "bold red" if v.differs else "yellow"
-        table.add_row(
-            escape(v.model), f"{len(v.taken)}/{len(v.taken) + len(v.others)}",
-            ", ".join(v.backends), ", ".join(v.numerics),
-            f"{len(v.patched.prompts) - v.patched.diverged}/{len(v.patched.prompts)}",
-            *(number(x) for x in (v.patched.max, v.patched.mean, v.floor.max, v.floor.mean)),
-            f"[{colour}]{v.verdict}[/]",
-        )  # fmt: skip
-    console.print(table)
+    console.print(f"[bold]{escape(title)}[/]", soft_wrap=True)
+    rows = [row(v) for v in verdicts]
+    if sum(max(map(len, cells)) + GAP for cells in zip(HEADINGS, *rows, strict=True)) <= console.width:
+        console.print(as_table(verdicts, rows))
+    else:
+        for v, cells in zip(verdicts, rows, strict=True):
+            console.print(as_lines(v, cells), soft_wrap=True)
     for v in verdicts:
         for line in remarks(v, about):
             console.print(f"[yellow]{escape(v.model)}[/]: {escape(line)}", soft_wrap=True)
@@ -45,11 +40,40 @@ def show(verdicts: list[Verdict], about: dict[str, Any], console: Console) -> No
     )
 
 
+def row(v: Verdict) -> tuple[str, ...]:
+    """What is said of one model, in the order of HEADINGS."""
+    same = f"{len(v.patched.prompts) - v.patched.diverged}/{len(v.patched.prompts)}"
+    numbers = (number(x) for x in (v.patched.max, v.patched.mean, v.floor.max, v.floor.mean))
+    norms = f"{len(v.taken)}/{len(v.taken) + len(v.others)}"
+    return v.model, norms, ", ".join(v.backends), ", ".join(v.numerics), same, *numbers, v.verdict
+
+
+def coloured(v: Verdict) -> str:
+    """The verdict: green, yellow or red."""
+    return f"[{'green' if v.passed else 'bold red' if v.differs else 'yellow'}]{v.verdict}[/]"
+
+
+def as_table(verdicts: list[Verdict], rows: list[tuple[str, ...]]) -> Table:
+    """A row for each model."""
+    table = Table(box=None, padding=(0, GAP, 0, 0))
+    for name in HEADINGS:
+        table.add_column(name, justify="left" if name in WORDS else "right", no_wrap=True)
+    for v, cells in zip(verdicts, rows, strict=True):
+        table.add_row(*map(escape, cells[:-1]), coloured(v))
+    return table
+
+
+def as_lines(v: Verdict, cells: tuple[str, ...]) -> str:
+    """The same of one model in a terminal that is too narrow for the table, which would cut the verdict."""
+    said = ", ".join(f"{name} {cell}" for name, cell in zip(HEADINGS[1:-1], cells[1:-1], strict=True) if cell)
+    return f"{escape(v.model)}: {coloured(v)}\n  {escape(said)}"
+
+
 def each_prompt(verdict: Verdict) -> Table:
     """The table with a row for each prompt."""
     table = Table(box=None, padding=(0, 2, 0, 0))
     for column in by_prompt.HEADINGS:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for row in by_prompt.rows(verdict):
         table.add_row(*row)
     return table
