@@ -34,8 +34,8 @@ from benchmarks import records
 from norm_plugin import dispatch, settings
 from norm_plugin.accuracy import compared, oracle, ulps
 from norm_plugin.bench import backward
-from norm_plugin.bench.families import EPS, Buffers
 from norm_plugin.bench.grid import Point
+from norm_plugin.bench.our_calls import EPS, Buffers
 from norm_plugin.bench.peers import attempt
 from norm_plugin.bench.tables import table
 

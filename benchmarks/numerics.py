@@ -20,9 +20,9 @@ import torch
 import norm_plugin
 from benchmarks import records
 from norm_plugin import settings
-from norm_plugin.bench.families import EPS, Buffers
 from norm_plugin.bench.grid import Point
 from norm_plugin.bench.libraries import COMPILED, LIBRARIES
+from norm_plugin.bench.our_calls import EPS, Buffers
 from norm_plugin.bench.peers import attempt, loaded
 from norm_plugin.numerics import GATED_NUMERICS, LAYER_NUMERICS, NUMERICS
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import norm_plugin
-from norm_plugin.bench.families import EPS, FORMULAS, Buffers, Make
 from norm_plugin.bench.grid import BACKWARD_OPS
+from norm_plugin.bench.our_calls import EPS, FORMULAS, Buffers, Make
 from norm_plugin.bench.timing import Call
 
 Function = Callable[..., Any]

@@ -1,4 +1,4 @@
-"""One call of each family on its own buffers, for whoever times them."""
+"""One call of each table on its own buffers, for whoever times them."""
 
 from __future__ import annotations
 

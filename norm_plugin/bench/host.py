@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 import norm_plugin
-from norm_plugin.bench.families import EPS, FP8, Buffers
 from norm_plugin.bench.grid import Point
 from norm_plugin.bench.libraries import LIBRARIES
+from norm_plugin.bench.our_calls import EPS, FP8, Buffers
 from norm_plugin.bench.peers import OUR_NAME, LeftOut, attempt, loaded
 from norm_plugin.bench.timing import Call, host_time
 

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from norm_plugin.bench import backward
-from norm_plugin.bench.families import (
+from norm_plugin.bench.grid import BACKWARD_OPS
+from norm_plugin.bench.our_calls import (
     BLOCK,
     EPS,
     FORMULAS,
@@ -25,7 +26,6 @@ from norm_plugin.bench.families import (
     static_quant,
     static_quant_add,
 )
-from norm_plugin.bench.grid import BACKWARD_OPS
 from norm_plugin.bench.timing import Call
 
 Makes = dict[str, Make]

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from norm_plugin.bench import backward
-from norm_plugin.bench.families import ALONE, OURS, Buffers, Make, value
 from norm_plugin.bench.grid import BACKWARD_OPS, Point, compiled
 from norm_plugin.bench.libraries import COMPILED, LIBRARIES, Library, Makes
+from norm_plugin.bench.our_calls import ALONE, OURS, Buffers, Make, value
 
 OUR_NAME = "norm_plugin"
 ALONE_NAME = "norm alone"

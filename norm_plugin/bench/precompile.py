@@ -19,9 +19,9 @@ from typing import IO
 import torch
 
 from norm_plugin import settings
-from norm_plugin.bench.families import Buffers
 from norm_plugin.bench.grid import Point, points, same_kernels
 from norm_plugin.bench.libraries import LIBRARIES, Library
+from norm_plugin.bench.our_calls import Buffers
 from norm_plugin.bench.peers import ALONE_NAME, OUR_NAME, attempt, candidates
 
 WORKERS = 12

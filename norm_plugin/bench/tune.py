@@ -36,7 +36,7 @@ LARGE_BYTES = (4 << 20, 64 << 20)
 class Candidate:
     """One entry of a table, for one width."""
 
-    family: str
+    table: str
     width: int
     warps: int
     rows: int
@@ -45,7 +45,7 @@ class Candidate:
     vector: int
 
 
-def candidates(family: str, width: int) -> Iterator[Candidate]:
+def candidates(table: str, width: int) -> Iterator[Candidate]:
     """Every configuration that leaves each thread a sensible share of a row."""
     for warps in (1, 2, 4, 8, 16, 32):
         for rows in (1, 2, 4, 8, 16, 32):
@@ -55,7 +55,7 @@ def candidates(family: str, width: int) -> Iterator[Candidate]:
                 late = int(width * DTYPE.itemsize <= LATE_BYTES)
                 leans = (0, 1) if width >= 1024 else (0,)
                 vectors = (16, 8) if width >= 2048 else (16,)  # a narrower chunk leaves fewer lanes idle at the end
-                yield from (Candidate(family, width, warps, rows, late, *rest) for rest in product(leans, vectors))
+                yield from (Candidate(table, width, warps, rows, late, *rest) for rest in product(leans, vectors))
 
 
 def forced(c: Candidate) -> AbstractContextManager[None]:
@@ -75,14 +75,14 @@ def compile_all(chunk: list[Candidate]) -> None:
         with forced(c), suppress(OutOfResources):
             dispatch.reset()
             for rows in (2, 132 * c.lean * c.rows + 1):  # the kernel that reads weights with the row, and the lean one
-                CALLS[c.family][0](rows, c.width)()
+                CALLS[c.table][0](rows, c.width)()
     torch.cuda.synchronize()
 
 
 def measure(c: Candidate) -> Measured[Candidate]:
     """The times of one candidate."""
     times = {}
-    make, passes = CALLS[c.family]
+    make, passes = CALLS[c.table]
     with forced(c):
         dispatch.reset()
         for rows in row_counts(c.width):
@@ -100,17 +100,17 @@ def cost(m: Measured[Candidate], best: dict[int, float]) -> float:
 
 
 def choose(measured: Iterable[Measured[Candidate]]) -> Measured[Candidate]:
-    """The best of the candidates of one family and width."""
+    """The best of the candidates of one table and width."""
     found = list(measured)
     best = {rows: min(m.times[rows] for m in found) for rows in found[0].times}
     return min(found, key=lambda m: cost(m, best))
 
 
 def tune(
-    families: Iterable[str] = tuple(CALLS), widths: Iterable[int] = WIDTHS, workers: int = 12
+    tables: Iterable[str] = tuple(CALLS), widths: Iterable[int] = WIDTHS, workers: int = 12
 ) -> list[Measured[Candidate]]:
     """All measurements, for `table` to choose from."""
-    every = [c for family in families for width in widths for c in candidates(family, width)]
+    every = [c for table in tables for width in widths for c in candidates(table, width)]
     compile_together(compile_all, every, workers)
     found = []
     for candidate in every:
@@ -122,8 +122,8 @@ def tune(
 def table(measured: Iterable[Measured[Candidate]]) -> dict[str, list[list[int]]]:
     """Family -> entries for configs.json. A width between two measured ones takes the wider one's entry."""
     entries: dict[str, list[list[int]]] = {}
-    for (family, width), group in grouped(measured):
+    for (table, width), group in grouped(measured):
         c = choose(group).candidate
         entry = [width * DTYPE.itemsize, c.warps, c.rows, c.late, c.lean, c.vector]
-        entries.setdefault(family, []).append(entry)
+        entries.setdefault(table, []).append(entry)
     return entries

@@ -21,7 +21,7 @@ from norm_plugin.bench.tuning import Measured, compile_together, grouped
 from norm_plugin.gradients import GATED_NORM_BACKWARD, LAYERNORM_BACKWARD, RMSNORM_BACKWARD
 from norm_plugin.kernels import backward_configs as configs
 
-FAMILIES = ("rms", "add", "layer", "gated")
+TABLES = ("rms", "add", "layer", "gated")
 WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 ROWS = (4096, 16384)
 EPS = 1e-6
@@ -39,7 +39,7 @@ BUSY = (16, 24, 32)
 class Candidate:
     """One entry of a table, for one width; no entry means the parts of rows beyond the table."""
 
-    family: str
+    table: str
     width: int
     entry: tuple[int, ...]
 
@@ -53,24 +53,24 @@ def kernels(width: int) -> Iterator[tuple[int, int, int]]:
                 yield from ((warps, rows, stages) for stages in (1, 2))
 
 
-def candidates(family: str, width: int) -> Iterator[Candidate]:
+def candidates(table: str, width: int) -> Iterator[Candidate]:
     for warps, rows, stages in kernels(width):
         for programs in sorted({max(1, busy // warps) for busy in BUSY}):
-            yield Candidate(family, width, (warps, rows, programs, stages))
+            yield Candidate(table, width, (warps, rows, programs, stages))
     if width >= 16384:
-        yield Candidate(family, width, ())
+        yield Candidate(table, width, ())
 
 
-def call(family: str, rows: int, width: int) -> Call:
+def call(table: str, rows: int, width: int) -> Call:
     g, x, w = normal(rows, width), normal(rows, width), normal(width)
-    if family == "layer":
+    if table == "layer":
         b = normal(width)
         return lambda: dispatch.call(LAYERNORM_BACKWARD, g, x, w, b, EPS, True, True)
-    if family == "gated":
+    if table == "gated":
         z = normal(rows, width)
         how = (EPS, None, True, True, "silu", True, True)
         return lambda: dispatch.call(GATED_NORM_BACKWARD, g, x, w, None, z, *how)
-    a = normal(rows, width) if family == "add" else None
+    a = normal(rows, width) if table == "add" else None
     return lambda: dispatch.call(RMSNORM_BACKWARD, g, x, w, a, EPS, False, None, True)
 
 
@@ -80,7 +80,7 @@ def compile_all(chunk: list[Candidate]) -> None:
         for c in chunk:
             with configs.forced(*c.entry), suppress(OutOfResources, dispatch.BackendError):
                 dispatch.reset()
-                call(c.family, 3, c.width)()
+                call(c.table, 3, c.width)()
     torch.cuda.synchronize()
 
 
@@ -99,16 +99,16 @@ def cost(times: dict[int, float], best: dict[int, float]) -> float:
     return math.exp(sum(math.log(times[rows] / best[rows]) for rows in ROWS) / len(ROWS))
 
 
-def tune(families: Iterable[str] = FAMILIES, widths: Iterable[int] = WIDTHS) -> list[Measured[Candidate]]:
+def tune(tables: Iterable[str] = TABLES, widths: Iterable[int] = WIDTHS) -> list[Measured[Candidate]]:
     """All measurements, for `table` to choose from; what cannot run here is not among them."""
-    places = [(family, width) for family in families for width in widths]
+    places = [(table, width) for table in tables for width in widths]
     every = [c for place in places for c in candidates(*place)]
     compile_together(compile_all, every, WORKERS)
     measured = []
     with torch.no_grad(), settings.override(backend="triton", strict=True):
-        for family, width in places:
-            buffers = {rows: [call(family, rows, width) for _ in range(3)] for rows in ROWS}
-            found = (Measured(c, measure(c, buffers.__getitem__)) for c in candidates(family, width))
+        for table, width in places:
+            buffers = {rows: [call(table, rows, width) for _ in range(3)] for rows in ROWS}
+            found = (Measured(c, measure(c, buffers.__getitem__)) for c in candidates(table, width))
             measured += [m for m in found if len(m.times) == len(ROWS)]
     return measured
 
@@ -116,9 +116,9 @@ def tune(families: Iterable[str] = FAMILIES, widths: Iterable[int] = WIDTHS) -> 
 def table(measured: Iterable[Measured[Candidate]]) -> dict[str, list[list[int]]]:
     """Family -> entries for backward_configs.json; a width whose best are the parts of rows has none."""
     entries: dict[str, list[list[int]]] = {}
-    for (family, width), group in grouped(measured):
+    for (table, width), group in grouped(measured):
         best = {rows: min(m.times[rows] for m in group) for rows in ROWS}
         chosen = min(group, key=lambda m: cost(m.times, best)).candidate
         if chosen.entry:
-            entries.setdefault(family, []).append([width * DTYPE.itemsize, *chosen.entry])
+            entries.setdefault(table, []).append([width * DTYPE.itemsize, *chosen.entry])
     return entries

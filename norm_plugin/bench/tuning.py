@@ -1,4 +1,4 @@
-"""What the makers of both tables share: candidates are compiled together, measured, and grouped by family and width."""
+"""What the makers of both tables share: candidates are compiled together, measured, and grouped by table and width."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Candidate(Protocol):
     """One entry of a table, for one width."""
 
     @property
-    def family(self) -> str: ...
+    def table(self) -> str: ...
     @property
     def width(self) -> int: ...
 
@@ -35,8 +35,8 @@ def compile_together(compile_all: Callable[[list[C]], None], every: Sequence[C],
 
 
 def grouped(measured: Iterable[Measured[C]]) -> list[tuple[tuple[str, int], list[Measured[C]]]]:
-    """Those of each family and width, in order."""
+    """Those of each table and width, in order."""
     found: dict[tuple[str, int], list[Measured[C]]] = {}
     for m in measured:
-        found.setdefault((m.candidate.family, m.candidate.width), []).append(m)
+        found.setdefault((m.candidate.table, m.candidate.width), []).append(m)
     return sorted(found.items(), key=lambda item: item[0])

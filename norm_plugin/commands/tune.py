@@ -47,8 +47,8 @@ def run(options: argparse.Namespace, console: Console) -> None:
     shown.add_column("op")
     for heading in ("up to bytes", *columns.split()):
         shown.add_column(heading, justify="right")
-    for family, rows in entries.items():
+    for table, rows in entries.items():
         for row in rows:
-            shown.add_row(family, *map(str, row))
+            shown.add_row(table, *map(str, row))
     console.print(shown)
     console.print(f"Written to {file}.", soft_wrap=True)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from norm_plugin.bench import backward, grid, peers
-from norm_plugin.bench.families import FORMULAS, OURS, Buffers, value
 from norm_plugin.bench.grid import Point
 from norm_plugin.bench.libraries import LIBRARIES
+from norm_plugin.bench.our_calls import FORMULAS, OURS, Buffers, value
 from norm_plugin.bench.peers import OUR_NAME, Peer
 
 PARTS = [part for part in grid.PARTS if part != "host"]

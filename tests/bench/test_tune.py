@@ -20,8 +20,8 @@ from norm_plugin.kernels.configs import Tables
 GPU = "a GPU that has no table"
 
 
-def backward(family: str, width: int, entry: tuple[int, ...], *times: float) -> Measured[tune_backward.Candidate]:
-    candidate = tune_backward.Candidate(family, width, entry)
+def backward(table: str, width: int, entry: tuple[int, ...], *times: float) -> Measured[tune_backward.Candidate]:
+    candidate = tune_backward.Candidate(table, width, entry)
     return Measured(candidate, dict(zip(tune_backward.ROWS, times, strict=True)))
 
 
