@@ -16,9 +16,8 @@ from norm_plugin.numerics import FP32, GATED_NUMERICS, LAYER_QUANT_NUMERICS
 #: How many roundings a value has behind it at most: see the nudges of the oracle.
 ROUNDINGS = 16
 
-#: The least subnormal of fp32; where a device flushes those to zero, pass FLUSHED instead.
+#: The least subnormal of fp32.
 SUBNORMAL = 2.0**-149
-FLUSHED = 2.0**-126
 
 
 def rounding(dtype: torch.dtype) -> float:
