@@ -21,6 +21,7 @@ import pytest
 
 from norm_plugin import dispatch, kernels, settings
 from norm_plugin.gradients import BACKWARD_OPS
+from norm_plugin.kernels import Bound
 from norm_plugin.ops import OPS
 from tests.kernels.device import COMPILED, INTERPRETED
 from tests.sequences.samples import Sample, same, samples
@@ -39,16 +40,16 @@ class Ran(threading.local):
 RAN = Ran()
 
 
-def stand_in(family: str, op: str) -> Callable[..., Any]:
+def stand_in(kind: str, op: str) -> Callable[..., Bound]:
     """A kernel that is the native op, and counts."""
     native = (OPS | BACKWARD_OPS)[op].native
 
-    def bind(*_: Any) -> Callable[..., Any]:
+    def bind(*_: Any) -> Bound:
         def run(*args: Any) -> Any:
             RAN.count += 1
             return native(*args)
 
-        return run
+        return Bound(run)
 
     return bind
 
