@@ -70,6 +70,7 @@ def replacement(
             _count_left(answer, parameters, args, named)
         return original(*args, **named)
 
+    forward.__module__ = ours.__module__  # whoever looks at the class sees whose method it has
     return forward
 
 
