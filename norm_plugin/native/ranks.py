@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from norm_plugin import groups
 from norm_plugin.native.rms import add_rmsnorm, rmsnorm, wide, wide_dtype
 from norm_plugin.numerics import FP32
-from norm_plugin import groups
 
 
 def allreduce(input: Tensor, group: str) -> Tensor:
