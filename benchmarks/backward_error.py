@@ -34,12 +34,14 @@ from benchmarks import records
 from norm_plugin import dispatch, settings
 from norm_plugin.accuracy import compared, oracle, ulps
 from norm_plugin.bench import backward
+from norm_plugin.bench.buffers import EPS, Buffers, Function
 from norm_plugin.bench.grid import Point
-from norm_plugin.bench.our_calls import EPS, Buffers
+from norm_plugin.bench.libraries import functional
+from norm_plugin.bench.our_calls import OURS
 from norm_plugin.bench.peers import attempt
 from norm_plugin.bench.tables import table
 
-LIBRARIES = {"Liger": backward.liger, "Quack": backward.quack, "FLA": backward.fla, "torch": backward.functional}
+LIBRARIES = {"Liger": backward.liger, "Quack": backward.quack, "FLA": backward.fla, "torch": functional}
 SHAPES = ((4096, 1024), (8192, 2880), (2048, 4096), (4096, 8192), (1024, 16384), (512, 65536))
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 DTYPES = ((BF16, BF16), (BF16, FP32), (FP16, FP16), (FP32, FP32))  # of x, and of the weights
@@ -106,7 +108,7 @@ def verdict(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> str:
 
 
 def true_values(op: str, s: Buffers) -> list[Tensor]:
-    leaves = [t.detach().double().requires_grad_() for t in backward.tensors(op, s)]
+    leaves = [t.detach().double().requires_grad_() for t in s.taken(OURS[op]).values()]
     with torch.enable_grad():
         found = OPS[op][1](*leaves)
     outputs = list(found) if isinstance(found, tuple) else [found]
@@ -119,18 +121,18 @@ def measure(op: str, s: Typed, libraries: dict[str, dict[str, Any]]) -> tuple[li
     names, truth = OPS[op][0], true_values(op, s)
     left: dict[str, str] = {}
 
-    def of(make: Callable[[Buffers], Callable[[], Any]]) -> list[Errors]:
-        made = make(s)()
+    def of(function: Function) -> list[Errors]:
+        made = backward.trained(function, s)()
         assert len(made) == len(truth), f"{len(made)} results instead of {len(truth)}"
         typed = (t.to(s.of_weights if name in OF_WEIGHTS else s.dtype) for name, t in zip(names, made, strict=True))
         return [errors(*pair) for pair in zip(typed, truth, strict=True)]
 
-    ours = of(backward.OURS[op])
+    ours = of(OURS[op])
     rows = [{"tensor": name, "norm_plugin": mine.kept()} for name, mine in zip(names, ours, strict=True)]
-    for name, makes in libraries.items():
-        if op not in makes:
+    for name, functions in libraries.items():
+        if op not in functions:
             continue
-        found, why = attempt(partial(of, makes[op]))
+        found, why = attempt(partial(of, functions[op]))
         if why:
             left[name] = why
             continue
@@ -168,7 +170,7 @@ def main() -> int:
     options = parser.parse_args()
     begin, cpu = time.monotonic(), options.device == "cpu"
     libraries, left, rows, not_begun = {}, [], [], []
-    for name, load in LIBRARIES.items() if not cpu else [("torch", backward.functional)]:
+    for name, load in LIBRARIES.items() if not cpu else [("torch", functional)]:
         libraries[name], why = attempt(load)
         if why:
             del libraries[name]

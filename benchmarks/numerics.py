@@ -20,9 +20,9 @@ import torch
 import norm_plugin
 from benchmarks import records
 from norm_plugin import settings
+from norm_plugin.bench.buffers import EPS, Buffers
 from norm_plugin.bench.grid import Point
 from norm_plugin.bench.libraries import COMPILED, LIBRARIES
-from norm_plugin.bench.our_calls import EPS, Buffers
 from norm_plugin.bench.peers import attempt, loaded
 from norm_plugin.numerics import GATED_NUMERICS, LAYER_NUMERICS, NUMERICS
 
@@ -96,14 +96,14 @@ def main() -> None:
         return
     rows: list[dict[str, Any]] = []
     for library in LIBRARIES:
-        makes, why = loaded(library)
+        functions, why = loaded(library)
         for op in [op for op in library.ops if op in OURS and library.name != COMPILED]:
             numerics, ours = OURS[op]
             for width in WIDTHS:
                 row: dict[str, Any] = {"library": library.name, "op": op, "width": width}
                 torch.manual_seed(width)
                 buffers = Buffers(Point("small", op, ROWS, width))
-                theirs, failed = attempt(partial(output, makes[op](buffers))) if makes else (None, why)
+                theirs, failed = attempt(partial(output, buffers.call(functions[op]))) if functions else (None, why)
                 if theirs is None:
                     rows.append(row | {"failed": failed})
                     break

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from norm_plugin.bench.buffers import DTYPE
 from norm_plugin.bench.lower_bound_kernels import copy_kernel, empty_kernel
-from norm_plugin.bench.our_calls import DTYPE
 from norm_plugin.bench.timing import Call, Time, graph_time
 from norm_plugin.kernels.launch import has_pdl
 

@@ -21,11 +21,11 @@ import torch
 from norm_plugin import settings
 from norm_plugin.bench import arguments, precompile, summary
 from norm_plugin.bench import results as stored
+from norm_plugin.bench.buffers import Buffers
 from norm_plugin.bench.grid import COLD_BYTES, COMPILED_NOTE, PARTS, Point, points, same_kernels, warm_buffers
 from norm_plugin.bench.host import host_costs, memory
 from norm_plugin.bench.libraries import LIBRARIES
 from norm_plugin.bench.lower_bounds import Copy, best_copy, floor
-from norm_plugin.bench.our_calls import Buffers
 from norm_plugin.bench.peers import Broken, LeftOut, Peer, attempt, candidates, checked, unavailable
 from norm_plugin.bench.results import Results
 from norm_plugin.bench.timing import Call, Time, graph_time
@@ -67,7 +67,7 @@ def measure(point: Point, peers: Sequence[Peer], sets: Sequence[Buffers]) -> tup
     replays, launches = repetitions(point)
     rounds: dict[str, list[Time]] = {}
     left: list[LeftOut] = []
-    calls = {peer.name: [peer.make(buffers) for buffers in sets] for peer in peers}
+    calls = {peer.name: [peer.call(buffers) for buffers in sets] for peer in peers}
     for _ in range(ROUNDS):
         for name in list(calls):
             found, why = attempt(lambda name=name: graph_time(held(calls[name]), replays, launches))  # type: ignore[misc]

@@ -16,12 +16,18 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from norm_plugin import dispatch
-from norm_plugin.bench.calls import CALLS, DTYPE
-from norm_plugin.bench.grid import warm_buffers
+from norm_plugin.bench.buffers import DTYPE, Buffers
+from norm_plugin.bench.grid import Point, warm_buffers
+from norm_plugin.bench.our_calls import OURS
 from norm_plugin.bench.timing import graph_time
 from norm_plugin.bench.tuning import Measured, compile_together, grouped
 from norm_plugin.kernels import configs
 
+#: Table -> the op that is timed for it.
+OPS = {
+    "rms": "rms", "add": "add", "layer": "layer", "gated": "gated",
+    "static": "static_quant", "token": "token_quant", "block": "block_quant",
+}  # fmt: skip
 WIDTHS = (
     64, 128, 256, 512, 1024, 1280, 1536, 2048, 2880, 4096, 5120, 5376, 7168, 8192, 12288, 16384, 18432, 32768, 65536,
     131072,
@@ -43,6 +49,9 @@ class Candidate:
     late: int
     lean: int
     vector: int
+
+    def point(self, rows: int) -> Point:
+        return Point("tune", OPS[self.table], rows, self.width)
 
 
 def candidates(table: str, width: int) -> Iterator[Candidate]:
@@ -75,20 +84,21 @@ def compile_all(chunk: list[Candidate]) -> None:
         with forced(c), suppress(OutOfResources):
             dispatch.reset()
             for rows in (2, 132 * c.lean * c.rows + 1):  # the kernel that reads weights with the row, and the lean one
-                CALLS[c.table][0](rows, c.width)()
+                point = c.point(rows)
+                Buffers(point).call(OURS[point.op])()
     torch.cuda.synchronize()
 
 
 def measure(c: Candidate) -> Measured[Candidate]:
     """The times of one candidate."""
     times = {}
-    make, passes = CALLS[c.table]
     with forced(c):
         dispatch.reset()
         for rows in row_counts(c.width):
-            traffic = rows * c.width * DTYPE.itemsize * passes
-            large = traffic >= 32 << 20
-            calls = [make(rows, c.width) for _ in range(3 if large else warm_buffers(int(traffic)))]
+            point = c.point(rows)
+            large = point.traffic >= 32 << 20
+            count = 3 if large else warm_buffers(point.traffic)
+            calls = [Buffers(point).call(OURS[point.op]) for _ in range(count)]
             times[rows] = graph_time(calls, replays=12, launches=6 if large else 64).median
     return Measured(c, times)
 
@@ -107,7 +117,7 @@ def choose(measured: Iterable[Measured[Candidate]]) -> Measured[Candidate]:
 
 
 def tune(
-    tables: Iterable[str] = tuple(CALLS), widths: Iterable[int] = WIDTHS, workers: int = 12
+    tables: Iterable[str] = tuple(OPS), widths: Iterable[int] = WIDTHS, workers: int = 12
 ) -> list[Measured[Candidate]]:
     """All measurements, for `table` to choose from."""
     every = [c for table in tables for width in widths for c in candidates(table, width)]
@@ -120,7 +130,7 @@ def tune(
 
 
 def table(measured: Iterable[Measured[Candidate]]) -> dict[str, list[list[int]]]:
-    """Family -> entries for configs.json. A width between two measured ones takes the wider one's entry."""
+    """Table -> entries for configs.json. A width between two measured ones takes the wider one's entry."""
     entries: dict[str, list[list[int]]] = {}
     for (table, width), group in grouped(measured):
         c = choose(group).candidate

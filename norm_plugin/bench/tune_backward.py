@@ -10,12 +10,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from triton.runtime.errors import OutOfResources
 
 from norm_plugin import dispatch, settings
-from norm_plugin.bench.calls import DTYPE, normal
+from norm_plugin.bench.buffers import DTYPE, EPS, Buffers
+from norm_plugin.bench.grid import Point
 from norm_plugin.bench.timing import Call, graph_time
 from norm_plugin.bench.tuning import Measured, compile_together, grouped
 from norm_plugin.gradients import GATED_NORM_BACKWARD, LAYERNORM_BACKWARD, RMSNORM_BACKWARD
@@ -24,7 +26,6 @@ from norm_plugin.kernels import backward_configs as configs
 TABLES = ("rms", "add", "layer", "gated")
 WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 ROWS = (4096, 16384)
-EPS = 1e-6
 WORKERS = 12
 
 #: Fewer elements a thread than this leave too little to do between two barriers; more do not fit its registers. Half as
@@ -62,16 +63,15 @@ def candidates(table: str, width: int) -> Iterator[Candidate]:
 
 
 def call(table: str, rows: int, width: int) -> Call:
-    g, x, w = normal(rows, width), normal(rows, width), normal(width)
+    s = Buffers(Point("tune", f"{table}_backward", rows, width))
     if table == "layer":
-        b = normal(width)
-        return lambda: dispatch.call(LAYERNORM_BACKWARD, g, x, w, b, EPS, True, True)
+        return partial(dispatch.call, LAYERNORM_BACKWARD, s.dy, s.x, s.w, s.b, EPS, True, True)
     if table == "gated":
-        z = normal(rows, width)
         how = (EPS, None, True, True, "silu", True, True)
-        return lambda: dispatch.call(GATED_NORM_BACKWARD, g, x, w, None, z, *how)
-    a = normal(rows, width) if table == "add" else None
-    return lambda: dispatch.call(RMSNORM_BACKWARD, g, x, w, a, EPS, False, None, True)
+        return partial(dispatch.call, GATED_NORM_BACKWARD, s.dy, s.x, s.w, None, s.z, *how)
+    return partial(
+        dispatch.call, RMSNORM_BACKWARD, s.dy, s.x, s.w, s.dr if table == "add" else None, EPS, False, None, True
+    )
 
 
 def compile_all(chunk: list[Candidate]) -> None:
@@ -114,7 +114,7 @@ def tune(tables: Iterable[str] = TABLES, widths: Iterable[int] = WIDTHS) -> list
 
 
 def table(measured: Iterable[Measured[Candidate]]) -> dict[str, list[list[int]]]:
-    """Family -> entries for backward_configs.json; a width whose best are the parts of rows has none."""
+    """Table -> entries for backward_configs.json; a width whose best are the parts of rows has none."""
     entries: dict[str, list[list[int]]] = {}
     for (table, width), group in grouped(measured):
         best = {rows: min(m.times[rows] for m in group) for rows in ROWS}
