@@ -93,10 +93,9 @@ def side(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.parser(__doc__, "patches")
     parser.add_argument("--engine", choices=FIXES, required=True)
     parser.add_argument("--site", type=Path, required=True)
-    parser.add_argument("--json", type=Path, default=records.default("patches"))
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

@@ -5,10 +5,8 @@ PYTHONPATH=<vLLM and what it needs>:. python -m benchmarks.vllm_encoder [--json 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,9 +61,8 @@ class Passes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.parser(__doc__, "vllm_encoder")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: a rehearsal")
-    parser.add_argument("--json", type=Path, default=records.default("vllm_encoder"), metavar="FILE")
     options = parser.parse_args()
     cuda = options.device == "cuda"
     width, blocks = (1280, 32) if cuda else (64, 2)

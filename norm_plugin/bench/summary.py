@@ -9,7 +9,7 @@ from typing import Any
 
 from norm_plugin.bench.grid import PARTS
 from norm_plugin.bench.peers import ALONE_NAME, OUR_NAME
-from norm_plugin.bench.results import Results
+from norm_plugin.bench.results import Results, of_part
 
 DECODE_BAR, GEOMEAN_BAR = 1.02, 0.80
 COPY_BAR = 0.97
@@ -162,9 +162,8 @@ def lines(results: Results) -> list[str]:
     """The whole summary."""
     found: list[str] = []
     for part in PARTS:
-        points = [point for point in results["points"] if point["part"] == part]
-        for op in dict.fromkeys(point["op"] for point in points):
-            found += op_lines(part, op, [point for point in points if point["op"] == op])
+        for op in dict.fromkeys(point["op"] for point in of_part(results, part)):
+            found += op_lines(part, op, of_part(results, part, op))
     if results["host"]:
         found += ["host cost of one eager call, 1 x 4096:", *host_lines(results["host"])]
     if results["memory"]:
