@@ -161,6 +161,19 @@ def shown(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def worse_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each error of ours that is worse than a peer's."""
+    return [
+        f"{row['op']} {row['rows']} x {row['width']} {row['x']}, weights {row['w']}: {row['tensor']} {what} "
+        f"{row['norm_plugin']['ulps'][i]:.5f} ulps, {name} {row[name]['ulps'][i]:.5f}"
+        for row in rows
+        for name in LIBRARIES
+        if name in row
+        for i, what in enumerate(("mean", "max"))
+        if row[name]["ours_is"][i] == "worse"
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write every row there")
@@ -171,10 +184,11 @@ def main() -> int:
     begin, cpu = time.monotonic(), options.device == "cpu"
     libraries, left, rows, not_begun = {}, [], [], []
     for name, load in LIBRARIES.items() if not cpu else [("torch", functional)]:
-        libraries[name], why = attempt(load)
+        functions, why = attempt(load)
         if why:
-            del libraries[name]
             left.append({"peer": name, "where": "", "reason": why})
+        else:
+            libraries[name] = functions
     with settings.override(backend="native" if cpu else "triton", strict=True):
         for op, (dtype, of_weights), (m, n) in product(options.ops, DTYPES, ((256, 96), (64, 1000)) if cpu else SHAPES):
             where = {"op": op, "x": str(dtype)[6:], "w": str(of_weights)[6:], "rows": m, "width": n}
@@ -187,25 +201,16 @@ def main() -> int:
             rows += [{**where, **row} for row in found]
             left += [{"peer": name, "where": str(where), "reason": why} for name, why in why_not.items()]
         backends = sorted({f"{route.op.name} on {route.backend}" for route in dispatch.routes()})
-    print(shown(rows))
-    worse = [
-        f"{row['op']} {row['rows']} x {row['width']} {row['x']}, weights {row['w']}: {row['tensor']} {what} "
-        f"{row['norm_plugin']['ulps'][i]:.5f} ulps, {name} {row[name]['ulps'][i]:.5f}"
-        for row in rows
-        for name in libraries
-        if name in row
-        for i, what in enumerate(("mean", "max"))
-        if row[name]["ours_is"][i] == "worse"
-    ]
-    verdicts = [one for row in rows for name in libraries if name in row for one in row[name]["ours_is"]]
+    worse = worse_lines(rows)
     if options.json:
         about = {"rule": __doc__, "backends": backends, "worse": worse, "left_out": left, "not_begun": not_begun}
         records.write(options.json, rows, **about)
-    print("\n".join(["ran:", *backends]))
+    print(shown(rows), "ran:", *backends, sep="\n")
     for entry in left:
         print("left out:", entry["peer"], entry["where"], entry["reason"])
     for line in worse:
         print("WORSE", line)
+    verdicts = [one for row in rows for name in libraries if name in row for one in row[name]["ours_is"]]
     better = verdicts.count("better")
     print(f"{len(verdicts)} comparisons: ours better in {better}, worse in {len(worse)}; not begun: {len(not_begun)}")
     return 1 if worse or not rows else 0
