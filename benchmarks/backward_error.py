@@ -2,15 +2,14 @@
 
     PYTHONPATH=<the peers>:. python -m benchmarks.backward_error [--json FILE] [--seconds 400]
 
-The truth is autograd through the formula in fp64 on the same values, with nothing rounded on the way: of a fused add,
-the sum neither. Errors of tensors of rows are in ulps of the row's largest value, and a row is a sample: its mean error
-and its largest. The gradients of weights and biases are in ulps of the largest of all, and a column is a sample. What
-somebody returns in another dtype than that of its tensor is cast to that first.
+The truth is autograd through the formula in fp64 on the same values, with nothing rounded on the way, not even the sum
+of a fused add. In tensors of rows an error is in ulps of its row's largest value, and each row is a sample, of its mean
+and its largest error. In gradients of weights and biases an error is in ulps of the largest value of all, and each
+column is a sample. A result in another dtype than its tensor's is cast to that first.
 
-Ours is "worse" than a peer's where the difference of both errors, averaged over the samples, is above what it may be by
-chance: CHANCE standard errors, as its spread over the samples has them (one comparison in 30000). Where a tensor is
-narrower than fp32, an error is the same for all but next to a tie, and up to what fp32 arithmetic moves is no
-difference (norm_plugin/accuracy/compared.py, by which the tests hold ours against torch's, too). "better" likewise.
+Ours is "worse" than a peer's where the mean over the samples of (our error - theirs) is more than chance allows: CHANCE
+of its standard errors, which one comparison in 30000 exceeds. In tensors narrower than fp32, what fp32 arithmetic can
+move is allowed, too (norm_plugin/accuracy/compared.py, which the tests use as well). "better" likewise.
 
 The exit code is 1 if anything is worse. `--device cpu` is a rehearsal on native ops, with torch's as the only peer.
 """

@@ -70,7 +70,7 @@ def sglang_cases() -> Iterator[Case]:
 
 
 def measured(engine: str) -> dict[str, dict[str, Any]]:
-    """Of each case the time, a digest of the result, and the result's sum, for what need not be equal in bits."""
+    """Of each case the time, a digest of the result's bits, and its norm, as a patch may change bits."""
     found = {}
     with torch.inference_mode():
         torch.manual_seed(0)

@@ -30,7 +30,7 @@ def layers(width: int, blocks: int, device: str) -> list[tuple[Any, Any]]:
 
 
 def encode(norms: list[tuple[Any, Any]], x: torch.Tensor, attended: list[torch.Tensor]) -> torch.Tensor:
-    """Only the norms. x and what attention gives back are given away, so each pass wants new ones."""
+    """Only the norms. They write x and what attention returned, so each pass needs new ones."""
     for (first, second), residual in zip(norms, attended, strict=True):
         first(x)
         x, _ = second(x, residual=residual)

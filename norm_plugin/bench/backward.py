@@ -1,8 +1,7 @@
-"""A forward and its backward, through each library's own autograd: what a layer costs in training. (Gemma's and the
-gate before the norm are not timed: benchmarks/backward_error.py asks how far off they are.)
+"""A forward and its backward, through each library's own autograd: what a layer costs in training.
 
-A call returns everything that it computes, the output and all gradients, so that all of it is compared. Liger would
-write the gradient of x over that of the output, which another buffer then has to hold; it is asked not to.
+Gemma's norm and the gate before the norm are not timed; benchmarks/backward_error.py measures their errors. Liger is
+told not to write the gradient of x over that of the output, which other calls use again.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from norm_plugin.bench.buffers import EPS, Buffers, Function
 
 
 def trained(f: Function, s: Buffers) -> Callable[[], tuple[Tensor, ...]]:
-    """f and the gradients of all that it takes; the buffers of a set share the gradients that come in."""
+    """A call of f that returns its outputs and the gradients of all that it takes."""
     leaves = [t.detach().requires_grad_() for t in s.taken(f).values()]
     grads = [s.dy, s.dr] if s.point.op == "add_backward" else [s.dy]
 

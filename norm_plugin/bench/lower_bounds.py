@@ -1,4 +1,4 @@
-"""What no kernel gets below: an empty one, and a plain copy of as many bytes."""
+"""Lower bounds of a kernel's time: an empty kernel's, and that of a plain copy of as many bytes."""
 
 from __future__ import annotations
 

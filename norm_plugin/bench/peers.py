@@ -1,6 +1,6 @@
 """Who takes part at a point: ours and every library that can be imported, runs, and computes the same.
 
-Whoever cannot is left out, and why is kept: nobody is missing silently.
+A library that does not is left out, and the reason is kept.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def described(point: dict[str, Any]) -> str:
 
 
 def badness(point: dict[str, Any]) -> float:
-    """What the points of an op are sorted by: the worst is what the bar of its part is about."""
+    """What the points of an op are sorted by: beside a copy at large sizes, beside the fastest peer elsewhere."""
     if OUR_NAME not in point["times"]:
         return math.inf
     copied, compared = of_copy(point), against(point)

@@ -1,7 +1,7 @@
 """Make the table of launch configurations for the GPU at hand: every candidate is timed, the best of each width kept.
 
-A configuration may not depend on the number of rows, so one is chosen for all of them: that with the least geometric
-mean of its times over the best time found, at decode sizes and large ones.
+A configuration may not depend on the number of rows, so one is chosen for all of them, decode sizes and large ones: the
+one whose times over the best times found have the least geometric mean.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ WIDTHS = (
     131072,
 )  # fmt: skip
 DECODE_ROWS = (1, 16, 64, 256)
-#: Up to here the next kernel is let in after the row is read, beyond at once: what was better at nearly every width.
+#: In rows up to this size the next kernel may start after the row is read, in longer ones at once: that was faster at
+#: nearly every width.
 LATE_BYTES = 8192
 LARGE_BYTES = (4 << 20, 64 << 20)
 

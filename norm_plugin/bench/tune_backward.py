@@ -1,7 +1,7 @@
 """The table of the backward kernels' launch configurations for the GPU at hand: every candidate is timed.
 
-The backward op alone is timed; its number of rows changes no configuration, so one is chosen for the sizes of training
-in the mean.
+The backward op alone is timed. A configuration may not depend on the number of rows, so the one is chosen that is best
+in the mean of ROWS.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 ROWS = (4096, 16384)
 WORKERS = 12
 
-#: Fewer elements a thread than this leave too little to do between two barriers; more do not fit its registers. Half as
-#: many are the most for programs of many warps.
+#: Elements a thread. Fewer leave it too little to do between two barriers; more do not fit its registers. Programs of 8
+#: warps and more have at most half of MOST.
 FEWEST, MOST = 8, 64
 
-#: Warps a multiprocessor.
+#: Warps that a multiprocessor is kept busy with.
 BUSY = (16, 24, 32)
 
 
