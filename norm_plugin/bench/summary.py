@@ -54,9 +54,9 @@ def of_copy(point: dict[str, Any]) -> float | None:
     return float(point["copy_us"] / point["times"][OUR_NAME]["median"])
 
 
-def terabytes(point: dict[str, Any], name: str = OUR_NAME) -> float:
-    """TB/s of what must be moved."""
-    return float(point["traffic"] / point["times"][name]["median"] / 1e6)
+def terabytes(point: dict[str, Any]) -> float:
+    """Our TB/s of what must be moved."""
+    return float(point["traffic"] / point["times"][OUR_NAME]["median"] / 1e6)
 
 
 def over_alone(point: dict[str, Any]) -> float | None:
@@ -111,15 +111,15 @@ def badness(point: dict[str, Any]) -> float:
     return compared.ratio if compared else 0.0
 
 
-def op_lines(part: str, op: str, points: Sequence[dict[str, Any]], worst: int = 3) -> list[str]:
-    """An op's mean, its failures, and its worst points."""
+def op_lines(part: str, op: str, points: Sequence[dict[str, Any]]) -> list[str]:
+    """An op's mean, its failures, and its three worst points."""
     ratios = [compared.ratio for point in points if (compared := against(point))]
     missing = [point for point in points if failures(point)]
     mean = geomean(ratios)
     bar = part in ("decode", "cold")
     verdict = ("" if mean <= GEOMEAN_BAR else f" (bar {GEOMEAN_BAR:.2f}: MISSED)") if bar and ratios else ""
     lines = [f"{part} {op}: {len(missing)} of {len(points)} points miss a bar; geometric mean {mean:.3f}{verdict}"]
-    for point in sorted(points, key=badness, reverse=True)[:worst]:
+    for point in sorted(points, key=badness, reverse=True)[:3]:
         lines.append(f"    {described(point)}")
     return lines
 

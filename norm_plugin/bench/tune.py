@@ -16,6 +16,7 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from norm_plugin import dispatch
+from norm_plugin.bench import tuning
 from norm_plugin.bench.buffers import DTYPE, Buffers
 from norm_plugin.bench.grid import Point, warm_buffers
 from norm_plugin.bench.our_calls import OURS
@@ -40,11 +41,7 @@ LARGE_BYTES = (4 << 20, 64 << 20)
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One entry of a table, for one width."""
-
-    table: str
-    width: int
+class Candidate(tuning.Candidate):
     warps: int
     rows: int
     late: int
@@ -117,12 +114,10 @@ def choose(measured: Iterable[Measured[Candidate]]) -> Measured[Candidate]:
     return min(found, key=lambda m: cost(m, best))
 
 
-def tune(
-    tables: Iterable[str] = tuple(OPS), widths: Iterable[int] = WIDTHS, workers: int = 12
-) -> list[Measured[Candidate]]:
+def tune(tables: Iterable[str] = tuple(OPS), widths: Iterable[int] = WIDTHS) -> list[Measured[Candidate]]:
     """All measurements, for `table` to choose from."""
     every = [c for table in tables for width in widths for c in candidates(table, width)]
-    compile_together(compile_all, every, workers)
+    compile_together(compile_all, every)
     found = []
     for candidate in every:
         with suppress(OutOfResources):  # what needs more shared memory or registers than there are is no candidate

@@ -7,7 +7,7 @@ in the mean of ROWS.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from norm_plugin import dispatch, settings
+from norm_plugin.bench import tuning
 from norm_plugin.bench.buffers import DTYPE, EPS, Buffers
 from norm_plugin.bench.grid import Point
 from norm_plugin.bench.timing import Call, graph_time
@@ -26,7 +27,6 @@ from norm_plugin.kernels import backward_configs as configs
 TABLES = ("rms", "add", "layer", "gated")
 WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 ROWS = (4096, 16384)
-WORKERS = 12
 
 #: Elements a thread. Fewer leave it too little to do between two barriers; more do not fit its registers. Programs of 8
 #: warps and more have at most half of MOST.
@@ -37,11 +37,9 @@ BUSY = (16, 24, 32)
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One entry of a table, for one width; no entry means the parts of rows beyond the table."""
+class Candidate(tuning.Candidate):
+    """No entry means the parts of rows beyond the table."""
 
-    table: str
-    width: int
     entry: tuple[int, ...]
 
 
@@ -84,13 +82,13 @@ def compile_all(chunk: list[Candidate]) -> None:
     torch.cuda.synchronize()
 
 
-def measure(c: Candidate, made: Callable[[int], Sequence[Call]]) -> dict[int, float]:
+def measure(c: Candidate, calls: dict[int, list[Call]]) -> dict[int, float]:
     """Microseconds by number of rows; none where the kernel cannot run."""
     times = {}
     with configs.forced(*c.entry), suppress(OutOfResources, dispatch.BackendError):
         dispatch.reset()
         for rows in ROWS:
-            times[rows] = graph_time(made(rows), replays=7, launches=6).median
+            times[rows] = graph_time(calls[rows], replays=7, launches=6).median
     return times
 
 
@@ -103,12 +101,12 @@ def tune(tables: Iterable[str] = TABLES, widths: Iterable[int] = WIDTHS) -> list
     """All measurements, for `table` to choose from; what cannot run here is not among them."""
     places = [(table, width) for table in tables for width in widths]
     every = [c for place in places for c in candidates(*place)]
-    compile_together(compile_all, every, WORKERS)
+    compile_together(compile_all, every)
     measured = []
     with torch.no_grad(), settings.override(backend="triton", strict=True):
         for table, width in places:
-            buffers = {rows: [call(table, rows, width) for _ in range(3)] for rows in ROWS}
-            found = (Measured(c, measure(c, buffers.__getitem__)) for c in candidates(table, width))
+            calls = {rows: [call(table, rows, width) for _ in range(3)] for rows in ROWS}
+            found = (Measured(c, measure(c, calls)) for c in candidates(table, width))
             measured += [m for m in found if len(m.times) == len(ROWS)]
     return measured
 
