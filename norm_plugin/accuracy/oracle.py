@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from norm_plugin.numerics import FP32, GATED_NUMERICS, LAYER_QUANT_NUMERICS, NUMERICS
+from norm_plugin.numerics import FP32, GATED_NUMERICS, LAYER_QUANT_NUMERICS, NUMERICS, Numerics
 
 #: 16 roundings of fp32, in both directions. A sum in pairs over 2^17 squares costs at most 17 roundings, of which the
 #: square root leaves half; the root, the products and eps cost less than the rest.
@@ -58,6 +58,21 @@ def offset(bias: Tensor | None) -> Tensor | float:
     return 0.0 if bias is None else bias.double()
 
 
+def weighted(
+    xhat: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    numerics: Numerics,
+    dtype: torch.dtype,
+    nudge: float,
+    gemma: bool = False,
+) -> Tensor:
+    """xhat * w + b; `dtype` is the activation dtype that b() rounds to."""
+    if numerics.round_before_weight:
+        xhat = rounded(xhat, dtype, nudge)
+    return xhat * factor(weight, gemma) + offset(bias)
+
+
 # --- rms ----------------------------------------------------------------------------------------------------------
 
 
@@ -73,9 +88,7 @@ def rmsnorm(
     """h * s * w."""
     h = input.double()
     xhat = h * inverse_root(h, eps, variance_size)
-    if NUMERICS[numerics].round_before_weight:
-        xhat = rounded(xhat, input.dtype, nudge)
-    return xhat * factor(weight, gemma)
+    return weighted(xhat, weight, None, NUMERICS[numerics], input.dtype, nudge, gemma)
 
 
 def add_rmsnorm(
@@ -94,9 +107,7 @@ def add_rmsnorm(
     written = rounded(total, residual.dtype, nudge)
     s = inverse_root(written if named.variance_of_rounded_sum else total, eps, variance_size)
     xhat = (written if named.output_of_rounded_sum else total) * s
-    if named.round_before_weight:
-        xhat = rounded(xhat, input.dtype, nudge)
-    return xhat * factor(weight, gemma), total
+    return weighted(xhat, weight, None, named, input.dtype, nudge, gemma), total
 
 
 def l2norm(input: Tensor, eps: float = 1e-6) -> Tensor:
@@ -152,10 +163,10 @@ def gated_norm(
 ) -> Tensor:
     """norm(x) * act(z), or norm(x * act(z)), group by group."""
     xhat, _, _ = normalized_groups(x, z, eps, group_size, norm_before_gate, is_rms_norm, activation)
-    if GATED_NUMERICS[numerics].round_before_weight:
-        y = rounded(rounded(xhat, x.dtype, nudge) * factor(weight) + offset(bias), x.dtype, nudge)
-    else:
-        y = xhat * factor(weight) + offset(bias)
+    named = GATED_NUMERICS[numerics]
+    y = weighted(xhat, weight, bias, named, x.dtype, nudge)
+    if named.round_before_weight:
+        y = rounded(y, x.dtype, nudge)
     return y if z is None or not norm_before_gate else y * gate(z, activation)
 
 
@@ -221,9 +232,7 @@ def split_rmsnorm(
 ) -> Tensor:
     """The part's norm, from the sums of whole rows."""
     xhat = gated_part(x, z) * root_of_sums(sums, full_width, eps)
-    if GATED_NUMERICS[numerics].round_before_weight:
-        xhat = rounded(xhat, x.dtype, nudge)
-    return xhat * factor(weight)
+    return weighted(xhat, weight, None, GATED_NUMERICS[numerics], x.dtype, nudge)
 
 
 # --- quant --------------------------------------------------------------------------------------------------------
