@@ -165,31 +165,30 @@ def quant_cases(name: str, dtype: torch.dtype, numerics: str) -> Iterator[Case]:
         norm_plugin.fused_add_rmsnorm_quant(out, i.x, i.residual, i.weight, i.scale, EPS, numerics=numerics)
         return (out,)
 
+    def norm(i: Inputs, nudge: float, residual: Tensor | None = None) -> Tensor:
+        return oracle.to_quantise(i.x, i.weight, residual, EPS, numerics, nudge=nudge)
+
+    def by_block(i: Inputs, nudge: float) -> Outputs:
+        values, scales = oracle.by_own_scale(norm(i, nudge).unflatten(-1, (-1, GROUP)), dtype)
+        return values.flatten(-2), scales[..., 0]
+
     yield Case(
         "rmsnorm_quant", name, numerics, static,
-        lambda i, nudge: (
-            oracle.rmsnorm_quant(i.x, i.weight, i.scale, dtype, None, EPS, numerics, nudge=nudge),
-        ),
+        lambda i, nudge: (oracle.quantised(norm(i, nudge), i.scale, dtype),),
     )  # fmt: skip
     yield Case(
         "fused_add_rmsnorm_quant", name, numerics, fused_static,
-        lambda i, nudge: (
-            oracle.rmsnorm_quant(i.x, i.weight, i.scale, dtype, i.residual, EPS, numerics, nudge=nudge),
-        ),
+        lambda i, nudge: (oracle.quantised(norm(i, nudge, i.residual), i.scale, dtype),),
     )  # fmt: skip
     yield Case(
         "rmsnorm_dynamic_quant", name, numerics,
         lambda i: norm_plugin.rmsnorm_dynamic_quant(i.x, i.weight, None, EPS, dtype, numerics=numerics),
-        lambda i, nudge: oracle.rmsnorm_dynamic_quant(
-            i.x, i.weight, None, EPS, dtype, numerics=numerics, nudge=nudge
-        ),
+        lambda i, nudge: oracle.by_own_scale(norm(i, nudge), dtype),
     )  # fmt: skip
     yield Case(
         "rmsnorm_block_quant", name, numerics,
         lambda i: norm_plugin.rmsnorm_block_quant(i.x, i.weight, None, EPS, GROUP, dtype, numerics=numerics),
-        lambda i, nudge: oracle.rmsnorm_block_quant(
-            i.x, i.weight, None, EPS, GROUP, dtype, numerics, nudge=nudge
-        ),
+        by_block,
     )  # fmt: skip
 
 
@@ -199,16 +198,15 @@ def layernorm_quant_case(name: str, dtype: torch.dtype, numerics: str) -> Case:
         norm_plugin.layernorm_quant(out, i.x, i.weight, i.bias, i.scale, EPS, numerics=numerics)
         return (out,)
 
+    def truth(i: Inputs, nudge: float) -> Outputs:
+        norm = oracle.layernorm_to_quantise(i.x, i.weight, i.bias, EPS, numerics, nudge)
+        return (oracle.quantised(norm, i.scale, dtype),)
+
     def bound(i: Inputs) -> Tensor:
         off = bounds.layernorm_to_quantise(i.x, i.weight, i.bias, EPS, numerics) / i.scale.double()
-        quotient = oracle.layernorm_quant(i.x, i.weight, i.bias, i.scale, dtype, EPS, numerics)
-        return off + bounds.product(quotient, torch.float32)
+        return off + bounds.product(truth(i, 0.0)[0], torch.float32)
 
-    return Case(
-        "layernorm_quant", name, numerics, static,
-        lambda i, nudge: (oracle.layernorm_quant(i.x, i.weight, i.bias, i.scale, dtype, EPS, numerics, nudge),),
-        bound,
-    )  # fmt: skip
+    return Case("layernorm_quant", name, numerics, static, truth, bound)
 
 
 def cases() -> list[Case]:

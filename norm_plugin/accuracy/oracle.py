@@ -170,20 +170,6 @@ def gated_norm(
     return y if z is None or not norm_before_gate else y * gate(z, activation)
 
 
-def gated_statistics(
-    x: Tensor,
-    z: Tensor | None = None,
-    eps: float = 1e-6,
-    group_size: int | None = None,
-    norm_before_gate: bool = True,
-    is_rms_norm: bool = False,
-    activation: str = "silu",
-) -> tuple[Tensor | None, Tensor]:
-    """(mean or None, rstd) of a 2-D x, group-major: all rows of the first group, then all of the second."""
-    _, mean, rstd = normalized_groups(x, z, eps, group_size, norm_before_gate, is_rms_norm, activation)
-    return None if mean is None else torch.cat(mean.unbind(1)), torch.cat(rstd.unbind(1))
-
-
 def normalized_groups(
     x: Tensor,
     z: Tensor | None,
@@ -251,6 +237,12 @@ def dynamic_scale(y: Tensor, dtype: torch.dtype, upper_bound: Tensor | None = No
     return (largest / RANGES[dtype][1]).clamp(min=LEAST_SCALES[dtype])
 
 
+def by_own_scale(y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(y quantised by its own largest magnitude along the last dimension, that scale [..., 1])."""
+    scale = dynamic_scale(y, dtype)
+    return quantised(y, scale, dtype), scale
+
+
 def to_quantise(
     input: Tensor,
     weight: Tensor | None,
@@ -268,55 +260,6 @@ def to_quantise(
     return rounded(y, input.dtype, nudge) if NUMERICS[numerics].round_before_weight else y
 
 
-def rmsnorm_quant(
-    input: Tensor,
-    weight: Tensor | None,
-    scale: Tensor,
-    dtype: torch.dtype,
-    residual: Tensor | None = None,
-    eps: float = 1e-6,
-    numerics: str = FP32.name,
-    gemma: bool = False,
-    nudge: float = 0.0,
-) -> Tensor:
-    """norm(x) or norm(x + r), by one scale."""
-    return quantised(to_quantise(input, weight, residual, eps, numerics, gemma, nudge), scale, dtype)
-
-
-def rmsnorm_dynamic_quant(
-    input: Tensor,
-    weight: Tensor | None,
-    residual: Tensor | None = None,
-    eps: float = 1e-6,
-    dtype: torch.dtype = torch.float8_e4m3fn,
-    scale_ub: Tensor | None = None,
-    numerics: str = FP32.name,
-    gemma: bool = False,
-    nudge: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """(the quantised norm, its scales [..., 1])."""
-    y = to_quantise(input, weight, residual, eps, numerics, gemma, nudge)
-    scale = dynamic_scale(y, dtype, scale_ub)
-    return quantised(y, scale, dtype), scale
-
-
-def rmsnorm_block_quant(
-    input: Tensor,
-    weight: Tensor | None,
-    residual: Tensor | None = None,
-    eps: float = 1e-6,
-    group_size: int = 128,
-    dtype: torch.dtype = torch.float8_e4m3fn,
-    numerics: str = FP32.name,
-    gemma: bool = False,
-    nudge: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """(the quantised norm, its scales [..., N / group_size])."""
-    y = to_quantise(input, weight, residual, eps, numerics, gemma, nudge).unflatten(-1, (-1, group_size))
-    scale = dynamic_scale(y, dtype)
-    return quantised(y, scale, dtype).flatten(-2), scale[..., 0]
-
-
 def layernorm_to_quantise(
     input: Tensor,
     weight: Tensor | None,
@@ -328,17 +271,3 @@ def layernorm_to_quantise(
     """The LayerNorm that is quantised: before its last rounding, and with `flashinfer_layer` after it."""
     y = layernorm(input, weight, bias, eps)
     return rounded(y, input.dtype, nudge) if LAYER_QUANT_NUMERICS[numerics].round_before_quant else y
-
-
-def layernorm_quant(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    scale: Tensor,
-    dtype: torch.dtype,
-    eps: float = 1e-6,
-    numerics: str = FP32.name,
-    nudge: float = 0.0,
-) -> Tensor:
-    """layernorm(x), by one scale."""
-    return quantised(layernorm_to_quantise(input, weight, bias, eps, numerics, nudge), scale, dtype)
