@@ -10,7 +10,7 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin.accuracy import bounds, inputs, oracle
-from norm_plugin.numerics import GATED_NUMERICS, LAYER_NUMERICS, LAYER_QUANT_NUMERICS, NUMERICS
+from norm_plugin.numerics import FP32, GATED_NUMERICS, LAYER_NUMERICS, LAYER_QUANT_NUMERICS, NUMERICS
 
 ROWS, WIDTH, GROUP, FEATURES = 16, 2048, 128, 64
 EPS = 1e-6
@@ -65,43 +65,33 @@ class Case:
     bound: Callable[[Inputs], Tensor] | None = None
 
 
-def rms_cases(numerics: str) -> Iterator[Case]:
+def rms_cases(numerics: str, gemma: bool = False) -> Iterator[Case]:
+    norm = norm_plugin.gemma_rmsnorm if gemma else norm_plugin.rmsnorm
+    fused_norm = norm_plugin.gemma_fused_add_rmsnorm if gemma else norm_plugin.fused_add_rmsnorm
+
     def fused(i: Inputs) -> Outputs:
-        norm_plugin.fused_add_rmsnorm(i.x, i.residual, i.weight, EPS, numerics=numerics)
+        fused_norm(i.x, i.residual, i.weight, EPS, numerics=numerics)
         return i.x, i.residual
 
     def add_oracle(i: Inputs, nudge: float) -> Outputs:
-        return oracle.add_rmsnorm(i.x, i.residual, i.weight, EPS, numerics, nudge=nudge)
+        return oracle.add_rmsnorm(i.x, i.residual, i.weight, EPS, numerics, gemma, nudge=nudge)
 
     yield Case(
-        "rmsnorm", "", numerics,
-        lambda i: (norm_plugin.rmsnorm(i.x, i.weight, EPS, numerics=numerics),),
-        lambda i, nudge: (oracle.rmsnorm(i.x, i.weight, EPS, numerics, nudge=nudge),),
+        norm.__name__, "", numerics,
+        lambda i: (norm(i.x, i.weight, EPS, numerics=numerics),),
+        lambda i, nudge: (oracle.rmsnorm(i.x, i.weight, EPS, numerics, gemma, nudge=nudge),),
     )  # fmt: skip
-    yield Case("fused_add_rmsnorm", "in place", numerics, fused, add_oracle)
-    yield Case(
-        "add_rmsnorm", "", numerics,
-        lambda i: norm_plugin.add_rmsnorm(i.x, i.residual, i.weight, EPS, numerics=numerics),
-        add_oracle,
-    )  # fmt: skip
+    yield Case(fused_norm.__name__, "in place", numerics, fused, add_oracle)
+    if not gemma:
+        yield Case(
+            "add_rmsnorm", "", numerics,
+            lambda i: norm_plugin.add_rmsnorm(i.x, i.residual, i.weight, EPS, numerics=numerics),
+            add_oracle,
+        )  # fmt: skip
 
 
-def gemma_cases() -> Iterator[Case]:
-    def fused(i: Inputs) -> Outputs:
-        norm_plugin.gemma_fused_add_rmsnorm(i.x, i.residual, i.weight, EPS)
-        return i.x, i.residual
-
-    yield Case(
-        "gemma_rmsnorm", "", "fp32",
-        lambda i: (norm_plugin.gemma_rmsnorm(i.x, i.weight, EPS),),
-        lambda i, nudge: (oracle.rmsnorm(i.x, i.weight, EPS, gemma=True, nudge=nudge),),
-    )  # fmt: skip
-    yield Case(
-        "gemma_fused_add_rmsnorm", "in place", "fp32",
-        fused,
-        lambda i, nudge: oracle.add_rmsnorm(i.x, i.residual, i.weight, EPS, gemma=True, nudge=nudge),
-    )  # fmt: skip
-    yield Case(
+def l2norm_case() -> Case:
+    return Case(
         "l2norm", "", "fp32",
         lambda i: (norm_plugin.l2norm(i.x, EPS),),
         lambda i, nudge: (oracle.l2norm(i.x, EPS),),
@@ -212,7 +202,7 @@ def layernorm_quant_case(name: str, dtype: torch.dtype, numerics: str) -> Case:
 def cases() -> list[Case]:
     """Every public function in every numerics it has."""
     found = [case for numerics in NUMERICS for case in rms_cases(numerics)]
-    found += [*gemma_cases(), *layer_cases()]
+    found += [*rms_cases(FP32.name, gemma=True), l2norm_case(), *layer_cases()]
     for numerics in GATED_NUMERICS:
         found += [case for before in (True, False) for case in gated_cases(numerics, before)]
     for numerics, how in NUMERICS.items():
