@@ -39,7 +39,7 @@ from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.kernels import backward, binding, driver, gated, launch, rms
 from norm_plugin.ops import OPS
 from tests.kernels import ptx
-from tests.spec import samples
+from tests.spec import layouts, samples
 
 BF16, FP32, E4M3, E5M2 = torch.bfloat16, torch.float32, torch.float8_e4m3fn, torch.float8_e5m2
 TYPES = {torch.float16: "fp16", BF16: "bf16", FP32: "fp32", E4M3: "fp8e4nv", E5M2: "fp8e5", torch.int8: "i8"}
@@ -182,7 +182,7 @@ def arguments(task: Task) -> samples.Arguments:
     for key in ("grad", "residual_grad"):
         if key in a and (key == "grad" or a[key] is not None):
             a[key] = inputs.make("normal", task.shape, task.dtype)
-    laid = (inputs.LAYOUTS | {FAR: far})[task.layout]
+    laid = (layouts.LAYOUTS | {FAR: far})[task.layout]
     return a | {key: laid(a[key]) for key in samples.alike(op) if a[key] is not None}
 
 

@@ -24,7 +24,7 @@ from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.kernels import twins
 from tests.kernels.device import COMPILED, on_a_gpu
-from tests.spec import judge, samples, test_gradients
+from tests.spec import judge, layouts, samples, test_gradients
 from tests.spec.test_layouts import READ
 
 DTYPES = [torch.bfloat16, torch.float32, torch.float16]
@@ -155,7 +155,7 @@ def test_incoming_gradients_in_every_layout(name: str, layout: Callable[[Tensor]
     assert all(twins.same_bits(ours[key], plain[key]) for key in ours)
 
 
-@pytest.mark.parametrize("layout", inputs.LAYOUTS.values(), ids=inputs.LAYOUTS.keys())
+@pytest.mark.parametrize("layout", layouts.LAYOUTS.values(), ids=layouts.LAYOUTS.keys())
 @pytest.mark.parametrize("name", ["rmsnorm", "layernorm", "gated_norm"])
 def test_rows_in_every_layout(name: str, layout: Callable[[Tensor], Tensor]) -> None:
     """The q of a fused qkv is differentiated where it lies."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from norm_plugin.accuracy import inputs
 from norm_plugin.ops import OPS
-from tests.spec import samples
+from tests.spec import layouts, samples
 from tests.spec.test_layer import (
     test_layernorm,
     test_layernorm_linear,
@@ -29,5 +28,5 @@ def test_a_linear_layer_rounds_once_whatever_the_strides(dtype: torch.dtype) -> 
     op = OPS["layernorm_linear"]
     a = samples.arguments(op, (4, 3, 48), dtype)
     (expected,) = samples.outputs(op, a)
-    (found,) = samples.outputs(op, a | {"x": inputs.transposed(a["x"])})
+    (found,) = samples.outputs(op, a | {"x": layouts.transposed(a["x"])})
     assert torch.equal(found, expected)
