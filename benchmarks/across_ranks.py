@@ -32,8 +32,6 @@ from norm_plugin.kernels import ranks as kernel
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 8192]
 WIDTHS = [4096, 8192]
 EPS = 1e-6
-CHANNELS = int(os.environ.get("CHANNELS", "264"))
-LATE = os.environ.get("LATE", "1") == "1"
 
 
 class TooLarge(Exception):
@@ -46,7 +44,7 @@ Call = Callable[[Tensor, Tensor, Tensor], Any]
 
 @contextmanager
 def ours(group: dist.ProcessGroup, device: torch.device) -> Iterator[Call]:
-    ranks.prepare(group, width=max(WIDTHS), dtype=torch.bfloat16, device=device, channels=CHANNELS)
+    ranks.prepare(group, width=max(WIDTHS), dtype=torch.bfloat16, device=device)
     yield lambda part, residual, weight: ranks.allreduce_add_rmsnorm(part, residual, weight, group, EPS)
     ranks.free(group)
 
@@ -141,7 +139,7 @@ def process(rank: int, args: argparse.Namespace) -> None:
                 label = name if lanes is None else f"{name} {lanes}"
                 begin = time.monotonic()
                 try:
-                    with contenders[name](group, device) as call, kernel.forced(lanes=lanes, late=LATE):
+                    with contenders[name](group, device) as call, kernel.forced(lanes=lanes):
                         for width in args.widths:
                             for rows in args.rows:
                                 try:

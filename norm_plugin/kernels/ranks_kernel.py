@@ -50,12 +50,39 @@ class Exchange(NamedTuple):
 
 
 @triton.jit
-def norm(held, eps, N: tl.constexpr):
-    """What a row in chunks is scaled by."""
-    squares = held[0] * held[0]
-    for c in tl.static_range(1, len(held)):
-        squares += held[c] * held[c]
-    return tl.rsqrt(mean_of(tl.sum(squares, axis=1, keep_dims=True), N) + eps)
+def inverse_rms(held, eps, tile: tl.constexpr, exchange: tl.constexpr):
+    """What a row in chunks is scaled by.
+
+    Squares are added up in an order that follows from the width alone, however many lanes a chunk has: those of a
+    vector, then of 32 vectors (a warp's), and these in halves, the first half to the second. So the number of rows may
+    choose the lanes.
+    """
+    WARPS: tl.constexpr = exchange.lanes // 32
+    sums = ()
+    for c in tl.static_range(tile.chunks):
+        sums += (tl.sum(tl.reshape(held[c] * held[c], [WARPS, tile.block // WARPS]), axis=1),)
+    total = tl.sum(in_halves(sums), axis=0)
+    return tl.rsqrt(mean_of(tl.zeros([1, 1], tl.float32) + total, tile.n) + eps)
+
+
+@triton.jit
+def in_halves(sums):
+    """The sum of chunks: of the first half with the second half, and so on. What is missing to a power of two is 0."""
+    if len(sums) == 1:
+        total = sums[0]
+    else:
+        HALF: tl.constexpr = half_of(len(sums))
+        first = ()
+        for i in tl.static_range(HALF):
+            first += (sums[i] + sums[HALF + i],) if HALF + i < len(sums) else (sums[i],)
+        total = in_halves(first)
+    return total
+
+
+@triton.constexpr_function
+def half_of(count: int) -> int:
+    """The largest power of two below count."""
+    return 1 << (int(count) - 1).bit_length() - 1
 
 
 @triton.jit
@@ -194,14 +221,12 @@ def ranks_kernel(
                         store(there + vector.to(tl.int64) * 16, w0, w1, w2, w3, vector < VECTORS)
             slots = (here + buffer + result,)
         xs = received(slots, kept, status, dtype, tile, exchange)
-        if i + 1 < rounds:  # what was emptied is seen before what this thread sends in the next round
-            fence(lanes)
 
         if V is not None:
             wide = ()
             for c in tl.static_range(tile.chunks):
                 wide += (xs[c].to(tl.float32),)
-            s = norm(wide, eps, tile.n)
+            s = inverse_rms(wide, eps, tile, exchange)
             posts = ()
             for c in tl.static_range(tile.chunks):
                 v = tl.load(V + c * tile.block + lane, mask=mask_of(c, lane, True, False, tile))
@@ -222,7 +247,7 @@ def ranks_kernel(
                 held += (xs[c].to(tl.float32),)
                 varied += (xs[c].to(tl.float32),)
         release_consumer(tile.pdl, tile.late)
-        s = norm(varied, eps, tile.n)
+        s = inverse_rms(varied, eps, tile, exchange)
         for c in tl.static_range(tile.chunks):
             w = by_column(W, 0, weights, c, lane, tile)
             y = scale(held[c], s, w, dtype, recipe)
@@ -232,5 +257,7 @@ def ranks_kernel(
         turn = tl.where(turn == 2, 0, turn + 1)
         used = VECTORS * 16
         all_used = exchange.two_shot
+        if i + 1 < rounds:  # what was emptied is seen before what this thread sends in the next round
+            fence(lanes)
     TWO_SHOT: tl.constexpr = 4 if exchange.two_shot else 0
     tl.store(STATE + channel, ((turn + TWO_SHOT).to(tl.int64) << 32) | used)

@@ -227,7 +227,7 @@ def compile_all(shard: int, shards: int, size: int) -> None:
         for made.size, made.group in [(size, "compiled"), (1, "compiled")]:
             workspace.enter(made)
             bound = kernel.bind(x, residual, post, weight, "compiled", EPS, numerics, gemma, None)
-            for launch in bound.launches[: 2 if made.size > 1 else 1]:
+            for launch in bound.launches[: 3 if made.size > 1 else 1]:
                 arguments = (x, residual, post, weight, x, residual, pointers, pointers, 1, *launch.integers, EPS)
                 launch.compile((1,), arguments, launch.constants | launch.options, True)
 
