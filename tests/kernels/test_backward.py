@@ -24,6 +24,7 @@ from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.kernels import twins
 from tests.kernels.device import COMPILED, on_a_gpu
+from tests.kernels.twins import TRITON
 from tests.spec import judge, samples, test_gradients
 from tests.spec.test_layouts import READ
 
@@ -65,7 +66,7 @@ def backward_calls(name: str) -> int:
 
 
 def incoming(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
-    return [inputs.make("normal", shape, dtype, seed) for seed in (7, 8)][: 2 if name == "add_rmsnorm" else 1]
+    return [TRITON.make("normal", shape, dtype, seed) for seed in (7, 8)][: 2 if name == "add_rmsnorm" else 1]
 
 
 def gradients(name: str, a: samples.Arguments, *grads: Tensor) -> dict[str, Tensor]:
@@ -107,7 +108,7 @@ few_kinds = pytest.mark.parametrize(("name", "variant"), FEW, ids=[samples.label
 @every_kind
 def test_no_worse_than_autograd_of_the_formula(name: str, variant: samples.Arguments) -> None:
     dtype = DTYPES[KINDS.index((name, variant)) % 3]
-    a = samples.arguments(OPS[name], (130, 64), dtype, **variant)
+    a = TRITON.arguments(OPS[name], (130, 64), dtype, **variant)
     grads = incoming(name, (130, 64), dtype)
     right(name, a, gradients(name, a, *grads), *grads)
 
@@ -116,7 +117,7 @@ def test_no_worse_than_autograd_of_the_formula(name: str, variant: samples.Argum
 @few_kinds
 def test_right_in_every_configuration(name: str, variant: samples.Arguments, entry: tuple[int, ...]) -> None:
     """37 rows are no multiple of any tile or block."""
-    a = samples.arguments(OPS[name], (37, 80), torch.bfloat16, **variant)
+    a = TRITON.arguments(OPS[name], (37, 80), torch.bfloat16, **variant)
     grads = incoming(name, (37, 80), torch.bfloat16)
     with forced(entry):
         right(name, a, gradients(name, a, *grads), *grads)
@@ -133,8 +134,8 @@ WIDTHS = [*SMALL, 1024, 4096, 7168, 8192, 12288, 16384, 18432, 32768, 65536] if 
 def test_every_width(name: str, entry: tuple[int, ...] | None, width: int) -> None:
     dtype = DTYPES[WIDTHS.index(width) % 3]
     shape = (9, width)
-    a = samples.arguments(OPS[name], shape, dtype, is_rms_norm=True) if name == "gated_norm" else None
-    a = a or samples.arguments(OPS[name], shape, dtype)
+    a = TRITON.arguments(OPS[name], shape, dtype, is_rms_norm=True) if name == "gated_norm" else None
+    a = a or TRITON.arguments(OPS[name], shape, dtype)
     grads = incoming(name, shape, dtype)
     with forced(entry):
         ours = gradients(name, a, *grads)
@@ -149,7 +150,7 @@ def test_every_width(name: str, entry: tuple[int, ...] | None, width: int) -> No
 def test_incoming_gradients_in_every_layout(name: str, layout: Callable[[Tensor], Tensor]) -> None:
     """They run on the kernel, whatever autograd sends, and give the bits of contiguous ones."""
     shape = (2, 3, 5, 48)
-    a = samples.arguments(OPS[name], shape, torch.bfloat16)
+    a = TRITON.arguments(OPS[name], shape, torch.bfloat16)
     grads = [layout(g) for g in incoming(name, shape, torch.bfloat16)]
     ours, plain = gradients(name, a, *grads), gradients(name, a, *(g.contiguous() for g in grads))
     assert all(twins.same_bits(ours[key], plain[key]) for key in ours)
@@ -168,8 +169,8 @@ def test_rows_in_every_layout(name: str, layout: Callable[[Tensor], Tensor]) -> 
 
 def arguments(op: Op, shape: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> samples.Arguments:
     """A call of a backward op itself, all gradients asked for."""
-    a = samples.arguments(op, shape, dtype)
-    return a | {"grad": inputs.make("normal", shape, dtype, 7)}
+    a = TRITON.arguments(op, shape, dtype)
+    return a | {"grad": TRITON.make("normal", shape, dtype, 7)}
 
 
 def listed(op: Op, a: samples.Arguments) -> list[Tensor]:
@@ -182,7 +183,7 @@ def listed(op: Op, a: samples.Arguments) -> list[Tensor]:
 def test_a_row_does_not_depend_on_its_batch(name: str, variant: samples.Arguments, entry: tuple[int, ...]) -> None:
     """The gradient of x and of what goes with it; a weight's is a sum over the rows."""
     op, many = OPS[name], 37 if COMPILED else 7
-    a = samples.arguments(op, (many, 80), torch.bfloat16, **variant)
+    a = TRITON.arguments(op, (many, 80), torch.bfloat16, **variant)
     grads = incoming(name, (many, 80), torch.bfloat16)
     with forced(entry):
         whole = gradients(name, a, *grads)
@@ -194,7 +195,7 @@ def test_a_row_does_not_depend_on_its_batch(name: str, variant: samples.Argument
 
 @few_kinds
 def test_the_same_bits_again(name: str, variant: samples.Arguments) -> None:
-    a = samples.arguments(OPS[name], (513 if COMPILED else 17, 80), torch.bfloat16, **variant)
+    a = TRITON.arguments(OPS[name], (513 if COMPILED else 17, 80), torch.bfloat16, **variant)
     grads = incoming(name, (513 if COMPILED else 17, 80), torch.bfloat16)
     first = gradients(name, a, *grads)
     for _ in range(20 if COMPILED else 2):
@@ -227,7 +228,7 @@ def test_partial_sums_are_bounded(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 @every_kind
 def test_no_rows(name: str, variant: samples.Arguments) -> None:
-    a = samples.arguments(OPS[name], (0, 48), torch.bfloat16, **variant)
+    a = TRITON.arguments(OPS[name], (0, 48), torch.bfloat16, **variant)
     found = gradients(name, a, *incoming(name, (0, 48), torch.bfloat16))
     for key, grad in found.items():
         assert grad.shape == a[key].shape
@@ -242,7 +243,7 @@ def test_a_row_that_is_not_finite_spoils_no_other(
     name: str, variant: samples.Arguments, entry: tuple[int, ...], value: float
 ) -> None:
     op = OPS[name]
-    a = samples.arguments(op, (5, 48), torch.bfloat16, **variant)
+    a = TRITON.arguments(op, (5, 48), torch.bfloat16, **variant)
     grads = incoming(name, (5, 48), torch.bfloat16)
     spoiled = a[op.arguments[op.x]].clone()
     spoiled[2, 24] = value
@@ -257,7 +258,7 @@ def test_a_row_that_is_not_finite_spoils_no_other(
 @pytest.mark.parametrize("entry", [(1, 4, 1, 1), (1, 1, 1, 1), ()], ids=str)
 def test_rows_of_zeros_without_eps_leave_the_sums_of_others_alone(entry: tuple[int, ...]) -> None:
     """A tile that is not full has rows that are not there: their scale, of zeros and no eps, is inf."""
-    a = samples.arguments(OPS["rmsnorm"], (5, 48), torch.bfloat16, eps=0.0)
+    a = TRITON.arguments(OPS["rmsnorm"], (5, 48), torch.bfloat16, eps=0.0)
     grads = incoming("rmsnorm", (5, 48), torch.bfloat16)
     with forced(entry):
         assert all(g.isfinite().all() for g in gradients("rmsnorm", a, *grads).values())
@@ -266,7 +267,7 @@ def test_rows_of_zeros_without_eps_leave_the_sums_of_others_alone(entry: tuple[i
 @every_kind
 def test_training_changes_no_bit_of_the_forward(name: str, variant: samples.Arguments) -> None:
     """One kernel, whether gradients are recorded or not."""
-    a = samples.arguments(OPS[name], (9, 1000), torch.bfloat16, **variant)
+    a = TRITON.arguments(OPS[name], (9, 1000), torch.bfloat16, **variant)
     recorded = test_gradients.function_of(name, a)(*test_gradients.leaves(a).values())
     with torch.no_grad():
         plain = test_gradients.function_of(name, a)(*(t.detach() for t in test_gradients.leaves(a).values()))
@@ -319,7 +320,7 @@ def test_in_a_cuda_graph(name: str) -> None:
 @pytest.mark.parametrize("numerics", ["fp32", "hf"])
 def test_a_step_through_the_public_functions(numerics: str) -> None:
     """All of it together, under autograd: on kernels, in both directions."""
-    x, weight = inputs.make("normal", (64, 1024), torch.bfloat16), inputs.weights(1024, torch.bfloat16)
+    x, weight = TRITON.make("normal", (64, 1024), torch.bfloat16), TRITON.weights(1024, torch.bfloat16)
     x, weight = x.requires_grad_(), weight.requires_grad_()
     norm_plugin.rmsnorm(x, weight, numerics=numerics).float().square().sum().backward()
     assert dispatch.calls("rmsnorm", "triton") == dispatch.calls("rmsnorm_backward", "triton") == 1

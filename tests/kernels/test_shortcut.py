@@ -25,6 +25,7 @@ from norm_plugin.native import rms
 from norm_plugin.op import Op
 from tests.kernels import twins
 from tests.kernels.device import DEVICE
+from tests.kernels.twins import TRITON
 
 BF16 = torch.bfloat16
 WIDTH = 48
@@ -64,11 +65,11 @@ def recognised(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def x_of(rows: int = 4, width: int = WIDTH, dtype: torch.dtype = BF16, seed: int = 1) -> Tensor:
-    return inputs.make("normal", (rows, width), dtype, seed)
+    return TRITON.make("normal", (rows, width), dtype, seed)
 
 
 def weight_of(width: int = WIDTH) -> Tensor:
-    return inputs.weights(width, BF16)
+    return TRITON.weights(width, BF16)
 
 
 def test_the_second_call_is_recognised_and_counted(recognised: list[bool]) -> None:
