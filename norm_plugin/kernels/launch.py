@@ -33,8 +33,8 @@ MOST_ROWS = 2**31 - 64  # the rows of a last program that is not full are counte
 NOTHING: Mapping[int, int] = {}
 
 _address: Callable[[Tensor], int] = Tensor.data_ptr
-_current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
-_raw_stream: Callable[[int], int] = getattr(
+current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
+raw_stream: Callable[[int], int] = getattr(
     torch._C, "_cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream
 )
 
@@ -131,12 +131,12 @@ class KernelLaunch:
         """Launch through the driver, with the pointers at these addresses (each once, in the kernel's order); whether
         it did. If not, nothing has happened."""
         direct = self.direct
-        if direct is None or not 0 < m < self.lean_from or _current_device() != self.index or hooked():
+        if direct is None or not 0 < m < self.lean_from or current_device() != self.index or hooked():
             return False
         for address in addresses:
             if address % VECTOR_BYTES:
                 return False
-        direct(_raw_stream(self.index), m, eps, addresses)
+        direct(raw_stream(self.index), m, eps, addresses)
         return True
 
     def of_many_rows(self, m: int, eps: float, pointers: Sequence[Tensor | None]) -> None:

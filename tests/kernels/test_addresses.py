@@ -79,8 +79,8 @@ def roads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Roads]:
         self.direct = lambda stream, m, eps, addresses: seen.direct.append((m, eps, list(addresses)))
 
     monkeypatch.setattr(launching.Launch, "through_jit", counted)
-    monkeypatch.setattr(launching, "_current_device", lambda: None)
-    monkeypatch.setattr(launching, "_raw_stream", lambda index: 0)
+    monkeypatch.setattr(launching, "current_device", lambda: None)
+    monkeypatch.setattr(launching, "raw_stream", lambda index: 0)
     yield seen
     dispatch.reset()
 
@@ -127,9 +127,9 @@ def test_no_rows_launch_nothing_and_are_a_call(name: str, roads: Roads) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_another_current_device_goes_to_triton(name: str, roads: Roads, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_anothercurrent_device_goes_to_triton(name: str, roads: Roads, monkeypatch: pytest.MonkeyPatch) -> None:
     CALLS[name](aligned(4, WIDTH), aligned(4, WIDTH), aligned(WIDTH))
-    monkeypatch.setattr(launching, "_current_device", lambda: 1)
+    monkeypatch.setattr(launching, "current_device", lambda: 1)
     CALLS[name](aligned(4, WIDTH), aligned(4, WIDTH), aligned(WIDTH))
     assert (roads.direct, roads.through_jit) == ([], 2)
 

@@ -44,7 +44,7 @@ class Troubled:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Troubled:
     troubled = Troubled(rms.rms_kernel)
     monkeypatch.setattr(rms, "rms_kernel", troubled)
-    dispatch._logged.clear()
+    dispatch.log_once.cache_clear()
     return troubled
 
 

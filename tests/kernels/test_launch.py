@@ -106,7 +106,7 @@ def test_a_kernel_that_the_driver_does_not_know_goes_through_triton(
     from norm_plugin.kernels import driver
     from norm_plugin.kernels.launch import Launch
 
-    dispatch._logged.clear()
+    dispatch.log_once.cache_clear()
     if COMPILED:
 
         def refuse(*args: Any) -> None:
@@ -135,7 +135,7 @@ def test_a_kernel_that_the_driver_does_not_know_goes_through_triton(
 # --- arguments ----------------------------------------------------------------------------------------------------
 
 
-def test_a_report_names_the_configuration_of_a_kernel_that_has_not_run_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_names_the_configuration_of_a_kernel_that_has_not_run_yet() -> None:
     """A report is written when a call finds its kernel, and nothing changes in it until there is another."""
     from norm_plugin.engines import implementations
 
@@ -144,12 +144,13 @@ def test_a_report_names_the_configuration_of_a_kernel_that_has_not_run_yet(monke
     def tell() -> None:
         said.extend(e["configuration"] for e in implementations.find("rmsnorm", [("bfloat16", 96, (96, 1))]))
 
-    monkeypatch.setattr(dispatch, "_route_watchers", [tell])
-    dispatch.reset()
-    with settings.override(backend="triton"):
+    end = dispatch.on_resolve(tell)
+    try:
         x = torch.randn(2, 96, device=DEVICE, dtype=BF16)
         norm_plugin.rmsnorm(x, x[0])
         tell()
+    finally:
+        end()
     before, *_, after = said
     assert before == after
     assert "warps" in before

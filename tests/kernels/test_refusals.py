@@ -91,7 +91,7 @@ def without_twins(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests here ask themselves where a call went."""
     monkeypatch.setattr(samples, "call", twins.call_of_spec)
     monkeypatch.setattr(samples, "outputs", twins.uncompared)
-    dispatch._logged.clear()
+    dispatch.log_once.cache_clear()
 
 
 def arguments(case: Refused) -> samples.Arguments:

@@ -54,7 +54,7 @@ def native_backend() -> Iterator[None]:
 def nothing_seen_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No routes, no counts, nothing logged, and no interpreter that would run Triton on a CPU."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(dispatch, "_logged", set())
+    dispatch.log_once.cache_clear()
     dispatch.reset()
     yield
     dispatch.reset()
