@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from norm_plugin import call as calling
+from norm_plugin.op import Op
 from tests.kernels import interpreter
 from tests.kernels.chosen import skip_without_kernels
 from tests.kernels.twins import on_kernels
@@ -33,6 +36,21 @@ def products_summed_in_fp32() -> None:
 def kernels_or_nothing() -> Iterator[None]:
     with on_kernels():
         yield
+
+
+@pytest.fixture
+def recognised(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether the shortcut recognised each call."""
+    found: list[bool] = []
+    recognise = calling.recognise
+
+    def noted(op: Op, tensors: Any, rest: Any) -> Any:
+        plan = recognise(op, tensors, rest)
+        found.append(plan is not None)
+        return plan
+
+    monkeypatch.setattr(calling, "recognise", noted)
+    return found
 
 
 def pytest_configure(config: pytest.Config) -> None:

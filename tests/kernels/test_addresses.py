@@ -127,7 +127,7 @@ def test_no_rows_launch_nothing_and_are_a_call(name: str, roads: Roads) -> None:
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_anothercurrent_device_goes_to_triton(name: str, roads: Roads, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_current_device_goes_to_triton(name: str, roads: Roads, monkeypatch: pytest.MonkeyPatch) -> None:
     CALLS[name](aligned(4, WIDTH), aligned(4, WIDTH), aligned(WIDTH))
     monkeypatch.setattr(launching, "current_device", lambda: 1)
     CALLS[name](aligned(4, WIDTH), aligned(4, WIDTH), aligned(WIDTH))

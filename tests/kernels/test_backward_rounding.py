@@ -7,8 +7,8 @@ import torch
 
 from norm_plugin.kernels import backward_configs as configs
 from norm_plugin.ops import OPS
+from tests.kernels.backward_calls import forced, gradients
 from tests.kernels.device import COMPILED
-from tests.kernels.test_backward import forced, gradients
 from tests.kernels.twins import TRITON
 from tests.spec import test_gradients
 

@@ -87,10 +87,7 @@ every_refusal = pytest.mark.parametrize("case", [case for _, case in CASES], ids
 
 
 @pytest.fixture(autouse=True)
-def without_twins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests here ask themselves where a call went."""
-    monkeypatch.setattr(samples, "call", twins.call_of_spec)
-    monkeypatch.setattr(samples, "outputs", twins.uncompared)
+def nothing_logged_yet() -> None:
     dispatch.log_once.cache_clear()
 
 
