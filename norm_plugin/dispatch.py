@@ -156,7 +156,7 @@ def _entered(table: Table, route: Route) -> Route:
     """Puts a route into its table. Returns it, or the one that another thread has put there meanwhile."""
     with _lock:
         if len(table.routes) >= MOST_ROUTES and table is _table:
-            _start_over()
+            start_over()
             table = _table
         route = table.routes.setdefault(route.signature, route)
         _alive.add(route)
@@ -286,7 +286,7 @@ def keep_plan(route: Route, plan: Any, most: int) -> None:
             _planned.add(route.op)
 
 
-def _start_over() -> None:
+def start_over() -> None:
     """Resolve everything anew, and keep the counts."""
     global _table
     with _lock:
@@ -295,7 +295,7 @@ def _start_over() -> None:
             op.plans = ()
 
 
-settings.on_change(_start_over)
+settings.on_change(start_over)
 
 
 def calls(op: str, backend: str | None = None) -> int:
@@ -314,7 +314,7 @@ def calls(op: str, backend: str | None = None) -> int:
 def reset() -> None:
     """Forget all routes and counts."""
     with _lock:
-        _start_over()
+        start_over()
         for route in _alive:
             route.calls = 0
         _ended.clear()
