@@ -1,11 +1,11 @@
 """The kernel across ranks: all-reduce, residual add and norm in one, in a fixed order.
 
 A program has a *channel*, which it shares with the same program of every other rank: three buffers that take turns,
-each with a slot for every rank. One row is one *round* of a channel:
+each with a slot for every rank, and one for a sum. One row is one *round* of a channel:
 
-- A rank stores its part of the row into its slot of every rank's buffer, and waits until all slots of its own buffer
-  are full. With `two_shot` it stores the part with the row's owner alone (rank row % size), who stores the rounded sum
-  into its slot of the others' buffers: there is less to send, and one more hop to wait for.
+- A rank stores its part of the row into its slot of every rank's buffer, and waits until the slots of all ranks are
+  full in its own. With `two_shot` it stores the part with the row's owner alone (rank row % size), who stores the
+  rounded sum into every rank's slot for it: there is less to send, and one more hop to wait for.
 - The sum is of ranks 0 to size - 1, in fp32, and rounded once. What follows is the norm, on every rank.
 - The buffer of the round before is emptied. It is next written in the next round but one. No rank can be there yet:
   it would have finished the next round, for which this rank sends what it sends after this one.
@@ -58,45 +58,54 @@ def norm(held, eps, N: tl.constexpr):
 
 
 @triton.jit
-def sum_of_ranks(words, c: tl.constexpr, COUNT: tl.constexpr, RANKS: tl.constexpr, dtype: tl.constexpr, inside,
+def sum_of_ranks(words, c: tl.constexpr, COUNT: tl.constexpr, RANKS: tl.constexpr, inside, dtype: tl.constexpr,
                  tile: tl.constexpr, exchange: tl.constexpr):  # fmt: skip
     """Chunk c of COUNT that came, of ranks 0 to RANKS - 1 in this order, rounded once. Zero is +0."""
     total = tl.zeros([1, tile.block], tl.float32)
     for q in tl.static_range(RANKS):
         w = words[4 * (q * COUNT + c) : 4 * (q * COUNT + c) + 4]
+        if inside is not None:
+            w = (only(w[0], inside), only(w[1], inside), only(w[2], inside), only(w[3], inside))
         total += elements(w[0], w[1], w[2], w[3], dtype, exchange.lanes).to(tl.float32)
-    if inside is not None:
-        total = tl.where(inside, total, 0.0)
     return (total.to(dtype).to(tl.float32) + 0.0).to(dtype)
 
 
 @triton.jit
-def receive(slots, status, lane, first: tl.constexpr, COUNT: tl.constexpr, dtype: tl.constexpr, tile: tl.constexpr,
+def only(word, inside):
+    """A word, 0 beyond the row."""
+    return tl.where(inside, word, 0)
+
+
+@triton.jit
+def receive(slots, status, first: tl.constexpr, COUNT: tl.constexpr, dtype: tl.constexpr, tile: tl.constexpr,
             exchange: tl.constexpr):  # fmt: skip
     """The sums of COUNT chunks from the first on."""
-    LAST: tl.constexpr = tile.n * dtype.primitive_bitwidth // 128 - 1
+    VECTORS: tl.constexpr = tile.n * dtype.primitive_bitwidth // 128
     places = ()
     for q in tl.static_range(len(slots)):
         for c in tl.static_range(COUNT):
             vector = (first + c) * exchange.lanes + tl.arange(0, exchange.lanes)
-            places += (slots[q] + tl.minimum(vector, LAST).to(tl.int64) * 16,)  # beyond the row: its last vector
+            places += (slots[q] + tl.minimum(vector, VECTORS - 1).to(tl.int64) * 16,)
     words = wait(places, status, len(slots))
     chunks = ()
     for c in tl.static_range(COUNT):
-        inside = mask_of(first + c, lane, True, False, tile)
-        chunks += (sum_of_ranks(words, c, COUNT, len(slots), dtype, inside, tile, exchange),)
+        if (first + c + 1) * exchange.lanes > VECTORS:
+            inside = (first + c) * exchange.lanes + tl.arange(0, exchange.lanes) < VECTORS
+            chunks += (sum_of_ranks(words, c, COUNT, len(slots), inside, dtype, tile, exchange),)
+        else:
+            chunks += (sum_of_ranks(words, c, COUNT, len(slots), None, dtype, tile, exchange),)
     return chunks
 
 
 @triton.jit
-def received(slots, status, lane, dtype: tl.constexpr, tile: tl.constexpr, exchange: tl.constexpr):
+def received(slots, status, dtype: tl.constexpr, tile: tl.constexpr, exchange: tl.constexpr):
     """The sum of the slots, in chunks."""
     WHOLE: tl.constexpr = tile.chunks // exchange.at_once * exchange.at_once
     chunks = ()
     for first in tl.static_range(0, WHOLE, exchange.at_once):
-        chunks += receive(slots, status, lane, first, exchange.at_once, dtype, tile, exchange)
+        chunks += receive(slots, status, first, exchange.at_once, dtype, tile, exchange)
     if tile.chunks > WHOLE:
-        chunks += receive(slots, status, lane, WHOLE, tile.chunks - WHOLE, dtype, tile, exchange)
+        chunks += receive(slots, status, WHOLE, tile.chunks - WHOLE, dtype, tile, exchange)
     return chunks
 
 
@@ -121,8 +130,8 @@ def ranks_kernel(
     rounds = tl.cdiv(M - channel, tl.num_programs(0))
     for i in tl.range(0, rounds):
         row = channel + i * tl.num_programs(0)
-        buffer = (turn * channels + channel).to(tl.int64) * exchange.size * row_bytes
-        before = (tl.where(turn == 0, 2, turn - 1) * channels + channel).to(tl.int64) * exchange.size * row_bytes
+        buffer = (turn * channels + channel).to(tl.int64) * (exchange.size + 1) * row_bytes
+        before = (tl.where(turn == 0, 2, turn - 1) * channels + channel).to(tl.int64) * (exchange.size + 1) * row_bytes
         own = rank.to(tl.int64) * row_bytes
         owner = row % exchange.size
 
@@ -150,27 +159,27 @@ def ranks_kernel(
         empty = tl.full([exchange.lanes], EMPTY, tl.int32)
         for start in tl.range(0, used, exchange.lanes * 16):
             byte = start + lanes * 16
-            for q in tl.static_range(exchange.size):
+            for q in tl.static_range(exchange.size + 1):
                 store(here + before + q * row_bytes + byte, empty, empty, empty, empty, byte < used)
 
         slots = ()
         for q in tl.static_range(exchange.size):
             slots += (here + buffer + q * row_bytes,)
         if exchange.two_shot:
+            result = exchange.size * row_bytes
             if owner == rank:
-                xs = received(slots, status, lane, dtype, tile, exchange)
+                totals = received(slots, status, dtype, tile, exchange)
                 for c in tl.static_range(tile.chunks):
                     vector = c * exchange.lanes + lanes
-                    w0, w1, w2, w3 = as_words(xs[c], exchange.lanes)
+                    w0, w1, w2, w3 = as_words(totals[c], exchange.lanes)
                     w0, w1, w2, w3 = sendable(w0), sendable(w1), sendable(w2), sendable(w3)
-                    for step in tl.static_range(1, exchange.size):
-                        there = tl.load(PEERS + (rank + step) % exchange.size) + buffer + own
+                    for step in tl.static_range(1, exchange.size + 1):
+                        there = tl.load(PEERS + (rank + step) % exchange.size) + buffer + result
                         store(there + vector.to(tl.int64) * 16, w0, w1, w2, w3, vector < VECTORS)
-            else:
-                result = (here + buffer + owner * row_bytes,)
-                xs = received(result, status, lane, dtype, tile, exchange)
-        else:
-            xs = received(slots, status, lane, dtype, tile, exchange)
+            slots = (here + buffer + result,)
+        xs = received(slots, status, dtype, tile, exchange)
+        if i + 1 < rounds:  # what was emptied is seen before what this thread sends in the next round
+            fence(lanes)
 
         if V is not None:
             wide = ()
@@ -206,6 +215,4 @@ def ranks_kernel(
 
         turn = tl.where(turn == 2, 0, turn + 1)
         used = VECTORS * 16
-        if i + 1 < rounds:
-            fence(lanes)
     tl.store(STATE + channel, (turn.to(tl.int64) << 32) | used)

@@ -104,7 +104,7 @@ def wait(places, status, RANKS: tl.constexpr):
             p = places[i].to(tl.pointer_type(tl.int32))
             words += (tl.load(p), tl.load(p + 1), tl.load(p + 2), tl.load(p + 3))
     else:
-        args = (*places, status + tl.zeros_like(places[0]))
+        args = places + (status + tl.zeros_like(places[0]),)  # noqa: RUF005 - Triton 3.6 knows no star
         code: tl.constexpr = waiting(RANKS, len(places))
         operands: tl.constexpr = operands_of(len(places))
         types: tl.constexpr = types_of(len(places))

@@ -63,7 +63,7 @@ _workspaces: dict[str, Workspace] = {}
 
 def bytes_of(channels: int, size: int, row_bytes: int) -> int:
     """What a workspace takes."""
-    return BUFFERS * channels * size * row_bytes
+    return BUFFERS * channels * (size + 1) * row_bytes  # a slot for each rank, and one for the sum
 
 
 def find(group: str) -> Workspace:
