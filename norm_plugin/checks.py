@@ -189,8 +189,7 @@ def check_memory(op: Op, args: tuple[Any, ...]) -> None:
         return
     for i in op.written:
         if args[i] is not None:
-            may_be_written(op.arguments[i], args[i])
-            covered_once(op.arguments[i], args[i])
+            own_memory(op.arguments[i], args[i])
     for i, j in op.pairs:
         a, b = args[i], args[j]
         if a is None or b is None or ((i, j) == op.may_be and memory.same(a, b)):
@@ -220,8 +219,14 @@ def writable(name: str, t: Tensor) -> None:
         raise ValueError(f"{name} is expanded (strides {strides}); it is written, so clone it first.")
 
 
-def covered_once(name: str, t: Tensor) -> None:
-    """t is written, so each of its elements has memory of its own."""
+def own_memory(name: str, t: Tensor) -> None:
+    """t is written, so torch must allow it (it refuses too late, maybe after it has written another tensor), and each
+    of its elements must have memory of its own."""
+    if t.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{name} is an inference tensor, and it is written in place, which torch allows under "
+            "torch.inference_mode() alone; pass a clone of it."
+        )
     if memory.covers_itself(t):
         raise ValueError(
             f"{name} has shape {list(t.shape)} and strides {list(t.stride())}, so some of its elements are the same "
@@ -237,15 +242,6 @@ def apart(name: str, t: Tensor, other_name: str, other: Tensor, both_written: bo
         raise ValueError(f"{name} and {other_name} are the same memory, and both are written; clone one of them.")
     written = "both are" if both_written else f"{name} is"
     raise ValueError(f"{name} and {other_name} overlap in memory, and {written} written; clone one of them.")
-
-
-def may_be_written(name: str, t: Tensor) -> None:
-    """torch refuses to write an inference tensor outside of inference mode, but maybe after it has written another."""
-    if t.is_inference() and not torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            f"{name} is an inference tensor, and it is written in place, which torch allows under "
-            "torch.inference_mode() alone; pass a clone of it."
-        )
 
 
 def recorded_writing(name: str, t: Tensor) -> None:

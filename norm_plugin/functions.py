@@ -100,8 +100,8 @@ def add_rmsnorm(
     variance_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(rmsnorm(input + residual), input + residual); nothing is changed in place."""
-    tensors = (input, residual, weight)
-    result: tuple[Tensor, Tensor] = call(ops.ADD_RMSNORM, tensors, (eps, numerics, gemma, variance_size, None))
+    how = (eps, numerics, gemma, variance_size, None)
+    result: tuple[Tensor, Tensor] = call(ops.ADD_RMSNORM, (input, residual, weight), how)
     return result
 
 
@@ -120,8 +120,7 @@ def layernorm(
     numerics: str = FP32.name,
 ) -> Tensor:
     """(input - mean) / std * weight + bias, row by row."""
-    tensors = (input, weight, bias)
-    result: Tensor = call(ops.LAYERNORM, tensors, (eps, numerics))
+    result: Tensor = call(ops.LAYERNORM, (input, weight, bias), (eps, numerics))
     return result
 
 
@@ -134,8 +133,7 @@ def layernorm_linear(
     eps: float = 1e-6,
 ) -> Tensor:
     """layernorm(x) @ linear_weight.T + linear_bias."""
-    tensors = (x, weight, bias, linear_weight, linear_bias)
-    result: Tensor = call(ops.LAYERNORM_LINEAR, tensors, (eps,))
+    result: Tensor = call(ops.LAYERNORM_LINEAR, (x, weight, bias, linear_weight, linear_bias), (eps,))
     return result
 
 
@@ -153,10 +151,8 @@ def layernorm_fn(
     numerics: str = FP32.name,
 ) -> Tensor:
     """The norm of each group of each row, gated by act(z): after the norm, or before it."""
-    tensors = (x, weight, bias, z)
-    result: Tensor = call(
-        ops.GATED_NORM, tensors, (eps, group_size, norm_before_gate, is_rms_norm, activation, numerics)
-    )
+    how = (eps, group_size, norm_before_gate, is_rms_norm, activation, numerics)
+    result: Tensor = call(ops.GATED_NORM, (x, weight, bias, z), how)
     return result
 
 
@@ -192,8 +188,7 @@ def rmsnorm_quant(
     gemma: bool = False,
 ) -> None:
     """out = rmsnorm(input) / scale, rounded and saturated to out's dtype (fp8 or int8)."""
-    tensors = (out, input, weight, _scale(scale, input))
-    call(ops.RMSNORM_QUANT, tensors, (eps, numerics, gemma, enable_pdl))
+    call(ops.RMSNORM_QUANT, (out, input, weight, _scale(scale, input)), (eps, numerics, gemma, enable_pdl))
 
 
 def fused_add_rmsnorm_quant(
@@ -209,8 +204,8 @@ def fused_add_rmsnorm_quant(
     gemma: bool = False,
 ) -> None:
     """residual += input, in place; out = rmsnorm(residual) / scale. input keeps its values."""
-    tensors = (out, input, residual, weight, _scale(scale, input))
-    call(ops.FUSED_ADD_RMSNORM_QUANT, tensors, (eps, numerics, gemma, enable_pdl))
+    how = (eps, numerics, gemma, enable_pdl)
+    call(ops.FUSED_ADD_RMSNORM_QUANT, (out, input, residual, weight, _scale(scale, input)), how)
 
 
 def rmsnorm_dynamic_quant(
@@ -225,8 +220,8 @@ def rmsnorm_dynamic_quant(
     gemma: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(rmsnorm(input) / scales, scales [..., 1]), one scale a row. A residual is added first and updated in place."""
-    tensors = (input, weight, residual, scale_ub)
-    result: tuple[Tensor, Tensor] = call(ops.RMSNORM_DYNAMIC_QUANT, tensors, (eps, quant_dtype, numerics, gemma, None))
+    how = (eps, quant_dtype, numerics, gemma, None)
+    result: tuple[Tensor, Tensor] = call(ops.RMSNORM_DYNAMIC_QUANT, (input, weight, residual, scale_ub), how)
     return result
 
 
@@ -242,10 +237,8 @@ def rmsnorm_block_quant(
     gemma: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(rmsnorm(input) / scales, scales [..., N / group_size]). A residual is added first and updated in place."""
-    tensors = (input, weight, residual)
-    result: tuple[Tensor, Tensor] = call(
-        ops.RMSNORM_BLOCK_QUANT, tensors, (eps, group_size, quant_dtype, numerics, gemma, None)
-    )
+    how = (eps, group_size, quant_dtype, numerics, gemma, None)
+    result: tuple[Tensor, Tensor] = call(ops.RMSNORM_BLOCK_QUANT, (input, weight, residual), how)
     return result
 
 
@@ -260,5 +253,4 @@ def layernorm_quant(
     numerics: str = FP32.name,
 ) -> None:
     """out = layernorm(input) / scale, rounded and saturated to out's dtype (fp8 or int8)."""
-    tensors = (out, input, weight, bias, _scale(scale, input))
-    call(ops.LAYERNORM_QUANT, tensors, (eps, numerics))
+    call(ops.LAYERNORM_QUANT, (out, input, weight, bias, _scale(scale, input)), (eps, numerics))

@@ -6,6 +6,7 @@ h is x, or x + residual; s is rsqrt(mean(h^2) + eps); b() rounds to the activati
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -28,61 +29,80 @@ class Numerics:
 #: The fields that say something of a numerics, and not what it computes.
 DESCRIPTION = ("name", "formula", "used_by")
 
-FP32 = Numerics(
-    "fp32",
-    "b(h * s * w)",
-    "FlashInfer, sgl_kernel, Quack, SGLang; vLLM with an fp32 weight (Gemma)",
-)
-HF = Numerics(
-    "hf",
-    "b(b(h * s) * w)",
-    "Hugging Face Llama; vLLM's native path with a bf16 weight",
-    round_before_weight=True,
-)
-VLLM_C = Numerics(
-    "vllm_c",
-    "b(b(x + r) * s * w), s from b(x + r)",
-    "vLLM's CUDA fused add",
-    variance_of_rounded_sum=True,
-    output_of_rounded_sum=True,
-)
-SGL_JIT = Numerics(
-    "sgl_jit",
-    "b(b(x + r) * w * s), s from x + r",
-    "SGLang's JIT fused add",
-    output_of_rounded_sum=True,
-    weight_before_scale=True,
-)
-TORCH = Numerics(
-    "torch",
-    "b(h * s * w), by PyTorch's own layer_norm, silu, sigmoid",
-    "vLLM's LayerNorm; the native paths of its gated norms",
-    torch_functions=True,
-)
-TORCH_HF = Numerics(
-    "torch_hf",
-    "b(b(h * s) * w), by PyTorch's own silu, sigmoid",
-    "Mixer2's native path",
-    round_before_weight=True,
-    torch_functions=True,
-)
-FLASHINFER_LAYER = Numerics(
-    "flashinfer_layer",
-    "b(norm) / scale",
-    "FlashInfer's layernorm_quant",
-    round_before_quant=True,
-)
-
-NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, HF, VLLM_C, SGL_JIT)}
+#: The numerics of the RMSNorms, also of those whose output is quantised.
+NUMERICS: dict[str, Numerics] = {}
 
 #: The gated norms keep fp32 throughout, or round before the weight; nobody computes them in another way. On a CPU the
 #: last bits of PyTorch's own functions depend on where in a tensor a value lies, and so are a choice of their own.
-GATED_NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, HF, TORCH, TORCH_HF)}
+GATED_NUMERICS: dict[str, Numerics] = {}
 
-LAYER_NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, TORCH)}
+LAYER_NUMERICS: dict[str, Numerics] = {}
 
 #: FlashInfer rounds its LayerNorm before it quantises it; its RMSNorm it quantises as it is.
-LAYER_QUANT_NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, FLASHINFER_LAYER)}
+LAYER_QUANT_NUMERICS: dict[str, Numerics] = {}
+
+
+def recipe(
+    name: str, *, formula: str, used_by: str, known_by: Sequence[dict[str, Numerics]], **roundings: bool
+) -> Numerics:
+    """A numerics, entered in the tables of the norms that know it."""
+    made = Numerics(name, formula, used_by, **roundings)
+    for known in known_by:
+        known[name] = made
+    return made
+
+
+FP32 = recipe(
+    "fp32",
+    formula="b(h * s * w)",
+    used_by="FlashInfer, sgl_kernel, Quack, SGLang; vLLM with an fp32 weight (Gemma)",
+    known_by=(NUMERICS, GATED_NUMERICS, LAYER_NUMERICS, LAYER_QUANT_NUMERICS),
+)
+HF = recipe(
+    "hf",
+    formula="b(b(h * s) * w)",
+    used_by="Hugging Face Llama; vLLM's native path with a bf16 weight",
+    known_by=(NUMERICS, GATED_NUMERICS),
+    round_before_weight=True,
+)
+VLLM_C = recipe(
+    "vllm_c",
+    formula="b(b(x + r) * s * w), s from b(x + r)",
+    used_by="vLLM's CUDA fused add",
+    known_by=(NUMERICS,),
+    variance_of_rounded_sum=True,
+    output_of_rounded_sum=True,
+)
+SGL_JIT = recipe(
+    "sgl_jit",
+    formula="b(b(x + r) * w * s), s from x + r",
+    used_by="SGLang's JIT fused add",
+    known_by=(NUMERICS,),
+    output_of_rounded_sum=True,
+    weight_before_scale=True,
+)
+TORCH = recipe(
+    "torch",
+    formula="b(h * s * w), by PyTorch's own layer_norm, silu, sigmoid",
+    used_by="vLLM's LayerNorm; the native paths of its gated norms",
+    known_by=(GATED_NUMERICS, LAYER_NUMERICS),
+    torch_functions=True,
+)
+TORCH_HF = recipe(
+    "torch_hf",
+    formula="b(b(h * s) * w), by PyTorch's own silu, sigmoid",
+    used_by="Mixer2's native path",
+    known_by=(GATED_NUMERICS,),
+    round_before_weight=True,
+    torch_functions=True,
+)
+FLASHINFER_LAYER = recipe(
+    "flashinfer_layer",
+    formula="b(norm) / scale",
+    used_by="FlashInfer's layernorm_quant",
+    known_by=(LAYER_QUANT_NUMERICS,),
+    round_before_quant=True,
+)
 
 #: silu and swish are two names of one function: z * sigmoid(z).
 ACTIVATIONS: tuple[str, ...] = ("silu", "swish", "sigmoid")

@@ -72,11 +72,14 @@ def refuse_strange(*tensors: Tensor | None) -> None:
             raise Refusal(f"the last stride is {t.stride(-1)}, and the kernels read rows of stride 1")
 
 
-def refuse_numerics(numerics: Numerics, known: Sequence[str]) -> None:
-    """Raise Refusal where a kernel that knows these fields of a numerics would ignore another."""
-    for one in fields(numerics):
-        if one.name not in (*DESCRIPTION, *known) and getattr(numerics, one.name) != one.default:
-            raise Refusal(f"the kernel cannot do what {one.name} says of numerics {numerics.name!r}")
+def roundings(recipe: Any, numerics: Numerics, unread: str = "") -> dict[str, bool]:
+    """The fields of a numerics that a kernel's recipe has too. Raises Refusal where another one is set, or `unread`,
+    which this use of the kernel ignores."""
+    every = {one.name: getattr(numerics, one.name) for one in fields(numerics) if one.name not in DESCRIPTION}
+    for name, value in every.items():
+        if value and (name == unread or name not in recipe._fields):
+            raise Refusal(f"the kernel cannot do what {name} says of numerics {numerics.name!r}")
+    return {name: value for name, value in every.items() if name in recipe._fields}
 
 
 def layout_or_refuse(*tensors: Tensor | None) -> Layout:
@@ -88,19 +91,16 @@ def layout_or_refuse(*tensors: Tensor | None) -> Layout:
 
 
 def bind_rows(
-    kernel: Any, table: str, recipe: Any, numerics: Numerics, known: Sequence[str], rows: Sequence[Tensor | None],
-    columns: Sequence[Tensor | None], *, width: int | None = None, pdl: bool | None = None,
-    in_place: Mapping[int, int] = NOTHING,
+    kernel: Any, table: str, recipe: Any, rows: Sequence[Tensor | None], columns: Sequence[Tensor | None], *,
+    width: int | None = None, pdl: bool | None = None, in_place: Mapping[int, int] = NOTHING,
 ) -> Launch:  # fmt: skip
     """The launch of a kernel for a signature, from tensors that have it; raises Refusal.
 
-    `known` are the fields of a numerics that the kernel reads. `rows` lie row by row, x first and the output last;
-    `columns` have a number for each column.
+    `rows` lie row by row, x first and the output last; `columns` have a number for each column.
     """
     x = rows[0]
     assert x is not None
     refuse_strange(*rows[:-1], *columns)
-    refuse_numerics(numerics, known)
     width = x.shape[-1] if width is None else width
     made, laid = config(table, width, x.element_size(), gpu_of(x.device)), layout_or_refuse(*rows)
     tile = Tile(

@@ -138,7 +138,8 @@ def by_column(P, at, chunks, c: tl.constexpr, lane, tile: tl.constexpr):
     elif tile.with_row:
         w = chunks[c]
     else:
-        w = read(P + at + c * tile.block + lane, mask_of(c, lane, True, False, tile))
+        cols = c * tile.block + lane  # added to the address as a whole: in parts it takes eight registers more
+        w = read(P + at + cols, mask_of(c, lane, True, False, tile))
     return w
 
 

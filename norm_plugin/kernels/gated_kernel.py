@@ -125,6 +125,8 @@ def gated_kernel(
             held += (load_gated(X, Z, x_at, z_at, cols, mask, recipe),)
         else:
             held += (read_raw(X + x_at + cols, mask),)
+        if Y is None:  # at once: nothing else needs the row
+            squares += held[c - AGAIN].to(tl.float32) * held[c - AGAIN].to(tl.float32)
         if GATE_LAST:  # read with x, not after the reduction: one memory latency instead of two
             gates += (read_raw(Z + z_at + cols, mask),)
     weights = read_with_row(W, w_at, lane, tile)
@@ -136,7 +138,7 @@ def gated_kernel(
             sums += held[c].to(tl.float32)
         mean = mean_of(tl.sum(sums, axis=1, keep_dims=True), tile.n)
         sums = tl.zeros([tile.rows, tile.block], tl.float32)
-    if SUMMED:
+    if SUMMED and Y is not None:
         for c in tl.static_range(AGAIN, tile.chunks):
             off = held[c - AGAIN].to(tl.float32)
             if not recipe.rms:
@@ -166,7 +168,8 @@ def gated_kernel(
             w = by_column(W, w_at, weights, c, lane, tile)
             b = by_column(B, w_at, biases, c, lane, tile)
             z = gates[c - AGAIN] if GATE_LAST else None
-            tl.store(Y + y_at + cols, finish(Y, xhat, w, b, z, inverse, dtype, recipe), mask=mask)
+            y = finish(Y, xhat, w, b, z, inverse, dtype, recipe)
+            tl.store(Y + y_at + cols, y, mask=mask)
         if AGAIN > 0:  # from the end: what was read last is what the L2 cache still holds
             for back in tl.range(0, AGAIN, tile.unroll):
                 for u in tl.static_range(tile.unroll):

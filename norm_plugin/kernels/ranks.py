@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from norm_plugin.kernels import Bound, Kernel, Refusal
-from norm_plugin.kernels.binding import refuse_numerics, refuse_strange
+from norm_plugin.kernels.binding import refuse_strange, roundings
 from norm_plugin.kernels.constants import Tile
 from norm_plugin.kernels.launch import KernelLaunch, raw_stream, use_pdl
 from norm_plugin.kernels.ranks_kernel import Exchange, ranks_kernel
@@ -63,10 +63,7 @@ def launches(
     """The launches of one shot and of two."""
     width, itemsize = input.shape[-1], input.element_size()
     row_bytes = width * itemsize
-    refuse_strange(input)
-    for other in others:
-        if other is not None:
-            refuse_strange(other)
+    refuse_strange(input, *others)
     if row_bytes % VECTOR:
         raise Refusal(f"rows of {width} {input.dtype} are no whole number of vectors of {VECTOR} bytes")
     if row_bytes > workspace.row_bytes:
@@ -98,15 +95,9 @@ def bind(
 ) -> Bound:  # fmt: skip
     """What runs a signature. With post_weight, the sum is normalized before it is added."""
     workspace = workspaces.find(group)
-    known = NUMERICS[numerics]
-    refuse_numerics(known, Recipe._fields)
     recipe = Recipe(
-        gemma=gemma,
-        variance_of_rounded_sum=known.variance_of_rounded_sum,
-        output_of_rounded_sum=known.output_of_rounded_sum,
-        round_before_weight=known.round_before_weight,
-        weight_before_scale=known.weight_before_scale,
-        l2=False, quant=NO_QUANT, group=1, qmax=1.0, min_scale=1.0, fp8_unit=False,
+        gemma=gemma, l2=False, quant=NO_QUANT, group=1, qmax=1.0, min_scale=1.0, fp8_unit=False,
+        **roundings(Recipe, NUMERICS[numerics]),
     )  # fmt: skip
     one, two = launches(workspace, input, [residual, post_weight, weight], recipe, pdl)
     width = input.shape[-1]

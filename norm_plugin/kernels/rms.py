@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from norm_plugin.kernels import Bound, Kernel, Refusal
-from norm_plugin.kernels.binding import bind_rows, refuse_strange
+from norm_plugin.kernels.binding import bind_rows, refuse_strange, roundings
 from norm_plugin.kernels.launch import NOTHING, Launch, has_fp8_unit
 from norm_plugin.kernels.rms_kernel import NO_QUANT, PER_BLOCK, PER_TOKEN, STATIC, Recipe, rms_kernel
 from norm_plugin.native.rms import maker_of_outputs
@@ -32,20 +32,16 @@ def bind(
     """The launch for a signature, from tensors that have it."""
     if variance_size is not None:
         raise Refusal(f"the variance is of the first {variance_size} columns only")
-    added = residual is not None
+    added, how = residual is not None, roundings(Recipe, numerics)
+    if not added:  # one kernel for all of these
+        how |= {"variance_of_rounded_sum": False, "output_of_rounded_sum": False}
     recipe = Recipe(
-        gemma=gemma,
-        variance_of_rounded_sum=added and numerics.variance_of_rounded_sum,
-        output_of_rounded_sum=added and numerics.output_of_rounded_sum,
-        round_before_weight=numerics.round_before_weight,
-        weight_before_scale=numerics.weight_before_scale,
-        l2=l2, quant=quant, group=group, qmax=qmax, min_scale=min_scale, fp8_unit=has_fp8_unit(input.device),
+        gemma=gemma, l2=l2, quant=quant, group=group, qmax=qmax, min_scale=min_scale,
+        fp8_unit=has_fp8_unit(input.device), **how,
     )  # fmt: skip
     rows, table = (input, residual, total, out), "add" if added else TABLES[quant]
     written = IN_PLACE if in_place else TOTAL_IN_PLACE if added and total is residual else NOTHING
-    return bind_rows(
-        rms_kernel, table, recipe, numerics, Recipe._fields, rows, [weight], pdl=enable_pdl, in_place=written
-    )  # fmt: skip
+    return bind_rows(rms_kernel, table, recipe, rows, [weight], pdl=enable_pdl, in_place=written)
 
 
 def bind_rmsnorm(

@@ -40,6 +40,13 @@ def grouped(h: Tensor, group_size: int | None, eps: float, is_rms_norm: bool) ->
     return standardized(groups, eps)
 
 
+def weighted(y: Tensor, weight: Tensor | None, bias: Tensor | None, numerics: Numerics, dtype: torch.dtype) -> Tensor:
+    """y * weight + bias, as a gate or the output takes it; `dtype` is the activation dtype that b() rounds to."""
+    if not numerics.round_before_weight:
+        return affine(y, weight, bias)
+    return affine(y.to(dtype).to(y.dtype), weight, bias).to(dtype).to(y.dtype)
+
+
 def gated_norm_with_stats(
     x: Tensor,
     weight: Tensor | None,
@@ -58,11 +65,7 @@ def gated_norm_with_stats(
     if act is not None and not norm_before_gate:
         h = h * act
     xhat, mean, rstd = grouped(h, group_size, eps, is_rms_norm)
-    y = xhat.flatten(-2)
-    if GATED_NUMERICS[numerics].round_before_weight:
-        y = affine(y.to(x.dtype).to(h.dtype), weight, bias).to(x.dtype).to(h.dtype)
-    else:
-        y = affine(y, weight, bias)
+    y = weighted(xhat.flatten(-2), weight, bias, GATED_NUMERICS[numerics], x.dtype)
     if act is not None and norm_before_gate:
         y = y * act
     return stored(y, x), None if mean is None else mean.squeeze(-1), rstd.squeeze(-1)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from norm_plugin.native.gated import gate
-from norm_plugin.native.layer import affine
+from norm_plugin.native.gated import gate, weighted
 from norm_plugin.native.rms import by_row, stored, wide
 from norm_plugin.numerics import FP32, GATED_NUMERICS
 
@@ -37,6 +36,4 @@ def split_rmsnorm(
 ) -> Tensor:
     """The part's norm; `sums` are those of whole rows, which have `full_width` columns."""
     y = gated(x, z, numerics) * torch.rsqrt(sums / full_width + eps)
-    if GATED_NUMERICS[numerics].round_before_weight:
-        y = wide(y.to(x.dtype))
-    return stored(affine(y, weight, None), x)
+    return stored(weighted(y, weight, None, GATED_NUMERICS[numerics], x.dtype), x)

@@ -119,7 +119,7 @@ def made(workspace: Workspace, group: ProcessGroup, device: torch.device) -> Wor
 
     try:
         memory = symmetric.empty(workspace.bytes // 4, dtype=torch.int32, device=device)
-        handle = symmetric.rendezvous(memory, workspace.group)
+        handle = symmetric.rendezvous(memory, group)
     except (RuntimeError, ValueError) as error:
         workspace.reason = f"symmetric memory failed: {str(error).strip().splitlines()[0]}"
         return workspace

@@ -37,7 +37,7 @@ from norm_plugin.accuracy import inputs
 from norm_plugin.kernels import backward, binding, driver, gated, launch, rms
 from tests.kernels import ptx
 from tests.kernels.compile_tasks import ARCHITECTURES, EVERY_OP, FAR, TYPES, Task, tasks
-from tests.spec import samples
+from tests.spec import layouts, samples
 
 PROCESSORS = 132
 
@@ -83,7 +83,7 @@ def arguments(task: Task) -> samples.Arguments:
     for key in ("grad", "residual_grad"):
         if key in a and (key == "grad" or a[key] is not None):
             a[key] = inputs.make("normal", task.shape, task.dtype)
-    laid = (inputs.LAYOUTS | {FAR: far})[task.layout]
+    laid = (layouts.LAYOUTS | {FAR: far})[task.layout]
     return a | {key: laid(a[key]) for key in samples.alike(op) if a[key] is not None}
 
 

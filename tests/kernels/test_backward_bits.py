@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from norm_plugin import dispatch
-from norm_plugin.accuracy import inputs
 from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.ops import OPS
 from tests.kernels import twins
@@ -26,7 +25,7 @@ from tests.kernels.backward_calls import (
 )
 from tests.kernels.device import COMPILED, on_a_gpu
 from tests.kernels.twins import TRITON
-from tests.spec import samples, test_gradients
+from tests.spec import layouts, samples, test_gradients
 from tests.spec.test_layouts import READ
 
 
@@ -41,7 +40,7 @@ def test_incoming_gradients_in_every_layout(name: str, layout: Callable[[Tensor]
     assert all(twins.same_bits(ours[key], plain[key]) for key in ours)
 
 
-@pytest.mark.parametrize("layout", inputs.LAYOUTS.values(), ids=inputs.LAYOUTS.keys())
+@pytest.mark.parametrize("layout", layouts.LAYOUTS.values(), ids=layouts.LAYOUTS.keys())
 @pytest.mark.parametrize("name", ["rmsnorm", "layernorm", "gated_norm"])
 def test_rows_in_every_layout(name: str, layout: Callable[[Tensor], Tensor]) -> None:
     """The q of a fused qkv is differentiated where it lies."""

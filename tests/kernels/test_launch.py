@@ -17,12 +17,11 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, settings
-from norm_plugin.accuracy import inputs
 from norm_plugin.ops import OPS
 from tests.kernels import twins
 from tests.kernels.device import COMPILED, DEVICE, on_a_gpu
 from tests.kernels.twins import TRITON
-from tests.spec import samples
+from tests.spec import layouts, samples
 
 BF16 = torch.bfloat16
 
@@ -269,7 +268,7 @@ def test_a_call_allocates_its_outputs_and_nothing_else(name: str) -> None:
     op = OPS[name]
     a = TRITON.arguments(op, (64, 12, 128), BF16)
     wide = [key for key in samples.alike(op) if a[key] is not None and a[key].shape[-1] > 1]  # not one number a row
-    a |= {key: inputs.qkv_slice(a[key]) for key in wide}
+    a |= {key: layouts.qkv_slice(a[key]) for key in wide}
     returned = dispatch.call(op, *a.values())
     outputs = () if returned is None else (returned,) if isinstance(returned, Tensor) else returned
     for door in (lambda: dispatch.call(op, *a.values()), lambda: getattr(torch.ops.norm_plugin, name)(*a.values())):

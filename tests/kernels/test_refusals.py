@@ -17,7 +17,6 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, kernels, settings
-from norm_plugin.accuracy import inputs
 from norm_plugin.native import rms
 from norm_plugin.numerics import (
     DESCRIPTION,
@@ -31,7 +30,7 @@ from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.kernels import twins
 from tests.kernels.twins import TRITON
-from tests.spec import judge, samples
+from tests.spec import judge, layouts, samples
 
 BF16 = torch.bfloat16
 
@@ -206,7 +205,7 @@ def test_a_kernel_that_fails_is_native_from_then_on(failing: Failing, caplog: py
     """That op, dtype and width, in whatever layout; another width or dtype is tried, and other ops are not touched."""
     x, reason = TRITON.make("normal", (4, 48), BF16), "the Triton kernel failed: RuntimeError: ptxas died"
     with settings.override(strict=False):
-        for rows in (x, x, inputs.padded(x), x.view(2, 2, 48)):
+        for rows in (x, x, layouts.padded(x), x.view(2, 2, 48)):
             assert torch.equal(norm_plugin.rmsnorm(rows, None), rms.rmsnorm(rows, None))
         assert failing.tried == 1
         assert {(route.backend, route.reason, route.fallback) for route in dispatch.routes()} == {

@@ -14,10 +14,10 @@ import torch
 
 import norm_plugin
 from norm_plugin import dispatch, ops, settings, shortcut
-from norm_plugin.accuracy import inputs
 from tests.kernels import twins
 from tests.kernels.device import DEVICE
 from tests.kernels.shortcut_calls import WIDTH, needs_guards, weight_of, x_of
+from tests.spec import layouts
 
 pytestmark = needs_guards
 
@@ -70,7 +70,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "another dtype": lambda: norm_plugin.rmsnorm(x_of(dtype=torch.float16), weight_of()),
     "another dtype of the weight": lambda: norm_plugin.rmsnorm(x_of(), weight_of().float()),
     "another width": lambda: norm_plugin.rmsnorm(x_of(width=64), weight_of(64)),
-    "other strides": lambda: norm_plugin.rmsnorm(inputs.padded(x_of()), weight_of()),
+    "other strides": lambda: norm_plugin.rmsnorm(layouts.padded(x_of()), weight_of()),
     "another rank": lambda: norm_plugin.rmsnorm(x_of().view(2, 2, WIDTH), weight_of()),
     "one row without a dimension for it": lambda: norm_plugin.rmsnorm(x_of()[0], weight_of()),
     "no weight": lambda: norm_plugin.rmsnorm(x_of(), None),

@@ -13,12 +13,13 @@ from torch import Tensor
 from norm_plugin import dispatch
 from norm_plugin.accuracy import inputs, oracle
 from norm_plugin.native.rms import wide_dtype
+from norm_plugin.numerics import NUMERICS
 from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 
 Arguments = dict[str, Any]
 
-NORM = [{}, {"numerics": "hf"}, {"numerics": "vllm_c"}, {"numerics": "sgl_jit"}, {"gemma": True}, {"weight": None}]
+NORM = [{}, *({"numerics": name} for name in NUMERICS if name != "fp32"), {"gemma": True}, {"weight": None}]
 RMS = [*NORM, {"variance_size": 24}]
 GATED = [
     {"norm_before_gate": before, "is_rms_norm": rms, "group_size": group, "activation": activation}

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.spec.package_copies import ROOT, copy_package, python
+
 PAGE = ROOT / "docs" / "adding_an_op.md"
-WITHOUT = shutil.ignore_patterns("__pycache__", "engines", "patches")
 
 
 class Block(NamedTuple):
@@ -64,21 +60,10 @@ def names(node: ast.stmt) -> list[str]:
 def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package and of its tests, after the page was followed."""
     root = tmp_path_factory.mktemp("followed")
-    shutil.copytree(ROOT / "norm_plugin", root / "norm_plugin", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "tests", root / "tests", ignore=WITHOUT)
-    shutil.copy(ROOT / "pyproject.toml", root)
+    copy_package(root)
     for block in blocks():
         add(block, root)
     return root
-
-
-def python(root: Path, *arguments: str) -> str:
-    """What a Python prints that has this copy of the package."""
-    environment = os.environ | {"PYTHONPATH": str(root), "NORM_PLUGIN": "native", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_an_op_touches_five_files_of_the_package() -> None:

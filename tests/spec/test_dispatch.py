@@ -9,8 +9,8 @@ import torch
 
 import norm_plugin
 from norm_plugin import dispatch, kernels, settings
-from norm_plugin.accuracy import inputs
 from norm_plugin.native import rms
+from tests.spec import layouts
 from tests.spec.fake_kernels import FakeKernel, Install, the_route, warnings_of, x_of
 
 pytestmark = pytest.mark.usefixtures("nothing_seen_yet")
@@ -119,7 +119,7 @@ def test_width_dtype_strides_and_plain_arguments_are(install: Install) -> None:
         (x_of(),),
         (x_of(width=64),),
         (x_of(dtype=torch.bfloat16),),
-        (inputs.padded(x_of()),),
+        (layouts.padded(x_of()),),
         (x_of().view(2, 2, 48),),
         (x_of(), 1e-5),
         (x_of(), None),

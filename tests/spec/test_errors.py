@@ -16,6 +16,7 @@ from torch import Tensor
 import norm_plugin
 from norm_plugin import dispatch
 from norm_plugin.accuracy import inputs
+from norm_plugin.numerics import GATED_NUMERICS, NUMERICS
 from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.spec import samples
@@ -118,11 +119,11 @@ BAD: dict[str, Bad] = {
     ),
     "unknown numerics": Bad(
         "fused_add_rmsnorm", {"numerics": "bf16"}, ValueError,
-        "numerics is 'bf16'; it must be one of fp32, hf, vllm_c, sgl_jit.",
+        f"numerics is 'bf16'; it must be one of {', '.join(NUMERICS)}.",
     ),
     "numerics that gated norms do not have": Bad(
         "gated_norm", {"numerics": "vllm_c"}, ValueError,
-        "numerics is 'vllm_c'; it must be one of fp32, hf, torch, torch_hf.",
+        f"numerics is 'vllm_c'; it must be one of {', '.join(GATED_NUMERICS)}.",
     ),
     "numerics of an RMSNorm for a LayerNorm that is quantised": Bad(
         "layernorm_quant", {"numerics": "hf"}, ValueError,
@@ -138,7 +139,7 @@ BAD: dict[str, Bad] = {
     ),
     "numerics of a quantised LayerNorm for an RMSNorm": Bad(
         "rmsnorm_quant", {"numerics": "flashinfer_layer"}, ValueError,
-        "numerics is 'flashinfer_layer'; it must be one of fp32, hf, vllm_c, sgl_jit.",
+        f"numerics is 'flashinfer_layer'; it must be one of {', '.join(NUMERICS)}.",
     ),
     "unknown activation": Bad(
         "gated_norm", {"activation": "gelu"}, ValueError,

@@ -10,8 +10,8 @@ import torch
 
 import norm_plugin
 from norm_plugin import dispatch, settings
-from norm_plugin.accuracy import inputs
 from norm_plugin.native import rms
+from tests.spec import layouts
 from tests.spec.fake_kernels import FakeKernel, Install, failing, the_route, warnings_of, x_of
 
 pytestmark = pytest.mark.usefixtures("nothing_seen_yet")
@@ -28,7 +28,7 @@ def test_a_kernel_that_fails_at_its_first_call_is_logged_once_and_left(
         for _ in range(3):
             assert torch.equal(norm_plugin.rmsnorm(x, None), rms.rmsnorm(x, None))
         assert (the_route().backend, the_route().reason, the_route().fallback) == ("native", reason, True)
-        norm_plugin.rmsnorm(inputs.padded(x), None)
+        norm_plugin.rmsnorm(layouts.padded(x), None)
         assert {route.reason for route in dispatch.routes()} == {reason}
         assert dispatch.calls("rmsnorm", "native") == 4
         assert dispatch.calls("rmsnorm", "triton") == 0

@@ -18,7 +18,7 @@ from norm_plugin.accuracy import bounds, inputs, oracle, ulps
 from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.numerics import ACTIVATIONS, GATED_NUMERICS, NUMERICS
 from norm_plugin.ops import OPS
-from tests.spec import judge, samples
+from tests.spec import judge, layouts, samples
 from tests.spec.backend import Backend
 
 ROWS, WIDTH = 3, 8
@@ -136,7 +136,7 @@ def every_second(grad: Tensor) -> Tensor:
     return torch.stack([grad, grad], -1).flatten(-2)[..., ::2]
 
 
-@pytest.mark.parametrize("strided", [expanded, columns_first, every_second, inputs.padded])
+@pytest.mark.parametrize("strided", [expanded, columns_first, every_second, layouts.padded])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("shape", [(5, 48), (3, 5, 48), (2, 3, 5, 48)], ids=str)
 @pytest.mark.parametrize("name", DIFFERENTIABLE)

@@ -14,7 +14,7 @@ import norm_plugin
 from norm_plugin.accuracy import bounds, inputs, oracle, ulps
 from norm_plugin.native import simple_layernorm_native
 from norm_plugin.ops import OPS
-from tests.spec import judge, samples
+from tests.spec import judge, layouts, samples
 from tests.spec.backend import Backend
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -62,7 +62,7 @@ def test_a_linear_layer_rounds_once_whatever_the_strides(backend: Backend, dtype
     op = OPS["layernorm_linear"]
     a = backend.arguments(op, (4, 3, 48), dtype)
     (expected,) = backend.outputs(op, a)
-    (found,) = backend.outputs(op, a | {"x": inputs.transposed(a["x"])})
+    (found,) = backend.outputs(op, a | {"x": layouts.transposed(a["x"])})
     assert torch.equal(found, expected)
 
 

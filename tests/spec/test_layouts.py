@@ -17,7 +17,7 @@ import norm_plugin
 from norm_plugin.accuracy import inputs
 from norm_plugin.op import Op
 from norm_plugin.ops import OPS
-from tests.spec import judge, samples
+from tests.spec import judge, layouts, samples
 from tests.spec.backend import Backend
 
 SHAPES = [(4, 3, 48), (2, 3, 5, 48), (5, 48), (1, 3, 1, 48)]
@@ -41,7 +41,7 @@ def backwards(x: Tensor) -> Tensor:
     return x.permute(order).contiguous().permute(order)
 
 
-READ: dict[str, Callable[[Tensor], Tensor]] = inputs.LAYOUTS | {
+READ: dict[str, Callable[[Tensor], Tensor]] = layouts.LAYOUTS | {
     "expanded": expanded,
     "every_second": every_second,
     "backwards": backwards,
@@ -55,8 +55,8 @@ def laid_out(op: Op, a: samples.Arguments, layout: Callable[[Tensor], Tensor]) -
     """The call with x in a layout, and a different padding of the rows for whatever goes with x."""
     x, *others = [name for name in samples.alike(op) if a[name] is not None]
     written = samples.written(op, a)
-    first = inputs.padded(a[x], 24) if x in written and layout not in inputs.LAYOUTS.values() else layout(a[x])
-    return a | {x: first} | dict(zip(others, inputs.each_different(*(a[name] for name in others)), strict=True))
+    first = layouts.padded(a[x], 24) if x in written and layout not in layouts.LAYOUTS.values() else layout(a[x])
+    return a | {x: first} | dict(zip(others, layouts.each_different(*(a[name] for name in others)), strict=True))
 
 
 def values(a: samples.Arguments) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ def test_outputs_are_contiguous(
     backend: Backend, name: str, layout: Callable[[Tensor], Tensor], dtype: torch.dtype, shape: tuple[int, ...]
 ) -> None:
     if 0 in shape and layout is expanded:
-        layout = inputs.padded  # there is no first row
+        layout = layouts.padded  # there is no first row
     op = OPS[name]
     for variant in samples.VARIANTS[name]:
         a = laid_out(op, backend.arguments(op, shape, dtype, **variant), layout)
@@ -94,7 +94,7 @@ def test_outputs_are_contiguous(
 
 
 @every_case
-@pytest.mark.parametrize("layout", inputs.LAYOUTS.values(), ids=inputs.LAYOUTS.keys())
+@pytest.mark.parametrize("layout", layouts.LAYOUTS.values(), ids=layouts.LAYOUTS.keys())
 @every_shape
 def test_only_what_is_written_changes(
     backend: Backend, op: Op, variant: samples.Arguments, layout: Callable[[Tensor], Tensor], shape: tuple[int, ...]
@@ -126,7 +126,7 @@ def test_the_memory_between_rows_stays(backend: Backend, name: str) -> None:
     assert all((buffer[:, 48:].float() == GAP).all() for buffer in buffers.values())
 
 
-@pytest.mark.parametrize("layout", inputs.LAYOUTS.values(), ids=inputs.LAYOUTS.keys())
+@pytest.mark.parametrize("layout", layouts.LAYOUTS.values(), ids=layouts.LAYOUTS.keys())
 @pytest.mark.parametrize("function", [norm_plugin.rmsnorm, norm_plugin.gemma_rmsnorm])
 def test_out_may_be_the_input(
     backend: Backend, function: Callable[..., Tensor], layout: Callable[[Tensor], Tensor]

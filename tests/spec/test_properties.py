@@ -18,6 +18,7 @@ from norm_plugin.native.quant import QMAX
 from norm_plugin.numerics import ACTIVATIONS, FP32, HF, LAYER_QUANT_NUMERICS, NUMERICS
 from norm_plugin.ops import OPS
 from tests.spec import judge, samples
+from tests.spec.layouts import LAYOUTS
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 EPSILONS = [1e-6, 1e-5, 1e-12, 1.0]
@@ -80,7 +81,7 @@ def calls(draw: st.DrawFn, name: str) -> samples.Arguments:
     return a | {key: draw(layouts)(a[key]) for key in samples.alike(op) if a[key] is not None}
 
 
-layouts = st.sampled_from(list(inputs.LAYOUTS.values()))
+layouts = st.sampled_from(list(LAYOUTS.values()))
 
 
 @given(st.data())

@@ -183,7 +183,7 @@ def test_no_worse_than_torch(dtype: torch.dtype, name: str, width: int) -> None:
     judge.no_worse(ours, theirs, oracle.rmsnorm(x, weight, EPS))
 
 
-@pytest.mark.parametrize("numerics", NUMERICS)
+@pytest.mark.parametrize("numerics", ["fp32", "hf", "vllm_c", "sgl_jit"])
 @pytest.mark.parametrize("name", INDEPENDENT)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_fused_add_no_worse_than_the_formula_of_its_engine(dtype: torch.dtype, name: str, numerics: str) -> None:

@@ -21,7 +21,7 @@ from norm_plugin.accuracy import inputs
 from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.op import Op
 from norm_plugin.ops import OPS
-from tests.spec import samples
+from tests.spec import layouts, samples
 from tests.spec.test_errors import BAD, good_arguments
 from tests.spec.test_gradients import DIFFERENTIABLE
 
@@ -75,17 +75,17 @@ def test_opcheck(op: Op, variant: samples.Arguments) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
     ("shape", "layout"),
-    [((0, 48), "contiguous"), *product([(48,), (2, 3, 48)], inputs.LAYOUTS)],
+    [((0, 48), "contiguous"), *product([(48,), (2, 3, 48)], layouts.LAYOUTS)],
     ids=lambda value: str(value),
 )
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
 def test_opcheck_of_other_ranks_and_layouts(op: Op, shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> None:
     a = samples.arguments(op, shape, dtype)
-    a |= {name: inputs.LAYOUTS[layout](a[name]) for name in samples.alike(op) if a[name] is not None}
+    a |= {name: layouts.LAYOUTS[layout](a[name]) for name in samples.alike(op) if a[name] is not None}
     opcheck(op, a, "test_aot_dispatch_dynamic")
 
 
-@pytest.mark.parametrize("layout", inputs.LAYOUTS.values(), ids=inputs.LAYOUTS.keys())
+@pytest.mark.parametrize("layout", layouts.LAYOUTS.values(), ids=layouts.LAYOUTS.keys())
 @every_case
 def test_fakes_answer_as_the_ops(op: Op, variant: samples.Arguments, layout: Callable[[Tensor], Tensor]) -> None:
     """Shape, dtype and strides of everything that is returned."""
