@@ -15,6 +15,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from operator import itemgetter
 from typing import Any
 
@@ -84,7 +85,6 @@ MOST_ROUTES = 4096
 
 _table = Table()
 _planned: set[Op] = set()
-_logged: set[str] = set()
 _lock = threading.RLock()
 
 # Another thread may still use a route that has left its table, and count calls there. So a route's count is taken when
@@ -256,9 +256,10 @@ def after_failure(route: Route, error: Exception, args: tuple[Any, ...], decline
 _route_watchers: list[Callable[[], None]] = []
 
 
-def on_resolve(watcher: Callable[[], None]) -> None:
-    """Calls `watcher` whenever a route is new, or has become another."""
+def on_resolve(watcher: Callable[[], None]) -> Callable[[], None]:
+    """Calls `watcher` whenever a route is new, or has become another. Returns a function that ends that."""
     _route_watchers.append(watcher)
+    return lambda: _route_watchers.remove(watcher)
 
 
 def _routes_changed() -> None:
@@ -266,11 +267,10 @@ def _routes_changed() -> None:
         watcher()
 
 
+@cache
 def log_once(message: str) -> None:
     """One warning for each message and process."""
-    if message not in _logged:
-        _logged.add(message)
-        log.warning(message)
+    log.warning(message)
 
 
 def routes() -> tuple[Route, ...]:

@@ -165,9 +165,11 @@ def get() -> Settings:
     return _merged() if current is None else current
 
 
-def on_change(forget: Callable[[], None]) -> None:
-    """Have `forget` called whenever the settings change: for whoever keeps what was derived from them."""
+def on_change(forget: Callable[[], None]) -> Callable[[], None]:
+    """Calls `forget` whenever the settings change: for whoever keeps what was derived from them. Returns a function
+    that ends that."""
     _watchers.append(forget)
+    return lambda: _watchers.remove(forget)
 
 
 def _merged() -> Settings:

@@ -1,4 +1,4 @@
-"""One folder for all that a test run leaves in the temporary folder, which goes when it ends.
+"""The backend of a test run; and one folder for all that it leaves in the temporary folder, which goes when it ends.
 
 Engines leave sockets and compilers leave files there, by the hundred. pytest's own tmp_path stays where it was, and so
 does Inductor's cache, which the next run uses.
@@ -14,6 +14,17 @@ from pathlib import Path
 import pytest
 
 FOLDER = pytest.StashKey[str]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # which holds for a whole process
+    parser.addoption(
+        "--backend",
+        choices=("native", "triton"),
+        default="triton" if interpreted else "native",
+        help="what tests/spec runs on; triton: only the tests that take a backend; default: triton where "
+        "TRITON_INTERPRET=1 is set",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -33,7 +33,7 @@ MOST_ROWS = 2**31 - 64  # the rows of a last program that is not full are counte
 NOTHING: Mapping[int, int] = {}
 
 _address: Callable[[Tensor], int] = Tensor.data_ptr
-_current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
+current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 raw_stream: Callable[[int], int] = getattr(
     torch._C, "_cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream
 )
@@ -131,7 +131,7 @@ class KernelLaunch:
         """Launch through the driver, with the pointers at these addresses (each once, in the kernel's order); whether
         it did. If not, nothing has happened."""
         direct = self.direct
-        if direct is None or not 0 < m < self.lean_from or _current_device() != self.index or hooked():
+        if direct is None or not 0 < m < self.lean_from or current_device() != self.index or hooked():
             return False
         for address in addresses:
             if address % VECTOR_BYTES:

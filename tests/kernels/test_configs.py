@@ -18,6 +18,7 @@ from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.kernels import twins
 from tests.kernels.device import DEVICE
+from tests.kernels.twins import TRITON
 from tests.spec import judge, samples
 
 ENTRIES = [(1, 1), (4, 1), (32, 1), (1, 2), (4, 4), (2, 8), (8, 16), (4, 32), (32, 16)]
@@ -66,9 +67,9 @@ def test_right_in_every_configuration(
 ) -> None:
     """Of one row more than a program takes: the last program has one row and nothing else."""
     op = OPS[name]
-    a = samples.arguments(op, (entry[1] + 1, width), torch.bfloat16, **variant)
+    a = TRITON.arguments(op, (entry[1] + 1, width), torch.bfloat16, **variant)
     with configs.forced(*entry, 1, 0):
-        outputs = samples.outputs(op, a)
+        outputs = TRITON.outputs(op, a)
     judge.check(op, a, outputs)
     twins.seldom_apart(op, a, outputs, twins.native(op, a))
 
@@ -78,10 +79,10 @@ def test_right_in_every_configuration(
 def test_right_in_narrower_chunks(name: str, variant: samples.Arguments, vector: int) -> None:
     """Loads of fewer bytes a thread: more chunks, of which the last may have fewer columns than the others."""
     op = OPS[name]
-    a = samples.arguments(op, (3, 1200), torch.bfloat16, **variant)
+    a = TRITON.arguments(op, (3, 1200), torch.bfloat16, **variant)
     with configs.forced(4, 1, 1, 0, vector):
         assert configs.config("rms", 1200, 2, "").block == 4 * 32 * vector // 2
-        outputs = samples.outputs(op, a)
+        outputs = TRITON.outputs(op, a)
     judge.check(op, a, outputs)
     twins.seldom_apart(op, a, outputs, twins.native(op, a))
 
@@ -96,10 +97,10 @@ def test_lean_launches_of_large_batches_change_no_bit(
 
     op, lean = OPS[name], 2
     switch = processors(DEVICE) * lean * entry[1]
-    a = samples.arguments(op, (switch, 128), torch.bfloat16, **variant)
+    a = TRITON.arguments(op, (switch, 128), torch.bfloat16, **variant)
     seen = weights_with_rows(monkeypatch)
     with configs.forced(*entry, 1, lean):
-        many, few = samples.outputs(op, a), samples.outputs(op, rows_of(op, a, switch - 1))
+        many, few = TRITON.outputs(op, a), TRITON.outputs(op, rows_of(op, a, switch - 1))
         assert set(seen) == {True, False}, "there was no switch"
     assert all(twins.same_bits(one[: switch - 1], other) for one, other in zip(many, few, strict=True))
     judge.check(op, a, many)
@@ -108,12 +109,12 @@ def test_lean_launches_of_large_batches_change_no_bit(
 @pytest.mark.parametrize(("name", "variant"), CALLS, ids=LABELS)
 def test_releasing_the_next_kernel_early_or_late_changes_no_bit(name: str, variant: samples.Arguments) -> None:
     op = OPS[name]
-    a = samples.arguments(op, (3, 1280), torch.bfloat16, **variant)
+    a = TRITON.arguments(op, (3, 1280), torch.bfloat16, **variant)
     found = []
     for late in (0, 1):
         dispatch.reset()
         with configs.forced(4, 1, late, 0):
-            found.append(samples.outputs(op, a))
+            found.append(TRITON.outputs(op, a))
     assert all(twins.same_bits(*pair) for pair in zip(*found, strict=True))
 
 

@@ -19,6 +19,7 @@ from norm_plugin.ops import OPS
 from tests.kernels import twins
 from tests.kernels.device import COMPILED, DEVICE
 from tests.kernels.test_widths import VARIANTS, at
+from tests.kernels.twins import TRITON
 from tests.spec import samples
 from tests.spec.test_rows import rows_of
 
@@ -34,7 +35,7 @@ MOST_ELEMENTS = 2**27
 
 def batch(op: Op, variant: samples.Arguments, rows: int, width: int, dtype: torch.dtype) -> samples.Arguments:
     """A call on many rows, drawn where they are used."""
-    a = samples.arguments(op, (1, width), dtype, **variant)
+    a = TRITON.arguments(op, (1, width), dtype, **variant)
     generator = torch.Generator(DEVICE).manual_seed(width)
     for name in samples.alike(op):
         if a[name] is not None:
@@ -55,10 +56,10 @@ def test_a_row_does_not_depend_on_its_batch(name: str, dtype: torch.dtype, width
     variant = VARIANTS[name][(WIDTHS.index(width) + DTYPES.index(dtype)) % len(VARIANTS[name])]
     batches = [rows for rows in BATCHES if rows * width <= MOST_ELEMENTS]
     a = batch(op, at(op, variant, width), max(batches), width, dtype)
-    whole = twins.outputs_of_spec(op, a)
+    whole = twins.uncompared(op, a)
     for rows in batches:
         for part in (slice(0, rows), slice(max(batches) - rows, None), slice(rows - 1, rows)):
-            found = twins.outputs_of_spec(op, rows_of(op, a, part))
+            found = twins.uncompared(op, rows_of(op, a, part))
             assert all_equal(found, tuple(t[part] for t in whole)), f"rows {part} of {max(batches)}"
 
 
@@ -70,10 +71,10 @@ def test_heads_of_a_fused_projection_do_not_depend_on_its_tokens(name: str) -> N
     for key in samples.alike(op):
         if a[key] is not None:
             a[key] = a[key].view(tokens, 12, -1)[:, :8]
-    whole = twins.outputs_of_spec(op, a)
+    whole = twins.uncompared(op, a)
     for token in (0, tokens // 2, tokens - 1):
         assert all_equal(
-            twins.outputs_of_spec(op, rows_of(op, a, slice(token, token + 1))),
+            twins.uncompared(op, rows_of(op, a, slice(token, token + 1))),
             tuple(t[token : token + 1] for t in whole),
         )
 
@@ -84,6 +85,6 @@ def test_a_row_does_not_depend_on_a_forced_switch(name: str) -> None:
     op = OPS[name]
     a = batch(op, VARIANTS[name][0], 1024 if COMPILED else 17, 128, torch.bfloat16)
     with configs.forced(4, 4, 1, 1):
-        whole = twins.outputs_of_spec(op, a)
-        part = twins.outputs_of_spec(op, rows_of(op, a, slice(3, 4)))
+        whole = twins.uncompared(op, a)
+        part = twins.uncompared(op, rows_of(op, a, slice(3, 4)))
     assert all_equal(part, tuple(t[3:4] for t in whole))

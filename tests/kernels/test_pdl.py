@@ -22,10 +22,10 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, settings
-from norm_plugin.accuracy import inputs
 from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.ops import OPS
 from tests.kernels.device import COMPILED, DEVICE, on_a_gpu
+from tests.kernels.twins import TRITON
 from tests.spec import samples
 
 pytestmark = [
@@ -119,9 +119,9 @@ def fill(a: samples.Arguments, version: int) -> None:
 def stage(name: str, variant: samples.Arguments, shape: tuple[int, ...]) -> Stage:
     """A call, and what each version of its arguments becomes where no launch is dependent."""
     op = (OPS | BACKWARD_OPS)[name]
-    made = samples.arguments(op, shape, **variant)
+    made = TRITON.arguments(op, shape, **variant)
     if "grad" in made:
-        made["grad"] = inputs.make("normal", shape, torch.bfloat16)
+        made["grad"] = TRITON.make("normal", shape, torch.bfloat16)
     state, a = in_one_buffer(made)
 
     def run() -> tuple[Tensor, ...]:

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import norm_plugin
-from norm_plugin.accuracy import inputs
 from norm_plugin.native import rms
 from tests.kernels import twins
 from tests.kernels.device import DEVICE
+from tests.kernels.twins import TRITON
 
 WIDTH = 48
 fixed = settings(
@@ -133,8 +133,8 @@ def off_by_one(t: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_addresses_that_are_not_aligned(dtype: torch.dtype, moved: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A launch that was made for aligned addresses is not used for others, before it and after it."""
-    given = {"x": inputs.make("normal", (4, 80), dtype, 1), "residual": inputs.make("normal", (4, 80), dtype, 2)}
-    given["weight"] = inputs.weights(80, dtype)
+    given = {"x": TRITON.make("normal", (4, 80), dtype, 1), "residual": TRITON.make("normal", (4, 80), dtype, 2)}
+    given["weight"] = TRITON.weights(80, dtype)
     elsewhere = given | {name: off_by_one(given[name]) for name in given if moved in (name, "all")}
     assert any(t.data_ptr() % 16 for t in elsewhere.values())
     expected = norm_plugin.add_rmsnorm(*given.values())

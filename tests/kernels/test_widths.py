@@ -14,6 +14,7 @@ from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.kernels import twins
 from tests.kernels.device import COMPILED
+from tests.kernels.twins import TRITON
 from tests.spec import judge, samples
 
 ROWS = 3
@@ -37,8 +38,8 @@ def at(op: Op, variant: samples.Arguments, width: int) -> samples.Arguments:
 def test_right_at_every_width(name: str, width: int) -> None:
     op, place = OPS[name], WIDTHS.index(width)
     dtype, variant = DTYPES[place % 3], VARIANTS[name][place % len(VARIANTS[name])]
-    a = samples.arguments(op, (ROWS, width), dtype, **at(op, variant, width))
-    outputs = samples.outputs(op, a)
+    a = TRITON.arguments(op, (ROWS, width), dtype, **at(op, variant, width))
+    outputs = TRITON.outputs(op, a)
     judge.check(op, a, outputs)
     twins.seldom_apart(op, a, outputs, twins.native(op, a))
 
@@ -50,10 +51,10 @@ def test_groups_of_every_width(group: int, is_rms_norm: bool, before: bool) -> N
     """Of rows of 2560 in two levels of strides: a group's place in its row counts as well."""
     op = OPS["gated_norm"]
     for dtype in DTYPES:
-        a = samples.arguments(
+        a = TRITON.arguments(
             op, (3, 1, 2560), dtype, group_size=group, is_rms_norm=is_rms_norm, norm_before_gate=before
         )
-        outputs = samples.outputs(op, a)
+        outputs = TRITON.outputs(op, a)
         judge.check(op, a, outputs)
         twins.seldom_apart(op, a, outputs, twins.native(op, a))
 
@@ -74,7 +75,7 @@ def test_rows_that_are_read_again(
     with configs.forced(1, 1, 0, 0):
         made = configs.make(op.kind, width, 2, 1, 1, 0, 0)
         assert 1 <= made.held < made.chunks
-        a = samples.arguments(op, (2, width), torch.bfloat16, **at(op, variant, width))
-        outputs = samples.outputs(op, a)
+        a = TRITON.arguments(op, (2, width), torch.bfloat16, **at(op, variant, width))
+        outputs = TRITON.outputs(op, a)
     judge.check(op, a, outputs)
     twins.seldom_apart(op, a, outputs, twins.native(op, a))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -43,16 +44,31 @@ def test_many_at_once_end_as_one_after_another(site: Site) -> None:
         assert contents(folder) == released
 
 
-def test_a_lock_is_waited_for_and_given_up_with_a_reason(site: Site) -> None:
+def test_a_lock_is_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run that has it ends while another sleeps, for the third time."""
     store = Store(site(ENGINE, WHEEL), ENGINE)
-    with lock.held(store.tree, store.lock):
-        begin = time.monotonic()
-        with (
-            pytest.raises(PatchError, match="another run of norm-plugin patch"),
-            lock.held(store.tree, store.lock, 0.3),
-        ):
-            pass
-        assert time.monotonic() - begin >= 0.3
+    slept: list[float] = []
+    with ExitStack() as other_run:
+        other_run.enter_context(lock.held(store.tree, store.lock))
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            if len(slept) == 3:
+                other_run.close()
+
+        monkeypatch.setattr(time, "sleep", sleep)
+        with lock.held(store.tree, store.lock):
+            assert len(slept) == 3
+
+
+def test_a_lock_that_stays_taken_is_given_up_with_a_reason(site: Site) -> None:
+    store = Store(site(ENGINE, WHEEL), ENGINE)
+    with (
+        lock.held(store.tree, store.lock),
+        pytest.raises(PatchError, match="another run of norm-plugin patch"),
+        lock.held(store.tree, store.lock, 0.3),
+    ):
+        pass
     with lock.held(store.tree, store.lock, 0):
         pass
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import norm_plugin
-from norm_plugin.accuracy import inputs
+from tests.spec.backend import Backend
 
 SHAPE = (3, 48)
 
@@ -22,10 +22,6 @@ class Refused(NamedTuple):
     right: str
 
 
-def made(shape: tuple[int, ...] = SHAPE, seed: int = 1) -> Tensor:
-    return inputs.make("normal", shape, torch.float32, seed)
-
-
 def with_negative_bit(t: Tensor) -> Tensor:
     """-t, which is the imaginary part of a conjugate: t's memory, and a bit that says minus."""
     negative = torch.complex(torch.zeros_like(t), t).conj().imag
@@ -33,8 +29,12 @@ def with_negative_bit(t: Tensor) -> Tensor:
     return negative
 
 
-def names() -> dict[str, Any]:
+def names(backend: Backend) -> dict[str, Any]:
     """What the calls name, made anew: the public functions, and tensors."""
+
+    def made(shape: tuple[int, ...] = SHAPE, seed: int = 1) -> Tensor:
+        return backend.make("normal", shape, torch.float32, seed)
+
     buffer, base = made((4, 48)), made((6, 48)).requires_grad_() * 1
     with torch.no_grad():
         view_of_no_grad = base[:3]

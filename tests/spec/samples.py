@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -71,8 +71,7 @@ IDS = [label(op.name, variant) for op, variant in CASES]
 ALIKE_SEEDS = {"input": 1, "x": 1, "residual": 2, "z": 3}
 FEATURES = 5
 
-#: Where the tensors of a call lie.
-DEVICE = torch.device("cpu")
+CPU = torch.device("cpu")
 
 
 def arguments(
@@ -83,9 +82,11 @@ def arguments(
     weight_dtype: torch.dtype | None = None,
     input_class: str = "normal",
     out_dtype: torch.dtype = torch.float8_e4m3fn,
+    device: torch.device = CPU,
     **overrides: Any,
 ) -> Arguments:
-    """All arguments of `op` by name. Sizes that must fit the width are brought down to fit it."""
+    """All arguments of `op` by name, its tensors on a device. Sizes that must fit the width are brought down to fit
+    it."""
     width, of_weight = shape[-1], weight_dtype or dtype
     made: Arguments = dict(zip(op.arguments, op.defaults, strict=True))
     for name in op.arguments:
@@ -101,6 +102,7 @@ def arguments(
         "linear_bias": inputs.biases(FEATURES, of_weight),
         **overrides,
     }
+    made = moved(made, device)
     if "sums" in op.arguments:  # of a row with as much in its other half
         sums = 2 * oracle.split_sums(made["x"], made["z"])
         made = made | {"sums": sums.to(wide_dtype(dtype)), "full_width": 2 * width} | overrides
@@ -108,12 +110,12 @@ def arguments(
         made["group_size"] = math.gcd(made["group_size"], width)
     if made.get("variance_size"):
         made["variance_size"] = min(made["variance_size"], width)
-    return {name: moved(made[name]) for name in op.arguments}
+    return moved({name: made[name] for name in op.arguments}, device)
 
 
-def moved(value: Any) -> Any:
-    """A tensor on the device of the test; anything else as it is."""
-    return value.to(DEVICE) if isinstance(value, Tensor) else value
+def moved(a: Arguments, device: torch.device) -> Arguments:
+    """The same, all tensors on a device."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in a.items()}
 
 
 def alike(op: Op) -> tuple[str, ...]:
@@ -132,7 +134,9 @@ def call(op: Op, a: Arguments, *, through_torch: bool = False) -> Any:
     return run(*a.values())
 
 
-def outputs(op: Op, a: Arguments, *, through_torch: bool = False) -> tuple[Tensor, ...]:
+def outputs(
+    op: Op, a: Arguments, *, through_torch: bool = False, call: Callable[..., Any] = call
+) -> tuple[Tensor, ...]:
     """What is returned, then what is written, on copies of what is written."""
     a = a | {name: copied(a[name]) for name in written(op, a)}
     returned = call(op, a, through_torch=through_torch)

@@ -21,10 +21,10 @@ ON_THE_CPU = "Triton compiles for GPUs, and the tensors are on the CPU"
 # --- which backend ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["off", "auto"])
-def test_auto_takes_native_on_a_cpu_in_silence(backend: str, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("asked", ["off", "auto"])
+def test_auto_takes_native_on_a_cpu_in_silence(asked: str, caplog: pytest.LogCaptureFixture) -> None:
     """off concerns the engines: a direct call takes it for auto. Nobody expects a GPU kernel on a CPU."""
-    with settings.override(backend=backend, strict=True):
+    with settings.override(backend=asked, strict=True):
         norm_plugin.rmsnorm(x_of(), None)
         route = the_route()
     assert (route.backend, route.reason, route.fallback) == ("native", ON_THE_CPU, False)
@@ -62,11 +62,11 @@ def test_triton_absent_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.unavailable(torch.device("cpu")) == "triton is not installed"
 
 
-@pytest.mark.parametrize("backend", ["off", "auto", "triton"])
-def test_a_kernel_is_taken_where_there_is_one(install: Install, backend: str) -> None:
+@pytest.mark.parametrize("asked", ["off", "auto", "triton"])
+def test_a_kernel_is_taken_where_there_is_one(install: Install, asked: str) -> None:
     kernel = install(FakeKernel())
     x = x_of()
-    with settings.override(backend=backend, strict=True):
+    with settings.override(backend=asked, strict=True):
         assert torch.equal(norm_plugin.rmsnorm(x, None), rms.rmsnorm(x, None))
         assert (the_route().backend, the_route().reason, the_route().fallback) == ("triton", "", False)
     assert (kernel.bound, kernel.ran) == (1, 1)

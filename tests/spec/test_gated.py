@@ -20,6 +20,7 @@ from norm_plugin.native import _layer_norm_fwd_native, layernorm_fn_native, rmsn
 from norm_plugin.numerics import ACTIVATIONS, GATED_NUMERICS
 from norm_plugin.ops import OPS
 from tests.spec import judge, samples
+from tests.spec.backend import Backend
 
 OP = OPS["gated_norm"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -35,6 +36,7 @@ ROWS = 256
 @pytest.mark.parametrize("weight_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gated_norm(
+    backend: Backend,
     dtype: torch.dtype,
     weight_dtype: torch.dtype,
     before: bool,
@@ -45,7 +47,7 @@ def test_gated_norm(
     """Group size and activation go round with the class of input, so that each meets the others."""
     ways = product((None, 32, 96), ACTIVATIONS)
     for name, (group_size, activation) in zip(inputs.CLASSES, [*ways, (32, "silu")], strict=True):
-        a = samples.arguments(
+        a = backend.arguments(
             OP,
             (6, 192),
             dtype,
@@ -58,29 +60,29 @@ def test_gated_norm(
             activation=activation,
             **given,
         )
-        judge.check(OP, a, samples.outputs(OP, a))
+        judge.check(OP, a, backend.outputs(OP, a))
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gates_far_out(dtype: torch.dtype, activation: str) -> None:
+def test_gates_far_out(backend: Backend, dtype: torch.dtype, activation: str) -> None:
     """Gates of +-200 and +-65504: exp overflows in fp32, the gate does not."""
     z = torch.tensor([200.0, -200.0, 65504.0, -65504.0]).repeat(16).to(dtype).expand(6, 64).contiguous()
     for before in (True, False):
-        a = samples.arguments(OP, (6, 64), dtype, z=z, norm_before_gate=before, activation=activation)
-        judge.check(OP, a, samples.outputs(OP, a))
+        a = backend.arguments(OP, (6, 64), dtype, z=z, norm_before_gate=before, activation=activation)
+        judge.check(OP, a, backend.outputs(OP, a))
 
 
-def test_swish_is_silu() -> None:
-    a = samples.arguments(OP, (6, 64))
-    silu, swish = (samples.outputs(OP, a | {"activation": name})[0] for name in ("silu", "swish"))
+def test_swish_is_silu(backend: Backend) -> None:
+    a = backend.arguments(OP, (6, 64))
+    silu, swish = (backend.outputs(OP, a | {"activation": name})[0] for name in ("silu", "swish"))
     assert torch.equal(silu, swish)
 
 
-def test_z_may_have_its_own_dtype() -> None:
+def test_z_may_have_its_own_dtype(backend: Backend) -> None:
     for dtype, z_dtype in product(DTYPES, DTYPES):
-        a = samples.arguments(OP, (6, 64), dtype, z=inputs.make("normal", (6, 64), z_dtype, 3))
-        judge.check(OP, a, samples.outputs(OP, a))
+        a = backend.arguments(OP, (6, 64), dtype, z=backend.make("normal", (6, 64), z_dtype, 3))
+        judge.check(OP, a, backend.outputs(OP, a))
 
 
 def test_the_names_of_the_field_are_one_op() -> None:
@@ -176,8 +178,8 @@ def test_no_worse_than_the_reference_of_mamba(dtype: torch.dtype, name: str, bef
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_of_zeros_without_eps_are_nan_as_in_torch(dtype: torch.dtype) -> None:
-    x, z = inputs.make("zeros", (6, 96), dtype), inputs.make("normal", (6, 96), dtype, 2)
+def test_rows_of_zeros_without_eps_are_nan_as_in_torch(backend: Backend, dtype: torch.dtype) -> None:
+    x, z = backend.make("zeros", (6, 96), dtype), backend.make("normal", (6, 96), dtype, 2)
     theirs = F.rms_norm(x, (96,), None, 0.0).isnan()
     assert theirs.any()
     assert not theirs.all()

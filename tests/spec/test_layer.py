@@ -14,7 +14,8 @@ import norm_plugin
 from norm_plugin.accuracy import bounds, inputs, oracle, ulps
 from norm_plugin.native import simple_layernorm_native
 from norm_plugin.ops import OPS
-from tests.spec import judge, samples
+from tests.spec import judge, layouts, samples
+from tests.spec.backend import Backend
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
 WIDTHS = (100, 768)
@@ -29,28 +30,40 @@ INDEPENDENT = ("normal", "outliers", "row_scales", "large_mean")
 @pytest.mark.parametrize("given", GIVEN, ids=str)
 @pytest.mark.parametrize("weight_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_layernorm(dtype: torch.dtype, weight_dtype: torch.dtype, given: samples.Arguments) -> None:
+def test_layernorm(backend: Backend, dtype: torch.dtype, weight_dtype: torch.dtype, given: samples.Arguments) -> None:
     op = OPS["layernorm"]
     for name in inputs.CLASSES:
         for width in WIDTHS:
-            a = samples.arguments(op, (6, width), dtype, weight_dtype=weight_dtype, input_class=name, **given)
-            judge.check(op, a, samples.outputs(op, a))
+            a = backend.arguments(op, (6, width), dtype, weight_dtype=weight_dtype, input_class=name, **given)
+            judge.check(op, a, backend.outputs(op, a))
 
 
 @pytest.mark.parametrize("given", [*GIVEN, {"linear_bias": None}], ids=str)
 @pytest.mark.parametrize("weight_dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_layernorm_linear(dtype: torch.dtype, weight_dtype: torch.dtype, given: samples.Arguments) -> None:
+def test_layernorm_linear(
+    backend: Backend, dtype: torch.dtype, weight_dtype: torch.dtype, given: samples.Arguments
+) -> None:
     op = OPS["layernorm_linear"]
     for name in inputs.FINITE:
-        a = samples.arguments(op, (6, 768), dtype, weight_dtype=weight_dtype, input_class=name, **given)
-        judge.check(op, a, samples.outputs(op, a))
+        a = backend.arguments(op, (6, 768), dtype, weight_dtype=weight_dtype, input_class=name, **given)
+        judge.check(op, a, backend.outputs(op, a))
 
 
-def test_weight_and_bias_may_have_different_dtypes() -> None:
-    a = samples.arguments(OPS["layernorm"], (6, 96), torch.bfloat16, weight_dtype=torch.float32)
+def test_weight_and_bias_may_have_different_dtypes(backend: Backend) -> None:
+    a = backend.arguments(OPS["layernorm"], (6, 96), torch.bfloat16, weight_dtype=torch.float32)
     a["bias"] = a["bias"].half()
-    judge.check(OPS["layernorm"], a, samples.outputs(OPS["layernorm"], a))
+    judge.check(OPS["layernorm"], a, backend.outputs(OPS["layernorm"], a))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_linear_layer_rounds_once_whatever_the_strides(backend: Backend, dtype: torch.dtype) -> None:
+    """F.linear adds the bias to a rounded product where x is a transposed 3-D tensor; the op hands it rows."""
+    op = OPS["layernorm_linear"]
+    a = backend.arguments(op, (4, 3, 48), dtype)
+    (expected,) = backend.outputs(op, a)
+    (found,) = backend.outputs(op, a | {"x": layouts.transposed(a["x"])})
+    assert torch.equal(found, expected)
 
 
 def test_simple_layernorm_native_is_layernorm() -> None:
@@ -108,8 +121,8 @@ def test_rows_without_variance_give_the_bias(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rows_of_zeros_without_eps_are_nan_as_in_torch(dtype: torch.dtype) -> None:
-    x = inputs.make("zeros", (6, 96), dtype)
+def test_rows_of_zeros_without_eps_are_nan_as_in_torch(backend: Backend, dtype: torch.dtype) -> None:
+    x = backend.make("zeros", (6, 96), dtype)
     theirs = F.layer_norm(x, (96,), None, None, 0.0).isnan()
     assert theirs.any()
     assert not theirs.all()

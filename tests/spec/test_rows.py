@@ -10,6 +10,7 @@ from norm_plugin.accuracy import inputs
 from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.spec import judge, samples
+from tests.spec.backend import Backend
 
 #: Around the sizes at which vectorised code, threads and tiles change their ways.
 BATCHES = (1, 2, 3, 31, 64, 65, 255, 256, 257)
@@ -55,31 +56,31 @@ def test_a_row_does_not_depend_on_its_batch(op: Op, variant: samples.Arguments, 
 @pytest.mark.parametrize("name", inputs.SPOILED)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_row_that_is_not_finite_spoils_no_other(
-    op: Op, variant: samples.Arguments, name: str, dtype: torch.dtype
+    backend: Backend, op: Op, variant: samples.Arguments, name: str, dtype: torch.dtype
 ) -> None:
     shape = (5, 48)
-    spoiled = samples.arguments(op, shape, dtype, input_class=name, **variant)
-    sound = samples.arguments(op, shape, dtype, input_class="normal", **variant)
+    spoiled = backend.arguments(op, shape, dtype, input_class=name, **variant)
+    sound = backend.arguments(op, shape, dtype, input_class="normal", **variant)
     others = torch.arange(5) != inputs.spoiled_row(shape)
-    for x, y in zip(samples.outputs(op, spoiled), samples.outputs(op, sound), strict=True):
+    for x, y in zip(backend.outputs(op, spoiled), backend.outputs(op, sound), strict=True):
         assert same_bits(x[others], y[others])
         assert x.dtype == torch.int8 or not same_bits(x, y)
 
 
 @every_case
 @pytest.mark.parametrize("shape", [(0, 48), (3, 0, 48), (0, 4, 3, 48)], ids=str)
-def test_no_rows(op: Op, variant: samples.Arguments, shape: tuple[int, ...]) -> None:
-    a = samples.arguments(op, shape, torch.bfloat16, **variant)
-    for place, output in enumerate(samples.outputs(op, a)):
+def test_no_rows(backend: Backend, op: Op, variant: samples.Arguments, shape: tuple[int, ...]) -> None:
+    a = backend.arguments(op, shape, torch.bfloat16, **variant)
+    for place, output in enumerate(backend.outputs(op, a)):
         assert output.shape[:-1] == shape[:-1]
         assert output.dtype == judge.dtype_of(op, a, place)
 
 
 @every_case
 @pytest.mark.parametrize("shape", [(48,), (1, 48), (3, 5, 48), (2, 3, 5, 48), (5, 1), (1,)], ids=str)
-def test_ranks_and_widths(op: Op, variant: samples.Arguments, shape: tuple[int, ...]) -> None:
-    a = samples.arguments(op, shape, torch.bfloat16, **variant)
-    outputs = samples.outputs(op, a)
+def test_ranks_and_widths(backend: Backend, op: Op, variant: samples.Arguments, shape: tuple[int, ...]) -> None:
+    a = backend.arguments(op, shape, torch.bfloat16, **variant)
+    outputs = backend.outputs(op, a)
     judge.check(op, a, outputs)
     assert all(output.shape[:-1] == shape[:-1] for output in outputs)
 

@@ -114,7 +114,7 @@ def test_override_is_undone_and_watched() -> None:
     def watch() -> None:
         seen.append(settings.get().backend)
 
-    settings.on_change(watch)
+    end = settings.on_change(watch)
     try:
         with settings.override(backend="triton", strict=True) as inside:
             assert inside == settings.get()
@@ -125,7 +125,7 @@ def test_override_is_undone_and_watched() -> None:
         assert settings.get() == before
         assert seen == ["triton", "auto", "triton", before.backend]
     finally:
-        settings._watchers.remove(watch)
+        end()
 
 
 def test_override_of_an_unknown_field_is_an_error() -> None:
