@@ -9,8 +9,7 @@ from typing import Any
 
 from norm_plugin.commands.errors import CommandError
 from norm_plugin.commands.terminal import Console, Table, Text, escape, printable
-from norm_plugin.patching import catalog, work
-from norm_plugin.patching.errors import PatchError
+from norm_plugin.patching import PatchError, catalog, work
 from norm_plugin.patching.site import DISTRIBUTIONS, Site, find
 
 DESCRIPTION = (

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
+from norm_plugin.patching import PatchError
 from norm_plugin.patching.diff import Diff, Hunk, parse
-from norm_plugin.patching.errors import PatchError
 
 
 def sha256(text: bytes) -> str:
@@ -64,10 +64,8 @@ def patches() -> tuple[Patch, ...]:
     found = []
     for release in json.loads((folder() / "index.json").read_text()):
         for entry in release["patches"]:
-            files = {path: release["files"][path] for path in entry["files"]}
-            versions = tuple(release["versions"])
-            about = (entry["name"], versions, entry["summary"], entry["unasked"])
-            found.append(Patch(release["engine"], release["release"], *about, files))
+            entry["files"] = {path: release["files"][path] for path in entry["files"]}
+            found.append(Patch(release["engine"], release["release"], versions=tuple(release["versions"]), **entry))
     return tuple(found)
 
 

@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from norm_plugin.patching import lock
+from norm_plugin.patching import PatchError
 from norm_plugin.patching.catalog import sha256
-from norm_plugin.patching.errors import PatchError
 from norm_plugin.patching.record import MOST_BYTES, NotARecord, Record, parse
 from norm_plugin.patching.tree import STATE, Changed, Tree
 
@@ -37,7 +36,7 @@ class Store:
     def changing(self) -> Iterator[None]:
         """Hold the engine's files, with whatever a killed run left behind put right, and undo what fails half-way."""
         try:
-            with lock.held(self.tree, self.lock):
+            with self.tree.held(self.lock):
                 self.tree.sweep(f"{self.state}/")
                 self.tree.sweep(f"{self.state}/kept/")
                 self._recover()

@@ -7,23 +7,28 @@ meanwhile. Links that lead to a file in the same folder are followed once, by `r
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import secrets
 import stat
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from norm_plugin.patching import PatchError
 from norm_plugin.patching.catalog import sha256
-from norm_plugin.patching.errors import PatchError
 
 #: Where the state of the patches lies in a tree.
 STATE = ".norm_plugin_patches"
 
 #: More than any source file has. A sparse file can say that it has far more.
 MOST_BYTES = 1 << 24
+
+#: How many seconds another run is waited for.
+PATIENCE = 60.0
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe without a writer would be waited for
@@ -186,6 +191,39 @@ class Tree:
             raise OSError(error.errno, error.strerror, str(place)) from error
         finally:
             os.close(handle)
+
+    @contextmanager
+    def held(self, path: str, patience: float = PATIENCE) -> Iterator[None]:
+        """Hold a lock for a block of code: another run that has it is waited for; one that was killed has it no more.
+
+        Its file goes with the lock, and so does the folder if nothing else is in it.
+        """
+        give_up = time.monotonic() + patience
+        while (handle := self._lock(path)) is None:
+            if time.monotonic() > give_up:
+                raise PatchError(
+                    f"another run of norm-plugin patch has held {self.root / path} for {patience:.0f} s: "
+                    f"wait for its end"
+                )
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            with suppress(OSError, PatchError):  # what was done stays done
+                self.remove(path)
+            os.close(handle)
+            self.remove_empty(os.path.dirname(path))
+
+    def _lock(self, path: str) -> int | None:
+        """A handle on the file if nobody else has its lock."""
+        with suppress(FileNotFoundError), self.at(path, make=True) as (folder, name):  # it may go with another run
+            handle = os.open(name, os.O_RDWR | os.O_CREAT | _FILE, 0o644, dir_fd=folder)
+            with suppress(BlockingIOError, FileNotFoundError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(handle), os.stat(name, dir_fd=folder, follow_symlinks=False)):
+                    return handle  # and not the lock of a run that has just cleaned up behind itself
+            os.close(handle)
+        return None
 
     def _regular(self, path: str, mode: int) -> None:
         if not stat.S_ISREG(mode):

@@ -6,9 +6,8 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from norm_plugin.patching import catalog, diff
+from norm_plugin.patching import PatchError, catalog, diff
 from norm_plugin.patching.catalog import Patch, sha256
-from norm_plugin.patching.errors import PatchError
 from norm_plugin.patching.record import Change, Record
 from norm_plugin.patching.site import Site
 from norm_plugin.patching.store import Store
