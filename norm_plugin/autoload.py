@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.resources
 import site
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 MODULE = "norm_plugin_autoload"
@@ -44,18 +46,22 @@ def switch_on(at: Path) -> None:
         raise AutoloadError(f"{at} is not a folder in which this Python looks for .pth files; {folder()} is")
     line, module = files(at)
     source = importlib.resources.files("norm_plugin.engines").joinpath("autoloaded.py").read_text()
-    try:
+    with _writing(at):
         module.write_text(source)
         line.write_text(LINE)
-    except OSError as error:
-        raise AutoloadError(f"{at} cannot be written ({error.strerror}): run this as its owner") from error
 
 
 def switch_off(at: Path) -> None:
     """Remove both, and what Python compiled: the .pth first."""
     compiled = (at / "__pycache__").glob(f"{MODULE}.*.pyc")
-    try:
+    with _writing(at):
         for path in (*files(at), *compiled):
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(at: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise AutoloadError(f"{at} cannot be written ({error.strerror}): run this as its owner") from error

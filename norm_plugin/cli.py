@@ -1,4 +1,4 @@
-"""norm-plugin: the command line. A file in `commands` for each verb."""
+"""norm-plugin: the command line. A file in `commands` for each verb: `add` declares its options, `run` does it."""
 
 from __future__ import annotations
 
@@ -64,12 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with unwound():
             code: int | None = options.do(options, console)
         return code or 0
-    except CommandError as error:
-        sys.exit(_said(options.verb, str(error), error.code))
-    except EngineFailed as error:
-        sys.exit(_said(options.verb, str(error), NOT_RUN))
-    except SettingError as error:
-        sys.exit(_said(options.verb, str(error), WRONG_ARGUMENT))
+    except (CommandError, EngineFailed, SettingError) as error:
+        sys.exit(_said(options.verb, str(error), getattr(error, "code", NOT_RUN)))
     except OSError as error:
         what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         sys.exit(_said(options.verb, printable(what), NOT_RUN))

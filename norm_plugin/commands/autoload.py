@@ -20,7 +20,6 @@ ACTIONS = ("on", "off", "status")
 
 
 def add(verbs: Any) -> None:
-    """Add the verb and its options."""
     options = verbs.add_parser("autoload", help="SGLang's processes that load no plugin", description=DESCRIPTION)
     options.add_argument("action", choices=ACTIONS, help="switch it on or off for this Python, or ask")
     options.add_argument("--json", action="store_true", help="print JSON")
@@ -28,7 +27,6 @@ def add(verbs: Any) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Run the verb."""
     at = autoload.folder()
     try:
         if options.action == "on":

@@ -95,7 +95,6 @@ complete -c norm-plugin -n 'test (commandline -opc)[-1] = --' -a '(__fish_comple
 
 
 def add(verbs: Any) -> None:
-    """Add the verb and its options."""
     options = verbs.add_parser(
         "completion",
         help="complete norm-plugin in a shell",
@@ -107,7 +106,6 @@ def add(verbs: Any) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Run the verb."""
     from norm_plugin import cli  # which imports this module for its list of verbs
 
     made, commands = MADE.format(shell=options.shell), dict(_commands(cli.parser()))

@@ -25,7 +25,6 @@ ACTIONS = {
 
 
 def add(verbs: Any) -> None:
-    """Add the verb and its actions."""
     options = verbs.add_parser("patch", help="source patches for engines that you build", description=DESCRIPTION)
     actions = options.add_subparsers(dest="action", required=True, metavar="list|check|apply|revert")
     for action, about in ACTIONS.items():

@@ -72,13 +72,6 @@ def _lines(row: list[str]) -> list[list[str]]:
     return [[cell[i] if i < len(cell) else "" for cell in cells] for i in range(height)]
 
 
-class Status:
-    """The status line of a running command. Nothing is shown: plain text has no line that changes."""
-
-    def update(self, status: str) -> None:
-        """Show nothing."""
-
-
 class Console:
     """Prints to standard output, or to standard error."""
 
@@ -98,6 +91,9 @@ class Console:
         print(json, file=sys.stderr if self.stderr else sys.stdout)
 
     @contextmanager
-    def status(self, status: str) -> Iterator[Status]:
-        """A status line as long as the block runs."""
-        yield Status()
+    def status(self, status: str) -> Iterator[Console]:
+        """A status line as long as the block runs: nothing is shown, as plain text has no line that changes."""
+        yield self
+
+    def update(self, status: str) -> None:
+        """Show nothing."""

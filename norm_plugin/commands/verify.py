@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from norm_plugin import settings
+from norm_plugin.commands.doctor import typed
 from norm_plugin.commands.errors import DIFFERENT, NOT_RUN, WRONG_ARGUMENT, CommandError, save
 from norm_plugin.commands.terminal import Console, escape
 from norm_plugin.engines import ENGINES
@@ -62,7 +63,6 @@ LARGE = {"vllm": f"kv_cache_memory_bytes={4 << 30}", "sglang": "mem_fraction_sta
 
 
 def add(verbs: Any) -> None:
-    """Add the verb and its options."""
     options = verbs.add_parser(
         "verify", help="show that a patched engine answers as before", description=DESCRIPTION, epilog=EXIT_CODES
     )
@@ -98,7 +98,6 @@ def positive(text: str) -> int:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """Run the verb."""
     for path in (options.json, options.html):
         if path and not os.access(path.parent, os.W_OK):  # now, and not after three runs
             raise CommandError(f"{path} cannot be written: {path.parent} is not a folder, or not yours to write in.")
@@ -146,7 +145,7 @@ def exit_code(verdicts: list[Verdict]) -> int:
 
 def what_is_served(options: argparse.Namespace) -> Served | None:
     """The command that serves, whose engine, model and mode go into the options; None if there is none."""
-    words = options.command[1:] if options.command[:1] == ["--"] else options.command
+    words = typed(options)
     if not words:
         if options.engine is None:
             raise CommandError("give --engine, or the command that you serve with after --.", WRONG_ARGUMENT)

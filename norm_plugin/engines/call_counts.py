@@ -27,7 +27,6 @@ BEYOND = f"(beyond the first {MOST_ROWS} layers)"
 
 Key = tuple[str, int, str]
 
-
 #: The reason for a layer that has a hook.
 NOT_CALLED = "not called so far"
 

@@ -60,19 +60,14 @@ def follow(begin: Callable[[], None], end: Callable[[], dict[Any, int]], changed
 
         return capture_end
 
-    def replaying(original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def replay(graph: Any, *args: Any, **kwargs: Any) -> Any:
-            known = getattr(graph, _ATTRIBUTE, None)
-            if known is not None:
-                known.replay()
-            return original(graph, *args, **kwargs)
-
-        return replay
+    def replayed(result: None, graph: Any) -> None:
+        known = getattr(graph, _ATTRIBUTE, None)
+        if known is not None:
+            known.replay()
 
     _hooks.after("capture_begin", torch.cuda.CUDAGraph, "capture_begin", lambda *call, **named: begin())
     _hooks.replace("capture_end", torch.cuda.CUDAGraph, "capture_end", ending)
-    _hooks.replace("replay", torch.cuda.CUDAGraph, "replay", replaying)
+    _hooks.after("replay", torch.cuda.CUDAGraph, "replay", replayed)
 
 
 def _of(calls: dict[Any, int]) -> Graph:

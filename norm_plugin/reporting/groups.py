@@ -144,13 +144,9 @@ def summary(process: dict[str, Any]) -> str:
         if group.state == NONE:
             reasons[group.reason] += len(group.layers)
     for reason, number in reasons.items():
-        said.append(f"{number} layer{'s' * (number > 1)} {reason if _says_what(reason) else f'not taken: {reason}'}")
+        is_sentence = reason.startswith(("compiled by", "not called"))
+        said.append(f"{number} layer{'s' * (number > 1)} {reason if is_sentence else f'not taken: {reason}'}")
     return "; ".join(said) + "."
-
-
-def _says_what(reason: str) -> bool:
-    """Whether a reason is a sentence after "3 layers"."""
-    return reason.startswith(("compiled by", "not called"))
 
 
 def about(process: dict[str, Any]) -> list[tuple[str, str]]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from norm_plugin import settings
 from norm_plugin.verify.outcome import Answer, Outcome, write
 
 #: How many of the best tokens at each position are compared.
@@ -48,11 +46,6 @@ def from_command(words: Sequence[str], parser: argparse.ArgumentParser, known: C
     parser.usage = argparse.SUPPRESS  # some hundred options before the one that is wrong
     options = vars(parser.parse_args(list(words)))
     return {name: value for name, value in options.items() if name in known and value != parser.get_default(name)}
-
-
-def flags() -> dict[str, str]:
-    """Ours, as they are set."""
-    return settings.given(os.environ)
 
 
 def tokens(prompts: list[Any], model: Path) -> list[list[int]]:

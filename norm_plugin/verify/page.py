@@ -7,10 +7,8 @@ from html import escape
 from typing import Any
 
 from norm_plugin import document
-from norm_plugin.verify import by_prompt
-from norm_plugin.verify.by_prompt import number
 from norm_plugin.verify.comparison import Difference
-from norm_plugin.verify.verdict import Verdict, heading, remarks, summary
+from norm_plugin.verify.verdict import PROMPT_HEADINGS, Verdict, heading, number, prompt_rows, remarks, summary
 
 STYLE = """
 .pass { color: #1a7f37 } .fail { color: #cf222e; font-weight: 600 } .untested { color: #9a6700 }
@@ -72,14 +70,14 @@ def section(verdict: Verdict, about: dict[str, Any]) -> str:
 
 def table(verdict: Verdict) -> str:
     """The table with a row for each prompt, and one for all."""
-    rows = [*by_prompt.rows(verdict)]
+    rows = [*prompt_rows(verdict)]
     all_of = verdict.patched
     sums = [number(x) for x in (all_of.max, all_of.mean, all_of.kl, verdict.floor.max)]
     rows.append(("all", "", "", f"in {all_of.diverged}", f"{all_of.agreement:.1%}", *sums))
     cells = "".join("<tr>" + "".join(f"<td>{value}</td>" for value in row) + "</tr>" for row in rows)
     return (
         '<div class="wide"><table><tr>'
-        + "".join(f"<th>{heading}</th>" for heading in by_prompt.HEADINGS)
+        + "".join(f"<th>{heading}</th>" for heading in PROMPT_HEADINGS)
         + f"</tr>{cells}</table></div>"
     )
 

@@ -20,7 +20,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from norm_plugin.engines import report_file
+from norm_plugin import settings
+from norm_plugin.engines import report_reader
 from norm_plugin.verify import child
 from norm_plugin.verify.outcome import Answer, Outcome
 
@@ -126,13 +127,13 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
     import sglang
 
     begin = time.perf_counter()
-    earlier = [process["pid"] for process in report_file.read(options.report)]
+    earlier = [process["pid"] for process in report_reader.read(options.report)]
     engine = sglang.Engine(**engine_arguments(model, options))
     try:
         answers = options.use(engine, prompts, options.max_tokens)
     finally:
         engine.shutdown()
-    processes = [process for process in report_file.read(options.report) if process["pid"] not in earlier]
+    processes = [process for process in report_reader.read(options.report) if process["pid"] not in earlier]
     hooked = [engine for process in processes for engine in process["engines"] if process["rows"]]
     return Outcome(
         "sglang", importlib.metadata.version("sglang"), model.name, options.dtype, options.device, options.mode,
@@ -147,7 +148,7 @@ def main(use: child.Use = ask) -> None:
     """`use` is what is done with the engine of each model."""
     parser = child.parser("python -m norm_plugin.verify.sglang_child", __doc__, "sglang.Engine")
     options = parser.parse_args(namespace=argparse.Namespace(use=use))
-    options.flags = child.flags()  # as they were before this process asks for a report of its own
+    options.flags = settings.given(os.environ)  # as they were before this process asks for a report of its own
     options.report = Path(os.environ.get("NORM_PLUGIN_REPORT") or tempfile.mkdtemp(prefix="norm_plugin.sglang."))
     cores = "|".join(str(rank) for rank in range(options.tp))  # SGLang asks which belong to which rank
     wanted = ALWAYS | {"NORM_PLUGIN_REPORT": str(options.report)} | (ON_CPU if options.device == "cpu" else {})

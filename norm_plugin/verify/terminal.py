@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from norm_plugin.commands.terminal import Console, Table, escape
-from norm_plugin.verify import by_prompt
-from norm_plugin.verify.by_prompt import number
 from norm_plugin.verify.comparison import INSIDE, OUTSIDE
-from norm_plugin.verify.verdict import Verdict, heading, remarks, summary
+from norm_plugin.verify.verdict import PROMPT_HEADINGS, Verdict, heading, number, prompt_rows, remarks, summary
 
 HEADINGS = (
     "model", "norms", "runs on", "numerics", "same tokens", "max |Δ|", "mean |Δ|", "floor max", "floor mean", "verdict",
@@ -72,8 +70,8 @@ def as_lines(v: Verdict, cells: tuple[str, ...]) -> str:
 def each_prompt(verdict: Verdict) -> Table:
     """The table with a row for each prompt."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in by_prompt.HEADINGS:
+    for column in PROMPT_HEADINGS:
         table.add_column(column, justify="right", overflow="fold")
-    for row in by_prompt.rows(verdict):
+    for row in prompt_rows(verdict):
         table.add_row(*row)
     return table

@@ -148,6 +148,24 @@ def several(layers: list[str]) -> str:
     return shown if len(layers) <= 3 else f"{shown} and {len(layers) - 3} more layers"
 
 
+PROMPT_HEADINGS = (
+    "prompt", "tokens in", "out", "first other token", "top-1", "max |Δ|", "mean |Δ|", "KL", "floor max |Δ|",
+)  # fmt: skip
+
+
+def prompt_rows(verdict: Verdict) -> Iterator[tuple[str, ...]]:
+    """The table of one model, with a row for each prompt."""
+    for i, (patched, floor) in enumerate(zip(verdict.patched.prompts, verdict.floor.prompts, strict=True), 1):
+        where = "none" if patched.diverged_at is None else str(patched.diverged_at + 1)
+        numbers = (number(x) for x in (patched.max, patched.mean, patched.kl, floor.max))
+        yield str(i), str(patched.prompt_tokens), str(patched.tokens), where, f"{patched.agreement:.0%}", *numbers
+
+
+def number(x: float) -> str:
+    """The number with two digits; 0 as "0"."""
+    return "0" if x == 0 else f"{x:.1e}"
+
+
 def summary(verdicts: list[Verdict]) -> str:
     """One line for all models."""
     words = Counter(verdict.verdict for verdict in verdicts)

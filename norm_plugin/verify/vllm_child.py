@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from norm_plugin import dispatch
+from norm_plugin import dispatch, settings
 from norm_plugin.engines import call_counts
 from norm_plugin.verify import child, served
 from norm_plugin.verify.outcome import Answer, Outcome
@@ -109,7 +109,7 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
         cleanup_dist_env_and_memory()
         gc.collect()
     return Outcome(
-        "vllm", vllm.__version__, model.name, dtype, options.device, mode, child.flags(), answers,
+        "vllm", vllm.__version__, model.name, dtype, options.device, mode, settings.given(os.environ), answers,
         rows=[row for report in reports for row in report["rows"]],
         hooks=reports[0]["hooks"], missing=reports[0]["missing"], seconds=time.perf_counter() - begin,
     )  # fmt: skip
