@@ -22,7 +22,7 @@ LINE = (
 
 
 class AutoloadError(Exception):
-    """It cannot be switched; the message says why and what to do."""
+    """The .pth cannot be written or removed; the message says why and what to do."""
 
 
 def folder() -> Path:
@@ -36,7 +36,6 @@ def files(at: Path) -> tuple[Path, Path]:
 
 
 def is_on(at: Path) -> bool:
-    """Whether both files are there."""
     return all(path.exists() for path in files(at))
 
 

@@ -132,7 +132,7 @@ def _commands(parser: argparse.ArgumentParser, at: str = "") -> Iterator[tuple[s
 
 
 def _words(action: argparse.Action) -> list[tuple[str, str]]:
-    """What can be typed for an argument, and what is said of it: an option's names, else a positional's values."""
+    """What can be typed for an argument, with its description: the names of an option, else the values."""
     if isinstance(action, argparse._SubParsersAction):
         return [(choice.dest, choice.help or "") for choice in action._choices_actions]
     about = (action.help or "").replace("%%", "%")

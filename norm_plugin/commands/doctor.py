@@ -46,7 +46,6 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 
 def write(health: Health, path: str) -> None:
-    """Write everything as JSON."""
     save(Path(path), json.dumps({**asdict(health), "well": health.well}, indent=1) + "\n")
 
 

@@ -45,7 +45,6 @@ def _folder(text: str) -> Path:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Run one action."""
     try:
         site = find(options.engine, options.site)
         {"list": listed, "check": checked, "apply": applied, "revert": reverted}[options.action](options, site, console)
@@ -74,7 +73,6 @@ def listed(options: argparse.Namespace, site: Site, console: Console) -> None:
 
 
 def checked(options: argparse.Namespace, site: Site, console: Console) -> None:
-    """Print what apply would do."""
     names = _names(options, site)
     files = work.check(site, names).record.files
     _told(options, site, console, "would be applied", names, [path for path, c in files.items() if c.before != c.after])
@@ -90,7 +88,6 @@ def applied(options: argparse.Namespace, site: Site, console: Console) -> None:
 
 
 def reverted(options: argparse.Namespace, site: Site, console: Console) -> None:
-    """Take patches back."""
     _told(options, site, console, "reverted", work.revert(site, options.names or None), [])
 
 

@@ -18,7 +18,6 @@ def escape(markup: str) -> str:
 
 
 def bare(text: str) -> str:
-    """The text without its markup."""
     return re.sub(r"\[[a-z /]*\]", "", text).replace(_BRACKET, "[")
 
 
@@ -47,7 +46,6 @@ class Table:
         self.rows: list[list[str]] = []
 
     def add_column(self, heading: str = "", justify: str = "left", **look: Any) -> None:
-        """Add a column."""
         self.headings.append(heading)
         self.right.append(justify == "right")
 
@@ -87,7 +85,6 @@ class Console:
         print(*(bare(one) if isinstance(one, str) else one for one in shown), file=file, flush=self.stderr)
 
     def print_json(self, json: str) -> None:
-        """Print JSON as it is."""
         print(json, file=sys.stderr if self.stderr else sys.stdout)
 
     @contextmanager

@@ -192,7 +192,6 @@ def find_device() -> str:
 
 
 def find_prompts(path: Path | None) -> list[Any]:
-    """The user's prompts, or our own."""
     if path is None:
         return list(PROMPTS)
     try:

@@ -109,12 +109,10 @@ def name_layers(model: nn.Module, why: Why = lambda layer: "", called: str = "")
 
 
 def layers() -> tuple[Layer, ...]:
-    """All norms of all models that were loaded."""
     return tuple(_known)
 
 
 def rows() -> tuple[Row, ...]:
-    """All rows of this process."""
     return tuple(_rows.values())
 
 

@@ -27,7 +27,6 @@ class Graph(forwards.InTurn):
     held: dict[Any, int]
 
     def replay(self) -> None:
-        """Count one replay."""
         self.calls += 1
         if self.place >= 0:
             forwards.called(self)
@@ -38,7 +37,6 @@ _hooks: InstalledHooks | None = None
 
 
 def captured() -> tuple[Graph, ...]:
-    """All graphs that were captured."""
     return tuple(_graphs.values())
 
 

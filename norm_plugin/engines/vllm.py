@@ -31,9 +31,9 @@ from norm_plugin.engines import (
     vllm_layers,
 )
 from norm_plugin.engines.common import Answer, Forward, asked, replacement
-from norm_plugin.engines.fingerprint import fingerprint
 from norm_plugin.engines.installed_hooks import InstalledHooks, installed
 from norm_plugin.engines.on_import import after_import
+from norm_plugin.engines.versions import fingerprint
 from norm_plugin.op import Op
 
 log = logging.getLogger("norm_plugin")

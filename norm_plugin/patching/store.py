@@ -61,7 +61,7 @@ class Store:
 
     def interrupted(self) -> bool:
         """Whether a run was killed; the next one that changes anything goes back to what was before it."""
-        return self.tree.there(f"{self.state}/pending.json")
+        return self.tree.identity(f"{self.state}/pending.json") is not None
 
     def current(self, path: str) -> bytes | None:
         """A file as it is now."""

@@ -154,12 +154,8 @@ class Tree:
             if left is not None and of in ("", left.group(1)):
                 self.remove(f"{folder}/{name}")
 
-    def there(self, path: str) -> bool:
-        """Whether anything has this name, be it a link to nowhere."""
-        return self.identity(path) is not None
-
     def identity(self, path: str) -> tuple[int, int] | None:
-        """What tells a file from all others, whatever its names are; None where there is none."""
+        """What tells a file, or a link even to nowhere, from all others by any name; None if there is none."""
         with suppress(FileNotFoundError), self.at(path) as (folder, name):
             found = _status(name, folder)
             return None if found is None else (found.st_dev, found.st_ino)

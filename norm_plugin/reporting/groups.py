@@ -32,7 +32,6 @@ class Group:
 
     @property
     def calls(self) -> int:
-        """The calls of all layers."""
         return sum(calls for _, calls, _ in self.layers)
 
     @property

@@ -13,7 +13,6 @@ COLOURS = {groups.OURS: "green", groups.ENGINES: "yellow", groups.NONE: "yellow"
 
 
 def show(process: dict[str, Any], console: Console) -> None:
-    """Print one process."""
     _put(console, (groups.title(process), "bold"))
     for name, what in groups.about(process):
         style = "yellow" if name == "missing hook" else ""

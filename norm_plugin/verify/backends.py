@@ -1,4 +1,4 @@
-"""Whether the backend that is asked for can run at all, before anything slow is begun."""
+"""Says whether a backend can run here at all, before anything slow begins."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 
 
 def why_not(backend: str, device: str, dtype: str = "") -> str:
-    """What is missing for a backend on a device and what to do; "" where nothing is. Only Triton needs anything.
+    """Why a backend cannot run on a device, and what to do; "" if it can.
 
-    With the `dtype` of a model whose answers are to be compared; auto may be bf16.
+    `dtype`: that of a model whose answers will be compared. It may be bf16 if it is auto.
     """
     if backend != "triton":
         return ""

@@ -58,7 +58,6 @@ class Health:
 
     @property
     def well(self) -> bool:
-        """Whether nothing is wrong."""
         return not self.wrong
 
 

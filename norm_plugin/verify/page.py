@@ -28,7 +28,6 @@ CAPTION = (
 
 
 def page(verdicts: list[Verdict], about: dict[str, Any]) -> str:
-    """The page."""
     title = heading(verdicts, about)
     flags = ", ".join(f"{flag}={value}" for flag, value in about["flags"].items())
     smaller = ", in smaller batches" if about["floor"] == "batches" else ""
@@ -53,7 +52,6 @@ def provenance(about: dict[str, Any]) -> str:
 
 
 def section(verdict: Verdict, about: dict[str, Any]) -> str:
-    """The section of one model."""
     colour = "pass" if verdict.passed else "fail" if verdict.differs else "untested"
     total = len(verdict.taken) + len(verdict.others)
     facts = f"{len(verdict.taken)} of {total} norm layers patched"

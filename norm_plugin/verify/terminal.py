@@ -47,12 +47,10 @@ def row(v: Verdict) -> tuple[str, ...]:
 
 
 def coloured(v: Verdict) -> str:
-    """The verdict: green, yellow or red."""
     return f"[{'green' if v.passed else 'bold red' if v.differs else 'yellow'}]{v.verdict}[/]"
 
 
 def as_table(verdicts: list[Verdict], rows: list[tuple[str, ...]]) -> Table:
-    """A row for each model."""
     table = Table(box=None, padding=(0, GAP, 0, 0))
     for name in HEADINGS:
         table.add_column(name, justify="left" if name in WORDS else "right", no_wrap=True)
@@ -62,7 +60,7 @@ def as_table(verdicts: list[Verdict], rows: list[tuple[str, ...]]) -> Table:
 
 
 def as_lines(v: Verdict, cells: tuple[str, ...]) -> str:
-    """The same of one model in a terminal that is too narrow for the table, which would cut the verdict."""
+    """One model in a terminal that is too narrow for the table, which would cut the verdict."""
     said = ", ".join(f"{name} {cell}" for name, cell in zip(HEADINGS[1:-1], cells[1:-1], strict=True) if cell)
     return f"{escape(v.model)}: {coloured(v)}\n  {escape(said)}"
 

@@ -1,4 +1,4 @@
-"""What verify says of one model: how patched differs from stock, what stock does to itself, and who normalized."""
+"""What verify says of one model: how patched differs from stock, how stock differs from itself, and who normalized."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from norm_plugin.verify import rounding
 from norm_plugin.verify.comparison import IDENTICAL, INSIDE, OUTSIDE, Difference, compare, judge
 from norm_plugin.verify.outcome import Outcome
 
-#: Not a word on the answers: nothing of ours was among what ran, so there was nothing to test.
+#: Verdicts if nothing of ours ran, so that there was nothing to test.
 INERT = "nothing was patched"
 LEFT = "left to the compiler"
 
@@ -41,7 +41,7 @@ class Verdict:
 
     @property
     def differs(self) -> bool:
-        """Whether patched answers otherwise; neither this nor passed: it could not be tested as asked."""
+        """Whether patched gives other answers. If neither this nor `passed` holds, it could not be tested as asked."""
         return self.verdict == OUTSIDE
 
     def as_json(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def name(row: dict[str, Any]) -> str:
 
 
 def same_sums(patched: Outcome, ours: list[dict[str, Any]]) -> bool:
-    """Whether what ran does what stock does bit for bit: nothing of ours, or our PyTorch on a CPU, not compiled."""
+    """Whether ours sums in the order of stock: nothing of ours ran, or our PyTorch on a CPU, not compiled."""
     ran = {entry["backend"] for row in ours for entry in row["implementations"]}
     return not ran or (patched.device == "cpu" and patched.mode == "eager" and ran == {"native"})
 
@@ -143,7 +143,6 @@ def remarks(verdict: Verdict, about: dict[str, Any]) -> Iterator[str]:
 
 
 def several(layers: list[str]) -> str:
-    """A few names, and how many more."""
     shown = ", ".join(layers[:3])
     return shown if len(layers) <= 3 else f"{shown} and {len(layers) - 3} more layers"
 
