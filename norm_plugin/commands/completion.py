@@ -83,12 +83,9 @@ function __norm_plugin_at
     end
     test "$at" = "$argv"
 end
-function __norm_plugin_behind_dashes
-    contains -- -- (commandline -opc)
-end
 complete -c norm-plugin -e
 complete -c norm-plugin -f
-complete -c norm-plugin -n __norm_plugin_behind_dashes -F
+complete -c norm-plugin -n 'contains -- -- (commandline -opc)' -F
 complete -c norm-plugin -n 'test (commandline -opc)[-1] = --' -a '(__fish_complete_command)'
 {rules}
 """

@@ -74,7 +74,7 @@ def listed(options: argparse.Namespace, site: Site, console: Console) -> None:
 
 def checked(options: argparse.Namespace, site: Site, console: Console) -> None:
     names = _names(options, site)
-    files = work.check(site, names).record.files
+    files = work.check(site, names).files
     _told(options, site, console, "would be applied", names, [path for path, c in files.items() if c.before != c.after])
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 #: Stands for an opening bracket that is no markup.
@@ -54,20 +55,12 @@ class Table:
         self.rows.append([bare(str(cell)) for cell in cells] + [""] * (len(self.headings) - len(cells)))
 
     def __str__(self) -> str:
-        lines = [line for row in [self.headings, *self.rows] for line in _lines(row)]
+        rows = [[cell.split("\n") for cell in row] for row in [self.headings, *self.rows]]
+        lines = [line for row in rows for line in zip_longest(*row, fillvalue="")]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        shown = ["  ".join(self._padded(line, widths)).rstrip() for line in lines]
+        pads = [f"{'>' if right else '<'}{width}" for right, width in zip(self.right, widths, strict=True)]
+        shown = ["  ".join(map(format, line, pads)).rstrip() for line in lines]
         return "\n".join([bare(self.title), *shown] if self.title else shown)
-
-    def _padded(self, line: Iterable[str], widths: list[int]) -> Iterator[str]:
-        for cell, width, right in zip(line, widths, self.right, strict=True):
-            yield cell.rjust(width) if right else cell.ljust(width)
-
-
-def _lines(row: list[str]) -> list[list[str]]:
-    cells = [cell.split("\n") for cell in row]
-    height = max(map(len, cells))
-    return [[cell[i] if i < len(cell) else "" for cell in cells] for i in range(height)]
 
 
 class Console:

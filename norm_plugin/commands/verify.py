@@ -22,7 +22,7 @@ from norm_plugin.commands.terminal import Console, escape
 from norm_plugin.engines import ENGINES
 from norm_plugin.settings import FLAGS
 from norm_plugin.tiny_models import checkpoint
-from norm_plugin.verify import backends, page
+from norm_plugin.verify import health, page
 from norm_plugin.verify.models import find_models as find_models  # report asks here too
 from norm_plugin.verify.models import names
 from norm_plugin.verify.outcome import Outcome
@@ -169,7 +169,7 @@ def what_is_served(options: argparse.Namespace) -> Served | None:
 
 def check_backend(backend: str, device: str, dtype: str = "") -> None:
     """Refuse a backend that would not run here. `dtype`: of a model whose answers are to be compared."""
-    if reason := backends.why_not(backend, device, dtype):
+    if reason := health.why_not(backend, device, dtype):
         raise CommandError(f"--backend {backend} cannot run: {reason}")
 
 

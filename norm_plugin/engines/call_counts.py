@@ -32,7 +32,7 @@ NOT_CALLED = "not called so far"
 
 
 @dataclass(eq=False)
-class Row(forwards.InTurn):
+class Row(report_file.Counted):
     """The calls of one op by one layer that were left to the engine for one reason, or that ours ran (reason "").
 
     `inputs`: the (dtype, width, strides) seen at calls 1, 2, 4, 8 and so on. `text`: its JSON, and when that was made.

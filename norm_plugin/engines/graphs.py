@@ -15,13 +15,14 @@ import torch
 
 from norm_plugin.engines import forwards
 from norm_plugin.engines.installed_hooks import InstalledHooks
+from norm_plugin.engines.report_file import Counted
 
 #: Where a torch.cuda.CUDAGraph keeps its Graph.
 _ATTRIBUTE = "_norm_plugin_graph"
 
 
 @dataclass(eq=False)
-class Graph(forwards.InTurn):
+class Graph(Counted):
     """A captured graph: `held` says how often each layer is called in it; its own `calls` are its replays."""
 
     held: dict[Any, int]

@@ -37,10 +37,15 @@ CELL = 16
 
 @dataclass(eq=False, kw_only=True)
 class Counted:
-    """Something with a count in the file: `calls`, written at offset `place`, or nowhere if that is -1."""
+    """A layer's calls or a CUDA graph: `calls` is its count, written at offset `place`, or nowhere if that is -1.
+
+    `forward`: the number of the forward that called it last. `ends`: whether it ends a forward, None if unknown.
+    """
 
     calls: int = 0
     place: int = -1
+    forward: int = 0
+    ends: bool | None = None
 
 
 class ReportError(OSError):

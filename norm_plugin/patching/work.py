@@ -22,12 +22,8 @@ class State:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A record to make true, with the text of every file it needs, by hash."""
-
-    record: Record
-    texts: dict[str, bytes]
+#: A record to make true, and the text of every file that it needs, by its hash.
+Plan = tuple[Record, dict[str, bytes]]
 
 
 def states(site: Site) -> list[State]:
@@ -71,12 +67,12 @@ def links(site: Site, names: Collection[str]) -> dict[str, str]:
     return {path: real for path, real in found.items() if path != real}
 
 
-def check(site: Site, names: Iterable[str]) -> Plan:
-    """What `apply` would do, with nothing written."""
+def check(site: Site, names: Iterable[str]) -> Record:
+    """The record that `apply` would write. Nothing is written here."""
     store = Store(site.folder, site.engine)
     if store.interrupted():
         raise PatchError("a run was killed half-way here: apply or revert, whichever comes next, takes that back first")
-    return plan(store, site, _recorded(store, site), list(names))
+    return plan(store, site, _recorded(store, site), list(names))[0]
 
 
 def apply(site: Site, names: Iterable[str]) -> tuple[str, ...]:
@@ -84,10 +80,10 @@ def apply(site: Site, names: Iterable[str]) -> tuple[str, ...]:
     store = Store(site.folder, site.engine)
     with store.changing():
         record = _settled(store, site)
-        wanted = plan(store, site, record, list(names))
-        new = tuple(name for name in wanted.record.patches if name not in record.patches)
+        wanted, texts = plan(store, site, record, list(names))
+        new = tuple(name for name in wanted.patches if name not in record.patches)
         if new:
-            store.change(wanted.record, wanted.texts)
+            store.change(wanted, texts)
     return new
 
 
@@ -103,8 +99,7 @@ def revert(site: Site, names: Iterable[str] | None = None) -> tuple[str, ...]:
         if going:
             _unchanged(store, record)
             left = [name for name in record.patches if name not in going]
-            wanted = _plan(store, site, record, left) if left else Plan(Record(record.version), {})
-            store.change(wanted.record, wanted.texts)
+            store.change(*(_plan(store, site, record, left) if left else (Record(record.version), {})))
     return going
 
 
@@ -119,9 +114,8 @@ def _plan(store: Store, site: Site, record: Record, names: list[str]) -> Plan:
     catalog.together(chosen)
     changes, texts = {}, {}
     for path in dict.fromkeys(path for patch in chosen for path in patch.files):
-        before = _original(
-            store, site, record, path, next(patch.files[path] for patch in chosen if path in patch.files)
-        )
+        expected = next(patch.files[path] for patch in chosen if path in patch.files)
+        before = _original(store, site, record, path, expected)
         hunks = [hunk for patch in chosen for hunk in patch.hunks(path)]
         after = diff.apply(before, hunks, path)
         try:
@@ -130,7 +124,7 @@ def _plan(store: Store, site: Site, record: Record, names: list[str]) -> Plan:
             raise PatchError(f"{path} would not compile with {', '.join(names)}: {wrong}") from None
         changes[path] = Change(sha256(before), sha256(after))
         texts[sha256(before)], texts[sha256(after)] = before, after
-    return Plan(Record(site.version, tuple(patch.name for patch in chosen), changes), texts)
+    return Record(site.version, tuple(patch.name for patch in chosen), changes), texts
 
 
 def _original(store: Store, site: Site, record: Record, path: str, expected: str) -> bytes:

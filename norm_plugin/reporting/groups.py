@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -111,12 +111,8 @@ def _filled(shape: Sequence[str], numbers: Iterable[str]) -> str:
 
 
 def _one_or_range(numbers: list[int]) -> str:
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
+    neighbours = groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    runs = [[number for _, number in run] for _, run in neighbours]
     words = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
     return words[0] if words == [str(numbers[0])] else "{" + ",".join(words) + "}"
 

@@ -19,7 +19,6 @@ from norm_plugin import settings
 from norm_plugin.accuracy import table
 from norm_plugin.engines import ENGINES
 from norm_plugin.engines.versions import version_of
-from norm_plugin.verify import backends
 from norm_plugin.verify.served import plan, served
 from norm_plugin.version import __version__
 
@@ -83,7 +82,7 @@ def before_start(engine: str | None, probe: bool = True) -> Health:
     if engine is not None and importlib.util.find_spec(engine) is not None:
         loads(engine, health)
     backend = settings.read(os.environ).backend
-    if reason := backends.why_not(backend, _device().type):
+    if reason := why_not(backend, _device().type):
         health.wrong.append(f"NORM_PLUGIN={backend} cannot run: {reason}")
     elif probe:
         judge([next(iter(table.rows(_device())))], health)
@@ -102,6 +101,29 @@ def _of_flags() -> Health:
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def why_not(backend: str, device: str, dtype: str = "") -> str:
+    """Why a backend cannot run on a device, and what to do; "" if it can.
+
+    `dtype`: that of a model whose answers will be compared. It may be bf16 if it is auto.
+    """
+    if backend != "triton":
+        return ""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed here: install it, or ask for the backend native (or auto)."
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return (
+            "Triton compiles for GPUs, and the engine would run on a CPU: torch finds no GPU here, or a CPU was asked "
+            "for. Ask for the backend native (or auto), use a machine with a GPU, or set TRITON_INTERPRET=1 to "
+            "interpret the kernels, slowly."
+        )
+    if device == "cpu" and dtype in ("bfloat16", "auto"):
+        return (
+            "Triton's interpreter cuts fp32 off to bf16 where a GPU rounds, so answers in bf16 are not those of a GPU. "
+            "Compare in another dtype: --dtype float32."
+        )
+    return ""
 
 
 def judge(rows: Iterable[table.Row], health: Health) -> None:

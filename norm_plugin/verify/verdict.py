@@ -46,13 +46,10 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """All of it, with the sums that are worked out."""
-        sums = {
-            name: {"max": d.max, "mean": d.mean, "kl": d.kl, "agreement": d.agreement, "diverged": d.diverged}
-            for name, d in (("floor", self.floor), ("patched", self.patched))
-        }
         found = asdict(self)
-        for name, numbers in sums.items():
-            found[name] = {**numbers, "prompts": found[name]["prompts"]}
+        for name, d in (("floor", self.floor), ("patched", self.patched)):
+            sums = {sum: getattr(d, sum) for sum in ("max", "mean", "kl", "agreement", "diverged")}
+            found[name] = sums | found[name]
         return {**found, "passed": self.passed}
 
 
