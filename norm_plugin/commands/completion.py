@@ -24,8 +24,6 @@ Prints the completion of norm-plugin for a shell. Put it where the shell looks:
 #: Words of a metavar whose value is a file or a folder.
 PATHS = {"FILE", "PATH", "FOLDER", "DIR"}
 
-MADE = "# Made by `norm-plugin completion {shell}` from the options that norm-plugin takes.\n"
-
 #: How bash and zsh offer words, files, a value that cannot be known, and the command behind -- as word $1.
 BASH = """\
 _norm_plugin_words() { COMPREPLY=($(compgen -W "${*%%:*}" -- "$current")); } # without the descriptions
@@ -105,7 +103,8 @@ def add(verbs: Any) -> None:
 def run(options: argparse.Namespace, console: Console) -> None:
     from norm_plugin import cli  # which imports this module for its list of verbs
 
-    made, commands = MADE.format(shell=options.shell), dict(_commands(cli.parser()))
+    made = f"# Made by `norm-plugin completion {options.shell}` from the options that norm-plugin takes.\n"
+    commands = dict(_commands(cli.parser()))
     if options.shell == "fish":
         print(made + _fish(commands), end="")
     elif options.shell == "zsh":

@@ -1,4 +1,4 @@
-"""norm-plugin doctor: what is installed, what is hooked, what bypasses the hooks, and how exact every op is."""
+"""norm-plugin doctor: says what is installed, what is hooked, what bypasses the hooks, and how exact every op is."""
 
 from __future__ import annotations
 

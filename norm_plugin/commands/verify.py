@@ -220,7 +220,7 @@ def patched_flags(backend: str) -> dict[str, str]:
 
 @contextmanager
 def watching(name: str, plan: Plan) -> Iterator[Callable[[str, float], None]]:
-    """Shows the progress of an engine on standard error."""
+    """Show the progress of an engine on standard error."""
     console = Console(stderr=True, highlight=False)
     begin = time.monotonic()
     with console.status(f"{name}: starting {plan.engine}") as status:

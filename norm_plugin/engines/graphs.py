@@ -27,11 +27,6 @@ class Graph(Counted):
 
     held: dict[Any, int]
 
-    def replay(self) -> None:
-        self.calls += 1
-        if self.place >= 0:
-            forwards.called(self)
-
 
 _graphs: dict[frozenset[tuple[Any, int]], Graph] = {}
 _hooks: InstalledHooks | None = None
@@ -53,24 +48,22 @@ def follow(begin: Callable[[], None], end: Callable[[], dict[Any, int]], changed
         def capture_end(graph: Any, *args: Any, **kwargs: Any) -> Any:
             calls = end()
             result = original(graph, *args, **kwargs)
-            setattr(graph, _ATTRIBUTE, _of(calls))
+            setattr(graph, _ATTRIBUTE, _graphs.setdefault(frozenset(calls.items()), Graph(calls)))
             changed()
             return result
 
         return capture_end
 
     def replayed(result: None, graph: Any) -> None:
-        known = getattr(graph, _ATTRIBUTE, None)
+        known: Graph | None = getattr(graph, _ATTRIBUTE, None)
         if known is not None:
-            known.replay()
+            known.calls += 1
+            if known.place >= 0:
+                forwards.called(known)
 
     _hooks.after("capture_begin", torch.cuda.CUDAGraph, "capture_begin", lambda *call, **named: begin())
     _hooks.replace("capture_end", torch.cuda.CUDAGraph, "capture_end", ending)
     _hooks.after("replay", torch.cuda.CUDAGraph, "replay", replayed)
-
-
-def _of(calls: dict[Any, int]) -> Graph:
-    return _graphs.setdefault(frozenset(calls.items()), Graph(calls))
 
 
 def forget() -> None:

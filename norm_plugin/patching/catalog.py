@@ -1,4 +1,4 @@
-"""The patches there are: patches/index.json, and the diff that each entry names."""
+"""Lists the patches: patches/index.json, and the diff that each entry names."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Patch:
     files: dict[str, str]
 
     def is_for(self, engine: str, version: str) -> bool:
-        """Whether it is one of these; what stands behind a + in a version is who built it."""
+        """Whether it is for this version. What stands behind a + in a version only says who built it."""
         return engine == self.engine and version.split("+")[0] in self.versions
 
     @property
@@ -54,7 +54,7 @@ class Patch:
 
 
 def folder() -> Path:
-    """Where the diffs lie: inside the package, as it was installed."""
+    """The folder of the diffs, inside the installed package."""
     return Path(str(importlib.resources.files("norm_plugin"))) / "patches"
 
 

@@ -1,7 +1,7 @@
 """The folder that an engine's package lies in. Nothing outside it is read or written, whatever links are in it.
 
-A path is opened name by name from a handle on the folder, and no step follows a link: not even one that is put there
-meanwhile. Links that lead to a file in the same folder are followed once, by `real`, which gives the path behind them.
+A path is opened name by name from a handle on the folder, and no step follows a link, not even one that is put there
+meanwhile. Only `real` follows links: it gives the path behind them if that is in the same folder.
 """
 
 from __future__ import annotations
@@ -121,24 +121,24 @@ class Tree:
         self.write(path, text, instead_of)
 
     def remove(self, path: str) -> None:
-        """Take a name away, if it is there; a link's target stays."""
+        """Remove a file or a link, if it is there. The target of a link stays."""
         with suppress(FileNotFoundError), self.at(path) as (folder, name):
             os.unlink(name, dir_fd=folder)
 
     def remove_files(self, path: str) -> None:
-        """Take a folder away with the files in it, if it is there; what is no file stays, and so does the folder."""
+        """Remove a folder and the files in it, if it is there. Anything but a file stays, and then the folder too."""
         for name in self.names(f"{path}/"):
             with suppress(OSError):
                 self.remove(f"{path}/{name}")
         self.remove_empty(path)
 
     def remove_empty(self, path: str) -> None:
-        """Take a folder away, if it is there and nothing is in it."""
+        """Remove a folder, if it is there and empty."""
         with suppress(OSError, PatchError), self.at(path) as (folder, name):
             os.rmdir(name, dir_fd=folder)
 
     def names(self, path: str) -> list[str]:
-        """What is in a folder, whose path ends with a /; nothing, if it is not there."""
+        """The names in a folder, whose path ends with a /; none if it does not exist."""
         try:
             with self.at(path) as (folder, _):
                 return sorted(os.listdir(folder))

@@ -1,4 +1,4 @@
-"""list, check, apply and revert: what `norm-plugin patch` does."""
+"""Does the work of `norm-plugin patch`: list, check, apply and revert."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Plan = tuple[Record, dict[str, bytes]]
 
 
 def states(site: Site) -> list[State]:
-    """Every patch of the engine's version, each looked at alone."""
+    """The state of every patch of the engine's version, each by itself."""
     store = Store(site.folder, site.engine)
     record = _recorded(store, site)
     if store.interrupted():
@@ -49,7 +49,7 @@ def _state(store: Store, site: Site, record: Record, patch: Patch) -> State:
 
 
 def stands(folder: Path, patch: Patch) -> bool:
-    """Whether every line that a patch adds is in the files, whoever put it there."""
+    """Whether the files have every line that a patch adds, whoever put it there."""
     places = {path: folder / path for path in patch.files}
     return _has(patch, lambda path: places[path].read_bytes() if places[path].is_file() else None)
 
@@ -76,7 +76,7 @@ def check(site: Site, names: Iterable[str]) -> Record:
 
 
 def apply(site: Site, names: Iterable[str]) -> tuple[str, ...]:
-    """Apply all of the patches or none; the names of those that were not in yet."""
+    """Apply all of the patches or none. Returns the names of those that are new."""
     store = Store(site.folder, site.engine)
     with store.changing():
         record = _settled(store, site)
@@ -88,7 +88,7 @@ def apply(site: Site, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def revert(site: Site, names: Iterable[str] | None = None) -> tuple[str, ...]:
-    """Take the patches back, or all that are in; the names of those that were."""
+    """Take these patches back, or all that are applied. Returns their names."""
     store = Store(site.folder, site.engine)
     with store.changing():
         record = _settled(store, site)
@@ -104,7 +104,7 @@ def revert(site: Site, names: Iterable[str] | None = None) -> tuple[str, ...]:
 
 
 def plan(store: Store, site: Site, record: Record, names: list[str]) -> Plan:
-    """The record with these patches as well; raises with the reason if that cannot be."""
+    """The record with these patches added; raises with the reason if that cannot be."""
     _unchanged(store, record)
     return _plan(store, site, record, [*record.patches, *(name for name in names if name not in record.patches)])
 

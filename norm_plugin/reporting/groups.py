@@ -1,6 +1,6 @@
-"""Groups the rows of a process: layers of the same kind to which the same happened are shown as one.
+"""Groups the rows of a process: layers of one kind to which the same happened are shown as one.
 
-Names come from files of others, so none of their characters may have an effect on a terminal or a page.
+Names come from files of others, so all characters that could control a terminal are escaped.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _one_or_range(numbers: list[int]) -> str:
 
 
 def title(process: dict[str, Any]) -> str:
-    """The engines of a process, or that it has none."""
+    """The engines of a process, or a word for none."""
     return printable(
         ", ".join(f"{e['engine']} {e['version']}" for e in process["engines"]) or "no engine that is hooked"
     )

@@ -1,4 +1,4 @@
-"""The page that report writes: one line for each group of layers, which opens."""
+"""Writes the page of a report: a line for each group of layers, which opens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What report prints: a few lines for each group of layers; in a terminal of any width no name is cut."""
+"""Prints a report: a few lines for each group of layers. No terminal is too narrow: names are never cut."""
 
 from __future__ import annotations
 

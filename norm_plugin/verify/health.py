@@ -171,14 +171,11 @@ def loads(engine: str, health: Health) -> None:
     """Note if an engine will not load the plugin."""
     points = importlib.metadata.entry_points(group=GROUPS[engine])
     if not any(point.value.startswith("norm_plugin.") for point in points):
-        health.wrong.append(
-            f"{engine} will not load norm_plugin: it is no entry point of {GROUPS[engine]}; reinstall it"
-        )
-    allowed = os.environ.get(FILTERS[engine])
+        said = f"{engine} will not load norm_plugin: it is no entry point of {GROUPS[engine]}; reinstall it"
+        health.wrong.append(said)
+    name, allowed = FILTERS[engine], os.environ.get(FILTERS[engine])
     if allowed is not None and "norm_plugin" not in allowed.split(","):
-        health.wrong.append(
-            f"{FILTERS[engine]}={allowed} keeps {engine} from loading norm_plugin; add it, or unset that"
-        )
+        health.wrong.append(f"{name}={allowed} keeps {engine} from loading norm_plugin; add it, or unset that")
 
 
 def look_at(engine: str, health: Health) -> None:
