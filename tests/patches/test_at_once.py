@@ -8,9 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from norm_plugin.patching import catalog, lock, work
+from norm_plugin.patching import PatchError, catalog, work
 from norm_plugin.patching import site as sites
-from norm_plugin.patching.errors import PatchError
 from norm_plugin.patching.store import Store
 from tests.patches.conftest import Site, contents
 from tests.patches.processes import in_a_process
@@ -49,7 +48,7 @@ def test_a_lock_is_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
     store = Store(site(ENGINE, WHEEL), ENGINE)
     slept: list[float] = []
     with ExitStack() as other_run:
-        other_run.enter_context(lock.held(store.tree, store.lock))
+        other_run.enter_context(store.tree.held(store.lock))
 
         def sleep(seconds: float) -> None:
             slept.append(seconds)
@@ -57,19 +56,19 @@ def test_a_lock_is_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> No
                 other_run.close()
 
         monkeypatch.setattr(time, "sleep", sleep)
-        with lock.held(store.tree, store.lock):
+        with store.tree.held(store.lock):
             assert len(slept) == 3
 
 
 def test_a_lock_that_stays_taken_is_given_up_with_a_reason(site: Site) -> None:
     store = Store(site(ENGINE, WHEEL), ENGINE)
     with (
-        lock.held(store.tree, store.lock),
+        store.tree.held(store.lock),
         pytest.raises(PatchError, match="another run of norm-plugin patch"),
-        lock.held(store.tree, store.lock, 0.3),
+        store.tree.held(store.lock, 0.3),
     ):
         pass
-    with lock.held(store.tree, store.lock, 0):
+    with store.tree.held(store.lock, 0):
         pass
 
 
@@ -77,9 +76,9 @@ def test_a_killed_runs_lock_is_free(site: Site) -> None:
     store = Store(site(ENGINE, WHEEL), ENGINE)
 
     def die() -> None:
-        with lock.held(store.tree, store.lock):
+        with store.tree.held(store.lock):
             os.kill(os.getpid(), 9)
 
     assert in_a_process(die) == -9
-    with lock.held(store.tree, store.lock, 0):
+    with store.tree.held(store.lock, 0):
         pass
