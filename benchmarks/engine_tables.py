@@ -16,15 +16,16 @@ PAGE = ROOT / "docs" / "engines_on_h100.md"
 
 HEAD = """# Both engines on an H100
 
-Made by `benchmarks/engine_tables.py` from [{vllm}](../{vllm}) and [{sglang}](../{sglang}), which have dates, versions
-and commits. torch {torch}, Triton {triton}, vLLM {vllm_version}, SGLang {sglang_version}, {gpu}. Stock and patched are
-the same model with the same weights in two processes. `benchmarks/same_output.py`, `deterministic.py` and `speed.py`
-run it again; they compare as `norm-plugin verify` does, by the best five tokens at each position of an answer, where
-these runs compared the chosen tokens, and those of the prompts.
+`benchmarks/engine_tables.py` made this page from [{vllm}](../{vllm}) and [{sglang}](../{sglang}), which have dates,
+versions and commits: torch {torch}, Triton {triton}, vLLM {vllm_version}, SGLang {sglang_version}, {gpu}. Stock and
+patched are the same model with the same weights in two processes. `benchmarks/same_output.py`, `deterministic.py` and
+`speed.py` measure again. They compare as `norm-plugin verify` does: the best five tokens at each position of an answer.
+The runs on this page compared the chosen tokens, and the tokens of the prompts.
 
-The same output means: no further from stock than stock is from itself with the requests in another order and one by
-one. Δ is of logprobs; its mean is of the positions that differ at all ([why](numerics.md#what-verify-compares)), and
-the floor is the larger of the two orders. Patched may have 2 times its maximum and 1.5 times its mean.
+Two outputs count as the same if patched is no further from stock than stock is from itself, with the requests in another
+order and one by one. Δ is the difference of logprobs; its mean is over the positions that differ at all
+([why](numerics.md#what-verify-compares)). The floor is the larger Δ of the two orders. Patched may have 2 times its
+maximum and 1.5 times its mean.
 """
 
 
@@ -155,13 +156,13 @@ def page() -> str:
         head,
         "## vLLM: the same output\n",
         f"Published widths, 8 layers, random weights, 16 prompts. Not run: {vllm['not_run']}. In the default mode the "
-        "code that Inductor generates with and without us is the same, file by file (compared on a CPU, vLLM 0.32.0), "
-        "but each is compiled and tuned for itself, and a sum in another order is enough to differ.\n",
+        "code that Inductor generates with and without us is the same, file by file (compared on a CPU, vLLM 0.32.0). "
+        "But each process compiles and tunes it for itself, and a sum in another order is enough to differ.\n",
         vllm_same(of["same"]),
         "\n## vLLM: decoding\n",
-        "In the default mode, what is compiled stays Inductor's, and a ratio is the noise of the measurement: each "
-        "process tunes what it compiles for itself, so that stock is 2 % from stock. Two pairs of single processes "
-        "had 0.974 and 0.978 (Mamba2 with groups), 0.997 and 0.981 (Qwen3-Next) before, at batch 1 and 32.\n",
+        "In the default mode, compiled code stays Inductor's, so a ratio shows the noise of the measurement: each process "
+        "tunes its own code, and one stock process differs from another by 2 %. Earlier, two pairs of single processes "
+        "had 0.974 and 0.978 (Mamba2 with groups), 0.997 and 0.981 (Qwen3-Next), at batch 1 and 32.\n",
         vllm_speed(of["speed"]),
         "\n## vLLM: the norms of a qwen2.5-vl vision encoder, 32 blocks of 1280 columns\n",
         encoder(of["encoder"][0]),
@@ -177,15 +178,16 @@ def page() -> str:
         sglang_speed(sglang["speed"]),
         "\nAgain, two processes a side:\n",
         sglang_speed(sglang["speed_two_processes"]),
-        "\nEach number is the fastest of four shots, a shot a long answer less a short one. Where the short one took "
-        "too long the shot looks fast: that is what the numbers of 1756 to 2182 at batch 1 are, so the second ratio at "
-        "batch 1 says nothing. `benchmarks/speed.py` takes the fastest of either since.",
+        "\nEach number is the fastest of four shots. A shot is the time of a long answer minus that of a short one, so it "
+        "looks fast if the short one took too long. The numbers of 1756 to 2182 at batch 1 are such shots, so the "
+        "second ratio at batch 1 says nothing. `benchmarks/speed.py` now takes the fastest long and the fastest short "
+        "answer.",
         "\n## SGLang, default mode without its CUDA graphs of prefill: time to the first token\n",
         sglang_prefill([sglang["speed"], sglang["speed_two_processes"]]),
-        "\nThis waits for the host, which launches each kernel. A call of SGLang's RMSNorm with a residual took it "
-        "9.9 us without us, 12.4 us with ours, 13.4 us with a report, as here (on its own, all of it in caches). The "
-        "hook has since stopped to ask layers for an attribute that this SGLang's do not have, which took 1.8 us of a "
-        "call on a busy CPU; that has not been timed here.",
+        "\nHere the GPU waits for the host, which launches each kernel. A call of SGLang's RMSNorm with a residual took "
+        "the host 9.9 us without us, 12.4 us with ours, and 13.4 us with a report, as here (measured alone, with "
+        "everything in caches). Since then the hook no longer asks layers for an attribute that they lack in this "
+        "SGLang, which took 1.8 us of a call on a busy CPU; the change has not been timed here.",
         "\n## SGLang's fused_norm_gate, 32 heads of 128\n",
         sglang_kernel(sglang["kernel"]),
     ]

@@ -92,4 +92,4 @@ def table() -> str:
     """The named roundings as a Markdown table."""
     every = NUMERICS | GATED_NUMERICS | LAYER_NUMERICS | LAYER_QUANT_NUMERICS
     rows = [f"| `{n.name}` | `{n.formula}` | {n.used_by} |" for n in every.values()]
-    return "\n".join(["| numerics | output | who computes so |", "|---|---|---|", *rows])
+    return "\n".join(["| numerics | output | who uses it |", "|---|---|---|", *rows])
