@@ -22,8 +22,8 @@ patched are the same model with the same weights in two processes. `benchmarks/s
 `speed.py` measure again. They compare as `norm-plugin verify` does: the best five tokens at each position of an answer.
 The runs on this page compared the chosen tokens, and the tokens of the prompts.
 
-Two outputs count as the same if patched is no further from stock than stock is from itself, with the requests in another
-order and one by one. Δ is the difference of logprobs; its mean is over the positions that differ at all
+Two outputs count as the same if patched is no further from stock than stock is from itself, with the requests in
+another order and one by one. Δ is the difference of logprobs; its mean is over the positions that differ at all
 ([why](numerics.md#what-verify-compares)). The floor is the larger Δ of the two orders. Patched may have 2 times its
 maximum and 1.5 times its mean.
 """
@@ -160,9 +160,9 @@ def page() -> str:
         "But each process compiles and tunes it for itself, and a sum in another order is enough to differ.\n",
         vllm_same(of["same"]),
         "\n## vLLM: decoding\n",
-        "In the default mode, compiled code stays Inductor's, so a ratio shows the noise of the measurement: each process "
-        "tunes its own code, and one stock process differs from another by 2 %. Earlier, two pairs of single processes "
-        "had 0.974 and 0.978 (Mamba2 with groups), 0.997 and 0.981 (Qwen3-Next), at batch 1 and 32.\n",
+        "In the default mode, compiled code stays Inductor's, so a ratio shows the noise of the measurement: each "
+        "process tunes its own code, and one stock process differs from another by 2 %. Earlier, two pairs of single "
+        "processes had 0.974 and 0.978 (Mamba2 with groups), 0.997 and 0.981 (Qwen3-Next), at batch 1 and 32.\n",
         vllm_speed(of["speed"]),
         "\n## vLLM: the norms of a qwen2.5-vl vision encoder, 32 blocks of 1280 columns\n",
         encoder(of["encoder"][0]),
@@ -178,14 +178,14 @@ def page() -> str:
         sglang_speed(sglang["speed"]),
         "\nAgain, two processes a side:\n",
         sglang_speed(sglang["speed_two_processes"]),
-        "\nEach number is the fastest of four shots. A shot is the time of a long answer minus that of a short one, so it "
-        "looks fast if the short one took too long. The numbers of 1756 to 2182 at batch 1 are such shots, so the "
+        "\nEach number is the fastest of four shots. A shot is the time of a long answer minus that of a short one, so "
+        "it looks fast if the short one took too long. The numbers of 1756 to 2182 at batch 1 are such shots, so the "
         "second ratio at batch 1 says nothing. `benchmarks/speed.py` now takes the fastest long and the fastest short "
         "answer.",
         "\n## SGLang, default mode without its CUDA graphs of prefill: time to the first token\n",
         sglang_prefill([sglang["speed"], sglang["speed_two_processes"]]),
-        "\nHere the GPU waits for the host, which launches each kernel. A call of SGLang's RMSNorm with a residual took "
-        "the host 9.9 us without us, 12.4 us with ours, and 13.4 us with a report, as here (measured alone, with "
+        "\nHere the GPU waits for the host, which launches each kernel. A call of SGLang's RMSNorm with a residual "
+        "took the host 9.9 us without us, 12.4 us with ours, and 13.4 us with a report, as here (measured alone, with "
         "everything in caches). Since then the hook no longer asks layers for an attribute that they lack in this "
         "SGLang, which took 1.8 us of a call on a busy CPU; the change has not been timed here.",
         "\n## SGLang's fused_norm_gate, 32 heads of 128\n",

@@ -59,8 +59,8 @@ All checks of a call pass before its first element is written, so a refused call
 
 A right call whose kernel fails is another matter:
 
-- If the kernel fails before its launch began (it does not compile), nothing was written. Then the native op answers, or in
-  an engine the engine's own norm. The call is counted and logged with the reason.
+- If the kernel fails before its launch began (it does not compile), nothing was written. Then the native op answers, or
+  in an engine the engine's own norm. The call is counted and logged with the reason.
 - If the kernel fails later, the same happens, unless the op writes its arguments or the kernel has run before: then the
   error itself is raised.
 - `torch.OutOfMemoryError` is always raised.
@@ -70,8 +70,8 @@ engine's norm raises a `norm_plugin.dispatch.BackendError` instead, with the sam
 
 The calls are from `tests/spec/test_errors.py` and `tests/spec/refused.py`; tests make them and compare the messages.
 Inputs have 3 rows of 48 elements unless the call shows another shape. A call with only named arguments, such as
-`rmsnorm(eps=nan)`, shows the wrong ones and leaves out the others. `tests/spec/refused.py` says what `leaf`, `chunk` and
-other named tensors are.
+`rmsnorm(eps=nan)`, shows the wrong ones and leaves out the others. `tests/spec/refused.py` says what `leaf`, `chunk`
+and other named tensors are.
 
 <!-- made by: python scripts/errors_page.py -->
 | what is wrong | error | for example |
