@@ -75,8 +75,8 @@ def _families(name: str, text: str) -> frozenset[str]:
 FLAGS: tuple[Flag, ...] = (
     Flag(
         "NORM_PLUGIN", "backend", "`off`, `auto`, `triton`, `native`", "off",
-        "off: the engines stay as they are. auto: Triton where there is a GPU, else native; the engine itself runs what "
-        "no kernel can do. For direct calls of the functions, off means auto",
+        "off: the engines stay as they are. auto: Triton where there is a GPU, else native; the engine itself runs "
+        "what no kernel can do. For direct calls of the functions, off means auto",
         partial(_one_of, values=BACKENDS),
     ),
     Flag(

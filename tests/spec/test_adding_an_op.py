@@ -1,4 +1,4 @@
-"""A copy of the package follows docs/adding_an_op.md. Then its new op must pass what any op passes, native and on Triton."""
+"""A copy of the package follows docs/adding_an_op.md. Then its new op does what any op does, native and on Triton."""
 
 from __future__ import annotations
 
@@ -165,3 +165,17 @@ def test_the_kernel_runs_in_the_interpreter(followed: Path) -> None:
         *[f"{shape} True True" for shape in ("1 5", "33 96", "2 3 5000", "4 70000") for _ in range(2)],
         "native 0",
     ]
+
+
+COMPILED = """
+from tests.kernels.compile_only import Task, reports
+
+(report,) = reports(Task("l1norm", {}, (4, 4096)))
+print(report.error, report.waits, any(before for _, _, _, before in report.accesses), report.no_short_road)
+"""
+
+
+def test_the_kernel_compiles_for_a_gpu(followed: Path) -> None:
+    """For Hopper, with one wait, no access before it, and arguments that the driver takes."""
+    pytest.importorskip("triton")
+    assert python(followed, "-c", COMPILED, NORM_PLUGIN="triton").split() == ["1", "False"]
