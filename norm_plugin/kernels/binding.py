@@ -1,4 +1,4 @@
-"""Makes a launch from the tensors of a first call: what no kernel can read, where the rows lie, which tile holds them."""
+"""Makes a launch from the tensors of a first call: what is refused, where the rows lie, and which tile holds them."""
 
 from __future__ import annotations
 

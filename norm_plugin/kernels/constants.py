@@ -19,8 +19,8 @@ Group = TypeVar("Group")
 
 
 def constants(group: type[Group]) -> type[Group]:
-    """Makes the fields of a named tuple constants in a kernel. Triton before 3.9 takes a bare number for a run-time value,
-    but its interpreter needs bare numbers."""
+    """Makes the fields of a named tuple constants in a kernel. Triton before 3.9 takes a bare number for a run-time
+    value, but its interpreter needs bare numbers."""
     for place, name in enumerate(group._fields):  # type: ignore[attr-defined]
         bare = itemgetter(place)
         setattr(group, name, property(bare if interpreted() else partial(wrapped, bare)))

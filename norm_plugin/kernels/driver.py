@@ -1,8 +1,8 @@
 """Launches a compiled kernel through the CUDA driver, with arguments that are packed once.
 
-Triton's launcher parses some forty arguments at each launch. Here they lie packed in memory, as the driver wants them. A
-launch writes only the pointers (and the number of rows and eps, if they have changed) and calls cuLaunchKernelEx. If the
-driver describes other parameters of the kernel (cuFuncGetParamInfo) than those that are packed, Triton launches it.
+Triton's launcher parses some forty arguments at each launch. Here they lie packed in memory, as the driver wants them.
+A launch writes only the pointers (and the number of rows and eps, if they have changed) and calls cuLaunchKernelEx. If
+the driver describes other parameters of the kernel (cuFuncGetParamInfo) than those that are packed, Triton launches it.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def gated_kernel(
     mean = tl.zeros([tile.rows, 1], tl.float32)
     if AGAIN > 0 and SUMMED:
         if not recipe.rms:
-            # Any value near the row's mean serves as a first mean. That of the first chunk is within sqrt(chunks) deviations.
+            # Any value near the mean serves as a first mean; that of the first chunk is within sqrt(chunks) deviations.
             mean = tl.sum(load_gated(X, Z, x_at, z_at, lane, in_batch, recipe), axis=1, keep_dims=True)
             mean = mean * (1.0 / tile.block)
         for start in tl.range(0, AGAIN, tile.unroll):

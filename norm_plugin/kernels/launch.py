@@ -1,7 +1,7 @@
 """Launches kernels with little host time, through the CUDA driver; Triton's JIT launches the rest.
 
-At every launch the JIT binds, specialises and looks up its arguments. All of that follows from the signature, so here it
-is done once, and later calls hand the driver plain pointers (see `driver`). Calls that the compiled kernel was not
+At every launch the JIT binds, specialises and looks up its arguments. All of that follows from the signature, so here
+it is done once, and later calls hand the driver plain pointers (see `driver`). Calls that the compiled kernel was not
 specialised for (a pointer off its 16-byte alignment, a stride beyond 32 bits, another device) go through the JIT.
 """
 
@@ -165,8 +165,8 @@ class KernelLaunch:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def compile(self, grid: tuple[int], arguments: tuple[Any, ...], named: dict[str, Any], aligned: bool) -> None:
-        """Compiles and loads the kernel for these arguments, or raises NotLaunched. If all pointers are aligned, the driver
-        launches it from now on."""
+        """Compiles and loads the kernel for these arguments, or raises NotLaunched. If all pointers are aligned, the
+        driver launches it from now on."""
         try:
             compiled = self.kernel.warmup(*arguments, grid=grid, **named)
             if compiled is not None:  # the interpreter compiles nothing

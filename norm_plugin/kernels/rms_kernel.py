@@ -33,8 +33,8 @@ NO_QUANT, STATIC, PER_TOKEN, PER_BLOCK = 0, 1, 2, 3
 
 @constants
 class Recipe(NamedTuple):
-    """What the kernel computes: the fields of a Numerics, and how the output is quantised (in blocks of `group` columns,
-    to values up to `qmax`). `fp8_unit`: the GPU converts to fp8."""
+    """What the kernel computes: the fields of a Numerics, and how the output is quantised (in blocks of `group`
+    columns, to values up to `qmax`). `fp8_unit`: the GPU converts to fp8."""
 
     gemma: bool
     variance_of_rounded_sum: bool
