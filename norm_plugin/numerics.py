@@ -1,7 +1,7 @@
 """The named roundings. Every kernel, native op and engine adapter takes its rounding from this table.
 
 h is x, or x + residual; s is rsqrt(mean(h^2) + eps); b() rounds to the activation dtype. All arithmetic is fp32
-(fp64 for fp64 inputs), and the residual that is written is always b(x + residual), in the residual's own dtype.
+(fp64 for fp64 inputs). The residual always becomes b(x + residual), in its own dtype.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Numerics:
     """One way to round a norm. Two paths with the same numerics differ by the order of a sum and the last bits of exp.
-    A kernel that does not read one of these fields refuses a numerics that sets it."""
+    A kernel refuses a numerics that sets a field which the kernel does not read."""
 
     name: str
     formula: str
@@ -25,7 +25,7 @@ class Numerics:
     round_before_quant: bool = False
 
 
-#: The fields that say something of a numerics, and not what it computes.
+#: The fields that describe a numerics and do not change what it computes.
 DESCRIPTION = ("name", "formula", "used_by")
 
 FP32 = Numerics(
@@ -75,16 +75,16 @@ FLASHINFER_LAYER = Numerics(
 
 NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, HF, VLLM_C, SGL_JIT)}
 
-#: The gated norms keep fp32 throughout, or round before the weight; nobody computes them in another way. On a CPU the
-#: last bits of PyTorch's own functions depend on where in a tensor a value lies, and so are a choice of their own.
+#: The gated norms keep fp32 throughout or round before the weight. PyTorch's own functions are numerics of their own,
+#: because on a CPU their last bits depend on where a value lies in its tensor.
 GATED_NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, HF, TORCH, TORCH_HF)}
 
 LAYER_NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, TORCH)}
 
-#: FlashInfer rounds its LayerNorm before it quantises it; its RMSNorm it quantises as it is.
+#: FlashInfer rounds its LayerNorm before it quantises it, and does not round its RMSNorm.
 LAYER_QUANT_NUMERICS: dict[str, Numerics] = {n.name: n for n in (FP32, FLASHINFER_LAYER)}
 
-#: silu and swish are two names of one function: z * sigmoid(z).
+#: silu and swish are two names for z * sigmoid(z).
 ACTIVATIONS: tuple[str, ...] = ("silu", "swish", "sigmoid")
 
 

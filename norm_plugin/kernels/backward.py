@@ -17,7 +17,7 @@ from norm_plugin.kernels.launch import KernelLaunch, gpu_of, processors, use_pdl
 from norm_plugin.native.rms import new_output
 
 
-def dense(grad: Tensor, beside: Tensor) -> bool:
+def must_be_copied(grad: Tensor, beside: Tensor) -> bool:
     """Whether an incoming gradient must be copied first: autograd may send any strides (only zeros, for a sum)."""
     scattered = grad.shape[-1] > 1 and grad.stride(-1) != 1
     return scattered or layout([grad, beside]) is None
@@ -42,8 +42,8 @@ class Backward:
         l2: bool = False, gemma: bool = False, gate_first: bool = False, sigmoid: bool = False,
     ) -> None:  # fmt: skip
         refuse_strange(x, z, weight, bias)
-        self.copy_grad = dense(grad, x)
-        self.copy_added = added is not None and dense(added, x)
+        self.copy_grad = must_be_copied(grad, x)
+        self.copy_added = added is not None and must_be_copied(added, x)
         grad = dense_copy(grad) if self.copy_grad else grad
         added = dense_copy(added) if added is not None and self.copy_added else added
         refuse_strange(grad, added)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from norm_plugin.native.gated import by_group, gate, grouped
 from norm_plugin.native.layer import affine, standardized
-from norm_plugin.native.rms import by_row, inverse_rms, stored, wide
+from norm_plugin.native.rms import inverse_rms, reduce_rows, stored, wide
 
 
 def sum_rows(g: Tensor, like: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def rmsnorm_backward(
     s = inverse_rms(h, eps, variance_size)
     xhat, g = h * s, grad.to(h.dtype)
     gw = g if weight is None else g * (weight.to(h.dtype) + 1 if gemma else weight.to(h.dtype))
-    shared = by_row(torch.sum, gw * xhat) / (variance_size or h.shape[-1])
+    shared = reduce_rows(torch.sum, gw * xhat) / (variance_size or h.shape[-1])
     pulled = xhat * (s * shared)
     if variance_size is not None:
         pulled[..., variance_size:] = 0  # these columns do not reach s
@@ -49,17 +49,17 @@ def rmsnorm_backward(
 def l2norm_backward(grad: Tensor, input: Tensor, eps: float = 1e-6) -> Tensor:
     """dinput of l2norm."""
     h = wide(input)
-    s = torch.rsqrt(by_row(torch.sum, h.pow(2)) + eps)
+    s = torch.rsqrt(reduce_rows(torch.sum, h.pow(2)) + eps)
     g, y = grad.to(h.dtype), h * s
-    return stored(torch.addcmul(-y * (s * by_row(torch.sum, g * y)), g, s), input)
+    return stored(torch.addcmul(-y * (s * reduce_rows(torch.sum, g * y)), g, s), input)
 
 
 def standardized_backward(g: Tensor, weight: Tensor | None, xhat: Tensor, rstd: Tensor, centred: bool = True) -> Tensor:
     """dh of a standardized row, from the gradient of xhat * weight. `centred`: a mean was subtracted."""
     gw = affine(g, weight, None)
-    pulled = xhat * (rstd * by_row(torch.mean, gw * xhat))
+    pulled = xhat * (rstd * reduce_rows(torch.mean, gw * xhat))
     if centred:
-        gw = affine(g, weight, -by_row(torch.mean, gw))
+        gw = affine(g, weight, -reduce_rows(torch.mean, gw))
     return torch.addcmul(-pulled, gw, rstd)
 
 

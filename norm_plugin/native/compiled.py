@@ -27,7 +27,7 @@ def compiled(native: Callable[..., Any], written: Sequence[int] = ()) -> Callabl
             copies[place] = None if args[place] is None else args[place].clone()
         return native(*copies), [copies[place] for place in written]
 
-    compute = _alone(computed if written else native)
+    compute = _compile_alone(computed if written else native)
 
     def run(*args: Any) -> Any:
         try:
@@ -47,15 +47,15 @@ def compiled(native: Callable[..., Any], written: Sequence[int] = ()) -> Callabl
     return run
 
 
-def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
+def _compile_alone(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compiles a copy of the code. torch.compile keeps variants with the code object, and runs the ninth eagerly, so
     each signature has its own. emulate_precision_casts keeps the roundings of a numerics, which Inductor would drop."""
     f = cast(FunctionType, function)
     alone = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
-    return torch.compile(alone, options={"guard_filter_fn": _of_tensors_and_modes, "emulate_precision_casts": True})
+    return torch.compile(alone, options={"guard_filter_fn": _worth_checking, "emulate_precision_casts": True})
 
 
-def _of_tensors_and_modes(guards: Sequence[Any]) -> list[bool]:
+def _worth_checking(guards: Sequence[Any]) -> list[bool]:
     """Whether to check each guard at every call. Nobody replaces the functions and tables that `native` names, and
     other arguments than tensors are part of the signature, so checking these would only cost time."""
     return [not (guard.is_global or guard.guard_type == "CONSTANT_MATCH") for guard in guards]

@@ -8,17 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from norm_plugin.native.rms import by_row, stored, wide
+from norm_plugin.native.rms import reduce_rows, stored, wide
 from norm_plugin.numerics import FP32, LAYER_NUMERICS
 
 
 def standardized(h: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(xhat, mean, rstd). The row is centred twice, because the first mean is rounded; so a large mean costs no
-    digits."""
-    mean = by_row(torch.mean, h)
+    """(xhat, mean, rstd). The row is centred twice, so that the rounding of a large mean costs no digits."""
+    mean = reduce_rows(torch.mean, h)
     centred = h - mean
-    left = by_row(torch.mean, centred)
-    variance = (by_row(torch.mean, centred.pow(2)) - left * left).clamp(min=0)
+    left = reduce_rows(torch.mean, centred)
+    variance = (reduce_rows(torch.mean, centred.pow(2)) - left * left).clamp(min=0)
     rstd = torch.rsqrt(variance + eps)
     return torch.addcmul(-left * rstd, centred, rstd), mean + left, rstd
 
@@ -71,11 +70,11 @@ def linear(normed: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) ->
     """F.linear in the weight's dtype, contiguous, without autocast, which does not reach an op in compiled code. In two
     dimensions F.linear rounds once; in more it may round the product before it adds the bias."""
     rows = normed.to(linear_weight.dtype).reshape(-1, normed.shape[-1])
-    with in_the_dtypes_given(normed.device):
+    with without_autocast(normed.device):
         return F.linear(rows, linear_weight, linear_bias).view(*normed.shape[:-1], linear_weight.shape[0])
 
 
-def in_the_dtypes_given(device: torch.device) -> AbstractContextManager[None]:
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Turns autocast off in the block, if it is on."""
     autocasting = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if autocasting else nullcontext()

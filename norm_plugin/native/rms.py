@@ -44,7 +44,7 @@ def stored(y: Tensor, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return y if y.dtype == out.dtype and y.stride() == out.stride() else out.copy_(y)
 
 
-def by_row(reduce: Callable[..., Tensor], h: Tensor) -> Tensor:
+def reduce_rows(reduce: Callable[..., Tensor], h: Tensor) -> Tensor:
     """reduce(h) of each row, [..., 1], with the same bits in any batch. On a CPU PyTorch sums a single long row in
     parts, one for each thread; beside a copy of itself, the row is summed as in a batch."""
     if h.shape[-1] < SUMMED_IN_PARTS or h.numel() != h.shape[-1]:
@@ -54,7 +54,7 @@ def by_row(reduce: Callable[..., Tensor], h: Tensor) -> Tensor:
 
 def inverse_rms(h: Tensor, eps: float, variance_size: int | None = None) -> Tensor:
     """rsqrt(mean(h^2) + eps) of each row, or of its first `variance_size` columns."""
-    return torch.rsqrt(by_row(torch.mean, h[..., :variance_size].pow(2)) + eps)
+    return torch.rsqrt(reduce_rows(torch.mean, h[..., :variance_size].pow(2)) + eps)
 
 
 def scaled(h: Tensor, s: Tensor, weight: Tensor | None, numerics: Numerics, gemma: bool, dtype: torch.dtype) -> Tensor:
@@ -143,4 +143,4 @@ def fused_add_rmsnorm(
 def l2norm(input: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> Tensor:
     """input / sqrt(sum(input^2) + eps), row by row."""
     h = wide(input)
-    return stored(h * torch.rsqrt(by_row(torch.sum, h.pow(2)) + eps), input, output_dtype)
+    return stored(h * torch.rsqrt(reduce_rows(torch.sum, h.pow(2)) + eps), input, output_dtype)

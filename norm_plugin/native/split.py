@@ -11,7 +11,7 @@ from torch import Tensor
 
 from norm_plugin.native.gated import gate
 from norm_plugin.native.layer import affine
-from norm_plugin.native.rms import by_row, stored, wide
+from norm_plugin.native.rms import reduce_rows, stored, wide
 from norm_plugin.numerics import FP32, GATED_NUMERICS
 
 
@@ -23,7 +23,7 @@ def gated(x: Tensor, z: Tensor | None, numerics: str) -> Tensor:
 
 def split_sums(x: Tensor, z: Tensor | None, numerics: str = FP32.name) -> Tensor:
     """The sum of the squares of each row of this part, [..., 1], in the wide dtype."""
-    return by_row(torch.sum, gated(x, z, numerics).pow(2)).contiguous()
+    return reduce_rows(torch.sum, gated(x, z, numerics).pow(2)).contiguous()
 
 
 def split_rmsnorm(
