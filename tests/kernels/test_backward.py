@@ -1,9 +1,9 @@
-"""The backward ops on their kernels: against autograd through the oracle in fp64, beside plain autograd in fp32; and
-that their bits depend on nothing but their inputs.
+"""The backward ops on their kernels, against autograd through the oracle in fp64, beside plain autograd in fp32. Their
+bits depend only on their inputs.
 
-The grid: every kind of backward (with and without a mean, a gate before or after, groups, a sum's gradient, Gemma, l2)
-x dtypes, then x every kind of launch: one row a program or several, a row in one chunk or many, a last block that is
-not full, rows that are read twice in parts of their columns.
+The grid: every sort of backward (with and without a mean, a gate before or after, groups, the gradient of a sum, Gemma,
+l2) x dtypes, then x every sort of launch: one row a program or several, a row in one chunk or many, a last block that
+is not full, rows that are read twice in parts of their columns.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def gradients(name: str, a: samples.Arguments, *grads: Tensor) -> dict[str, Tens
 
 
 def right(name: str, a: samples.Arguments, ours: dict[str, Tensor], *grads: Tensor) -> None:
-    """Assert that gradients are no further from fp64 than plain autograd in fp32, those of x row by row; those of
-    weights and biases within the bound of a sum over the rows, of the sum of the magnitudes of its terms."""
+    """Asserts that gradients of rows are no further from fp64 than plain autograd in fp32, row by row, and that those
+    of weights and biases are within the bound of a sum over rows, a share of the magnitudes of its terms."""
     op, rows = OPS[name], grads[0].numel() // grads[0].shape[-1]
     truth, plain = (of(name, a, *grads) for of in (test_gradients.true_gradients, test_gradients.fp32_gradients))
     one_a_row = a | {key: a[key].expand(grads[0].shape) for key in ("weight", "bias") if a.get(key) is not None}
@@ -147,7 +147,7 @@ def test_every_width(name: str, entry: tuple[int, ...] | None, width: int) -> No
 @pytest.mark.parametrize("layout", READ.values(), ids=READ.keys())
 @pytest.mark.parametrize("name", ["add_rmsnorm", "layernorm", "gated_norm"])
 def test_incoming_gradients_in_every_layout(name: str, layout: Callable[[Tensor], Tensor]) -> None:
-    """They run on the kernel, whatever autograd sends, and give the bits of contiguous ones."""
+    """Whatever autograd sends, the kernel runs and gives the bits of a contiguous gradient."""
     shape = (2, 3, 5, 48)
     a = samples.arguments(OPS[name], shape, torch.bfloat16)
     grads = [layout(g) for g in incoming(name, shape, torch.bfloat16)]
@@ -180,7 +180,7 @@ def listed(op: Op, a: samples.Arguments) -> list[Tensor]:
 @few_kinds
 @pytest.mark.parametrize("entry", [(1, 1, 1, 1), (1, 4, 1, 1), ()], ids=str)
 def test_a_row_does_not_depend_on_its_batch(name: str, variant: samples.Arguments, entry: tuple[int, ...]) -> None:
-    """The gradient of x and of what goes with it; a weight's is a sum over the rows."""
+    """The gradients of rows. (That of a weight is a sum over the rows.)"""
     op, many = OPS[name], 37 if COMPILED else 7
     a = samples.arguments(op, (many, 80), torch.bfloat16, **variant)
     grads = incoming(name, (many, 80), torch.bfloat16)
@@ -204,8 +204,8 @@ def test_the_same_bits_again(name: str, variant: samples.Arguments) -> None:
 
 @pytest.mark.parametrize("name", ["rmsnorm", "layernorm", "gated_norm"])
 def test_partial_sums_are_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never more than the table's programs a multiprocessor, whatever the number of rows; and the parameters that are
-    not asked for cost nothing."""
+    """There are never more than the table's programs per multiprocessor, whatever the number of rows. Parameters that
+    are not asked for cost nothing."""
     from norm_plugin.kernels.backward import Backward
     from norm_plugin.kernels.launch import processors
 
@@ -256,7 +256,7 @@ def test_a_row_that_is_not_finite_spoils_no_other(
 
 @pytest.mark.parametrize("entry", [(1, 4, 1, 1), (1, 1, 1, 1), ()], ids=str)
 def test_rows_of_zeros_without_eps_leave_the_sums_of_others_alone(entry: tuple[int, ...]) -> None:
-    """A tile that is not full has rows that are not there: their scale, of zeros and no eps, is inf."""
+    """A tile that is not full has missing rows, of zeros. Without eps their scale is inf."""
     a = samples.arguments(OPS["rmsnorm"], (5, 48), torch.bfloat16, eps=0.0)
     grads = incoming("rmsnorm", (5, 48), torch.bfloat16)
     with forced(entry):
@@ -318,7 +318,7 @@ def test_in_a_cuda_graph(name: str) -> None:
 @on_a_gpu
 @pytest.mark.parametrize("numerics", ["fp32", "hf"])
 def test_a_step_through_the_public_functions(numerics: str) -> None:
-    """All of it together, under autograd: on kernels, in both directions."""
+    """Everything together under autograd, on kernels in both directions."""
     x, weight = inputs.make("normal", (64, 1024), torch.bfloat16), inputs.weights(1024, torch.bfloat16)
     x, weight = x.requires_grad_(), weight.requires_grad_()
     norm_plugin.rmsnorm(x, weight, numerics=numerics).float().square().sum().backward()

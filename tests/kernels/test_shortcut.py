@@ -1,6 +1,6 @@
-"""The shortcut of eager calls: it recognises what it knows, and declines whatever differs in anything.
+"""The shortcut of eager calls recognises the signatures that it knows, and declines any other call.
 
-Where it declines, the ordinary road takes the call; that the answer is right there is what all other tests show.
+A call that it declines takes the ordinary road, which all other tests show to be right.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def test_every_function_is_recognised_with_any_number_of_rows(name: str, recogni
 
 
 def test_parameters_and_tensors_take_turns(recognised: list[bool]) -> None:
-    """A layer's weight is a Parameter; under no_grad its gradient is nobody's business."""
+    """The weight of a layer is a Parameter; under no_grad its gradient does not matter."""
     x, weight = x_of(), weight_of()
     with torch.no_grad():
         for w in (torch.nn.Parameter(weight), weight) * 2:
@@ -152,7 +152,7 @@ def test_a_weight_is_not_recognised_where_there_was_none(recognised: list[bool])
 
 
 def test_only_rows_may_be_another_number(recognised: list[bool]) -> None:
-    """The first size of a matrix of weights is no number of rows."""
+    """The first size of a matrix of weights is not a number of rows."""
     x = x_of()
     for features in (5, 5, 6):
         linear_weight = x_of(features, seed=3)
@@ -195,7 +195,7 @@ def test_fake_tensors_are_not_recognised(recognised: list[bool]) -> None:
 
 
 def test_transforms_are_not_recognised(recognised: list[bool]) -> None:
-    """vmap over x, with a weight that is no part of it."""
+    """vmap over x but not over the weight."""
     x, weight = x_of().float(), weight_of().float()
     for _ in range(2):
         norm_plugin.rmsnorm(x, weight)
@@ -206,7 +206,7 @@ def test_transforms_are_not_recognised(recognised: list[bool]) -> None:
 
 
 def test_a_transform_around_plain_tensors_is_not_recognised(recognised: list[bool]) -> None:
-    """The tensors are the ones that are known; what goes on around them is not."""
+    """The tensors are known, but the transform around them is not."""
     x, weight = x_of(), weight_of()
     for _ in range(2):
         norm_plugin.rmsnorm(x, weight)
@@ -233,7 +233,7 @@ def test_forward_mode_gradients_are_not_recognised(recognised: list[bool]) -> No
 def test_modes_without_gradients_are_recognised_in_themselves(
     mode: Callable[[], AbstractContextManager[None]], recognised: list[bool]
 ) -> None:
-    """And what was learnt in one of them is not taken outside for a tensor that wants a gradient."""
+    """A plan from such a mode does not hold outside of it for a tensor that requires a gradient."""
     x, weight = x_of(), weight_of().requires_grad_()
     with mode():
         for _ in range(3):
@@ -282,7 +282,7 @@ def test_tensors_that_do_not_fit_together_are_refused_after_good_calls(recognise
 
 
 def test_a_signature_whose_tensors_lie_among_each_other_is_kept_once(recognised: list[bool]) -> None:
-    """Each call of it takes the ordinary road; those of other signatures must not."""
+    """Its calls take the ordinary road, but calls of other signatures must not."""
     weight, wide = weight_of(), x_of(width=2 * WIDTH)
     left, right = wide[:, :WIDTH], wide[:, WIDTH:]
     norm_plugin.rmsnorm(x_of(), weight, out=x_of())
@@ -347,7 +347,7 @@ def test_a_torch_without_guards_takes_the_ordinary_road(
 
 
 def test_a_linear_weight_of_another_height_is_not_taken_for_the_one_before() -> None:
-    """Only what goes by row may change its first size; elsewhere the bias would no longer be checked against it."""
+    """Only tensors of rows may change their first size. For others, the bias would no longer be checked against it."""
     x, bias = torch.randn(4, 64, device=DEVICE), torch.randn(8, device=DEVICE)
     norm_plugin.layernorm_linear(x, None, None, torch.randn(8, 64, device=DEVICE), bias)
     with pytest.raises(ValueError, match=r"linear_bias has shape \[8\]"):
