@@ -1,4 +1,4 @@
-"""Every test here asks the native path, whatever the environment says."""
+"""Every test here runs the native path, whatever the environment says."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def native_backend() -> Iterator[None]:
 
 @pytest.fixture
 def nothing_seen_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No routes, no counts, nothing logged, and no interpreter that would run Triton on a CPU."""
+    """No routes, no counts, nothing logged yet, and no interpreter that would run Triton on a CPU."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(dispatch, "_logged", set())
     dispatch.reset()
@@ -28,7 +28,7 @@ def nothing_seen_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Make a kernel the one of rmsnorm, on any device."""
+    """Makes a kernel that of rmsnorm, on any device."""
 
     def install(kernel: FakeKernel | None) -> FakeKernel | None:
         monkeypatch.setattr(kernels, "unavailable", lambda device: "")

@@ -1,4 +1,4 @@
-"""Which backend answers a call, why, and how often: with kernels that are made up, so that no GPU is needed."""
+"""Which backend answers a call, why, and how often. The kernels are fake, so no GPU is needed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ON_THE_CPU = "Triton compiles for GPUs, and the tensors are on the CPU"
 
 @pytest.mark.parametrize("backend", ["off", "auto"])
 def test_auto_takes_native_on_a_cpu_in_silence(backend: str, caplog: pytest.LogCaptureFixture) -> None:
-    """off concerns the engines: a direct call takes it for auto. Nobody expects a GPU kernel on a CPU."""
+    """`off` is for engines: a direct call takes it as `auto`. On a CPU nobody expects a GPU kernel."""
     with settings.override(backend=backend, strict=True):
         norm_plugin.rmsnorm(x_of(), None)
         route = the_route()

@@ -6,10 +6,10 @@ import json
 import subprocess
 import sys
 
-#: What an import of norm_plugin must not bring with it.
+#: Modules that an import of norm_plugin must not import.
 FORBIDDEN = ("triton", "vllm", "sglang", "flashinfer", "torch._inductor", "torch._dynamo")
 
-#: Seconds that the package may add to torch: parsing a dozen small files and defining its ops.
+#: Seconds that the package may add to an import of torch: it parses a dozen small files and defines its ops.
 MOST_SECONDS = 0.25
 
 
@@ -20,7 +20,7 @@ def in_a_process(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_imports_no_engine_and_no_triton() -> None:
-    """Beyond what torch has imported by itself."""
+    """Except those that torch itself imports."""
     code = (
         "import json, sys, torch\n"
         "before = set(sys.modules)\n"
@@ -34,7 +34,7 @@ def test_it_imports_no_engine_and_no_triton() -> None:
 
 
 def test_it_works_without_triton() -> None:
-    """With an import of triton that fails, every op gives values, gradients and its reason."""
+    """If the import of triton fails, every op still gives values, gradients and its reason."""
     code = (
         "import sys\n"
         "sys.modules['triton'] = None\n"
@@ -54,13 +54,13 @@ def test_it_works_without_triton() -> None:
 
 
 def test_it_takes_no_longer_than_torch() -> None:
-    """Timed in a process where torch is imported already, the best of three: a busy machine only adds to a time."""
+    """In a process that has imported torch; the best of three, because a busy machine only adds time."""
     code = "import time, torch; t = time.perf_counter(); import norm_plugin; print(time.perf_counter() - t)"
     assert min(float(in_a_process(code).stdout) for _ in range(3)) <= MOST_SECONDS
 
 
 def test_it_registers_nothing() -> None:
-    """Engines that are imported before stay as they are."""
+    """An engine that was imported before stays as it is."""
     code = (
         "import sys, types\n"
         "engines = [types.ModuleType(name) for name in ('vllm', 'sglang')]\n"

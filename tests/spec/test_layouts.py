@@ -1,8 +1,8 @@
-"""Any strides: the values are right, outputs have the strides that torch.empty_like would give them, and nothing but
-what an op says it writes is written, not even the memory between its rows.
+"""Any strides: values are right, outputs have the strides of torch.empty_like, and an op writes only what it says it
+writes, not even the memory between rows.
 
-The grid: every op in every variant x every layout x 3-D and 4-D. What goes with x element by element gets a layout of
-its own, so that no two tensors of a call have the same strides.
+The grid: every op in every variant x every layout x 3-D and 4-D. Each tensor of x's shape gets another layout, so that
+no two tensors of a call have the same strides.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def every_second(x: Tensor) -> Tensor:
 
 
 def backwards(x: Tensor) -> Tensor:
-    """The dimensions in the opposite order in memory."""
+    """The dimensions in reverse order in memory."""
     order = list(reversed(range(x.dim())))
     return x.permute(order).contiguous().permute(order)
 
@@ -51,7 +51,7 @@ every_shape = pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
 
 
 def laid_out(op: Op, a: samples.Arguments, layout: Callable[[Tensor], Tensor]) -> samples.Arguments:
-    """The call with x in a layout, and a different padding of the rows for whatever goes with x."""
+    """The call with x in a layout, and other tensors of rows with other paddings."""
     x, *others = [name for name in samples.alike(op) if a[name] is not None]
     written = samples.written(op, a)
     first = inputs.padded(a[x], 24) if x in written and layout not in inputs.LAYOUTS.values() else layout(a[x])
@@ -83,12 +83,12 @@ def test_outputs_are_contiguous(
     name: str, layout: Callable[[Tensor], Tensor], dtype: torch.dtype, shape: tuple[int, ...]
 ) -> None:
     if 0 in shape and layout is expanded:
-        layout = inputs.padded  # there is no first row
+        layout = inputs.padded  # `expanded` needs a first row
     op = OPS[name]
     for variant in samples.VARIANTS[name]:
         a = laid_out(op, samples.arguments(op, shape, dtype, **variant), layout)
         first, *others = samples.outputs(op, a)
-        for output in (first, *others[:1]):  # and not a residual, which lies as it was given
+        for output in (first, *others[:1]):  # not a residual, which keeps its strides
             assert output.stride() == torch.empty(output.shape).stride(), variant
 
 

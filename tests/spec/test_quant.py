@@ -1,10 +1,9 @@
 """The norms with a quantised output against the oracle: the norm, the scale it is quantised by, and the rounding.
 
 The grid: output dtype x dtype of x, of the residual (None included) and of the weight x numerics and Gemma x every
-class of input. A scale is judged by itself and the row by the scale that was written for it. Tolerances: half an ulp
-of the quantised dtype (one, for int8) plus norm_plugin.accuracy.bounds over the scale. What becomes of a NaN in int8 is
-not defined anywhere, so int8 is asked about finite classes only; that such a row spoils no other is tested with the
-rows.
+class of input. A scale is judged by itself, and a row by the scale that was written for it. Tolerances: half an ulp of
+the quantised dtype (one, for int8) plus norm_plugin.accuracy.bounds over the scale. Nobody defines what a NaN becomes
+in int8, so int8 is tested with finite classes only; test_rows shows that such a row spoils no other.
 """
 
 from __future__ import annotations
@@ -77,8 +76,8 @@ def test_layernorm_quant(dtype: torch.dtype, quantised: torch.dtype, how: str, g
 @pytest.mark.parametrize("quantised", QUANTISED, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_layernorm_rounded_before_it_is_quantised(dtype: torch.dtype, quantised: torch.dtype, width: int) -> None:
-    """Half of a row is 2 and half is -2, so with eps 0 its norm is w + b or b - w in whatever order it is summed, and
-    all codes are those of the formula. The kernel reads the wider row twice."""
+    """Half of a row is 2 and half is -2. So with eps 0 its norm is w + b or b - w in any order of summation, and all
+    codes are those of the formula. The kernel reads the wider row twice."""
     sign = torch.ones(2, width)
     sign[0, ::2], sign[1, 1::2] = -1.0, -1.0
     weight, bias = inputs.weights(width, torch.float32), inputs.biases(width, torch.float32)
@@ -110,7 +109,7 @@ def test_what_does_not_fit_saturates(quantised: torch.dtype) -> None:
 
 
 def test_int8_rounds_halves_to_even() -> None:
-    """Rows of equal magnitude have norm 1 with eps 0, so a scale of 2 asks about the halves alone."""
+    """Rows of equal magnitude have norm 1 with eps 0, so a scale of 2 gives halves only."""
     weight = torch.tensor([1.0, 3.0, 5.0, -1.0, -3.0, -5.0])
     out = torch.empty(1, 6, dtype=torch.int8)
     norm_plugin.rmsnorm_quant(out, torch.ones(1, 6), weight, torch.tensor(2.0), 0.0)
