@@ -1,7 +1,7 @@
-"""The .pth that registers norm_plugin where SGLang loads no plugin: in Ray actors, encoder workers and one_batch.
+"""Registers norm_plugin by a .pth where SGLang loads no plugin: in Ray actors, encoder workers and one_batch.
 
-Python runs the one line of a .pth at every start. The line asks for two environment variables, and only where one asks
-for norm_plugin does it import the module beside it, which waits for SGLang. pip knows nothing of the two files.
+Python runs the one line of a .pth at every start. The line reads two environment variables. If one asks for
+norm_plugin, it imports the module beside it, which waits for SGLang. pip does not know these two files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LINE = (
 
 
 class AutoloadError(Exception):
-    """It cannot be switched; the message says why and what to do."""
+    """Autoload cannot be switched on or off. The message says why, and what to do."""
 
 
 def folder() -> Path:
@@ -39,7 +39,7 @@ def is_on(at: Path) -> bool:
 
 
 def switch_on(at: Path) -> None:
-    """Write both: the .pth last, so that it never lacks its module."""
+    """Writes both files: the .pth last, so that it never lacks its module."""
     if str(at) not in [*site.getsitepackages(), site.getusersitepackages(), str(folder())]:
         raise AutoloadError(f"{at} is not a folder in which this Python looks for .pth files; {folder()} is")
     line, module = files(at)
@@ -52,7 +52,7 @@ def switch_on(at: Path) -> None:
 
 
 def switch_off(at: Path) -> None:
-    """Remove both, and what Python compiled: the .pth first."""
+    """Removes both files, and what Python compiled: the .pth first."""
     compiled = (at / "__pycache__").glob(f"{MODULE}.*.pyc")
     try:
         for path in (*files(at), *compiled):

@@ -101,7 +101,7 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def _only_values(*tensors: Tensor | None) -> bool:
-    """Whether nothing traces, transforms or differentiates a call on these tensors, and memory has their values."""
+    """Whether a call on these tensors is not traced, transformed or differentiated, and their values lie in memory."""
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
@@ -113,7 +113,7 @@ def _only_values(*tensors: Tensor | None) -> bool:
 
 
 def _is_plain(t: Tensor) -> bool:
-    """Whether memory has the values of t. torch's dispatcher handles negative bits, lazy zeros and meta tensors."""
+    """Whether the values of t lie in memory. torch's dispatcher handles negative bits, lazy zeros and meta tensors."""
     return type(t) in _PLAIN and not (t.is_neg() or t._is_zerotensor() or t.is_meta)
 
 

@@ -31,7 +31,7 @@ tested or done, with the reason on standard error. `run` has those of what it ru
 
 
 class Parser(argparse.ArgumentParser):
-    """One line for a wrong argument, as argparse prints the whole usage before it; and exit codes in every help."""
+    """Prints one line for a wrong argument, without argparse's usage. Puts the exit codes into every help."""
 
     def __init__(self, **named: Any) -> None:
         super().__init__(**{"epilog": EXIT_CODES, **named})
@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """All verbs."""
+    """The parser of all verbs."""
     found = Parser(
         prog="norm-plugin",
         description=DESCRIPTION,
@@ -56,9 +56,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code; what cannot be done ends here with one line."""
+    """Returns the exit code. Errors end here, with one line."""
     options = parser().parse_args(arguments)
-    # a pipe has no width, and a table wants one
+    # a pipe has no width, and a table needs one
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     try:
         with unwound():

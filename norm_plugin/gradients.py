@@ -154,7 +154,8 @@ def _layernorm(kept: Any, wanted: Wanted, eps: float, grad: Tensor) -> Tensors:
 
 
 def _layernorm_linear(kept: Any, wanted: Wanted, eps: float, grad: Tensor) -> Tensors:
-    """PyTorch's two matrix products, and the gradient of the norm. The weight's product needs the norm again."""
+    """Two matrix products by PyTorch, and the gradient of the norm. The linear weight's gradient computes the norm
+    again."""
     x, weight, bias, linear_weight = kept
     rows = grad.reshape(-1, grad.shape[-1])
     norm: Tensors = (None, None, None)

@@ -72,8 +72,7 @@ def bytes_of_a_row(t: Tensor) -> int:
 
 
 def packed(t: Tensor) -> bool:
-    """Whether t has the strides of a contiguous tensor, also in dimensions of size 1: then any number of rows has
-    them."""
+    """Whether t has the strides of a contiguous tensor, also in dimensions of size 1, whatever its number of rows."""
     expected = 1
     for size, stride in zip(reversed(t.shape), reversed(t.stride()), strict=True):
         if stride != expected:

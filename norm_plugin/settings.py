@@ -21,7 +21,7 @@ FAMILIES = ("rmsnorm", "gemma", "layernorm", "gated", "mixer2", "qknorm")
 
 
 class SettingError(ValueError):
-    """A flag has a value that means nothing, or two flags contradict each other."""
+    """A flag has a wrong value, or two flags contradict each other."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ FLAGS: tuple[Flag, ...] = (
 
 
 def read(environ: Mapping[str, str]) -> Settings:
-    """The settings of an environment; a wrong value raises SettingError, which names the flag and its values.
+    """The settings of an environment. A wrong value raises SettingError, which names the flag and its values.
 
     An empty value counts as unset: compose files and Helm write one for a variable that nobody has set.
     """
