@@ -120,7 +120,7 @@ def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column, END: tl
     tl.store(Y + y_at + cols, y, mask=mask)
 
 
-# Strides are not in tuples: Triton would make a constant of each 1, and compile anew for each multiple of 16.
+# Strides are not in tuples: Triton would make a constant of each 1, and another kernel for those that 16 divides.
 @triton.jit(do_not_specialize=["M", "n1", "n2", "x0", "x1", "x2", "r0", "r1", "r2", "t0", "t1", "t2", "y0", "y1", "y2"])
 def rms_kernel(
     X, R, W, Y, T, S, UB, M, n1, n2, x0, x1, x2, r0, r1, r2, t0, t1, t2, y0, y1, y2, eps,
