@@ -2,8 +2,8 @@
 
 A call has a signature: the op, its plain arguments, and for each tensor its dtype, device, strides and all sizes but
 the number of rows. The first call of a signature is checked and resolved to a route. Later calls look it up and are
-counted. One table has all routes of one state of the flags. A change of the flags replaces the whole table, so no
-thread can put a route of earlier flags into it.
+counted. A `Routes` has all routes of one state of the flags. A change of the flags replaces it as a whole, so no thread
+can put a route of earlier flags among the current ones.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Route:
         _deleted.append((self.op.name, self.backend, self.calls))
 
 
-class Table:
+class Routes:
     """The routes of one state of the flags, and the kernels that have failed under it."""
 
     def __init__(self) -> None:
@@ -83,12 +83,12 @@ class Table:
 #: More than a server needs. A program that makes ever new signatures (3-D inputs of changing length) starts over here.
 MOST_ROUTES = 4096
 
-_table = Table()
+_current = Routes()
 _planned: set[Op] = set()
 _logged: set[str] = set()
 _lock = threading.RLock()
 
-# A thread may still use, and count calls on, a route that has left its table. So a route hands over its count when it
+# A thread may still use, and count calls on, a route that is no longer current. So a route hands over its count when it
 # is deleted.
 _alive: weakref.WeakSet[Route] = weakref.WeakSet()
 _deleted: deque[tuple[str, str, int]] = deque()
@@ -141,50 +141,50 @@ advance_versions: Callable[[Sequence[Tensor]], None] = torch._C._increment_versi
 
 def find_route(op: Op, args: tuple[Any, ...]) -> Route:
     """Checks a call, and returns the route of its signature."""
-    table = _table
+    current = _current
     signature = (op.name, *map(_key_of, args, op.by_row))
-    route = table.routes.get(signature)
+    route = current.routes.get(signature)
     if route is None:
         checks.check(op, args)
     else:
         checks.check_shapes(op, args)
     if op.written:
         checks.check_memory(op, args)
-    return _enter(table, _resolve(op, signature, args, table)) if route is None else route
+    return _enter(current, _resolve(op, signature, args, current)) if route is None else route
 
 
-def _enter(table: Table, route: Route) -> Route:
-    """Puts a route into its table and returns it, or returns the one that another thread has put there first."""
+def _enter(current: Routes, route: Route) -> Route:
+    """Adds a route and returns it, or returns the one that another thread has added first."""
     with _lock:
-        if len(table.routes) >= MOST_ROUTES and table is _table:
+        if len(current.routes) >= MOST_ROUTES and current is _current:
             _start_over()
-            table = _table
-        route = table.routes.setdefault(route.signature, route)
+            current = _current
+        route = current.routes.setdefault(route.signature, route)
         _alive.add(route)
     _routes_changed()
     return route
 
 
 def is_current(route: Route) -> bool:
-    """Whether the route is still in the table, as it is until the flags change."""
-    return _table.routes.get(route.signature) is route
+    """Whether the route is current, as it is until the flags change."""
+    return _current.routes.get(route.signature) is route
 
 
 def find_native(op: Op, args: tuple[Any, ...], reason: str) -> Route:
     """The native route, for a reason that is not part of the signature."""
     checks.check(op, args)
-    table, signature = _table, (op.name, reason)
+    current, signature = _current, (op.name, reason)
     expected = settings.get().backend == "native" or bool(kernels.unavailable(args[op.x].device))
-    found = table.routes.get(signature)
-    return found or _enter(table, _native(op, signature, reason, args, fallback=not expected))
+    found = current.routes.get(signature)
+    return found or _enter(current, _native(op, signature, reason, args, fallback=not expected))
 
 
-def _resolve(op: Op, signature: Signature, args: tuple[Any, ...], table: Table) -> Route:
+def _resolve(op: Op, signature: Signature, args: tuple[Any, ...], current: Routes) -> Route:
     wanted = settings.get()
     x = args[op.x]
     if wanted.backend == "native":
         return _native(op, signature, "the native backend was asked for", args, fallback=False)
-    if reason := table.broken.get((op.name, x.dtype, x.shape[-1], x.device)):
+    if reason := current.broken.get((op.name, x.dtype, x.shape[-1], x.device)):
         return _native(op, signature, reason, args, fallback=True)
     try:
         bound = _bind_kernel(op, x.device, args)
@@ -246,8 +246,8 @@ def after_failure(route: Route, error: Exception, args: tuple[Any, ...], decline
     native = Route(op, route.signature, "native", reason, True, op.native, route.writes)
     with _lock:
         if is_current(route):
-            _table.broken[op.name, x.dtype, x.shape[-1], x.device] = reason
-            _table.routes[route.signature] = native
+            _current.broken[op.name, x.dtype, x.shape[-1], x.device] = reason
+            _current.routes[route.signature] = native
             op.plans = tuple(plan for plan in op.plans if plan.route is not route)
         _alive.add(native)
     _routes_changed()
@@ -276,7 +276,7 @@ def log_once(message: str) -> None:
 
 def routes() -> tuple[Route, ...]:
     """The route of every signature in use, with its backend, reason and number of calls."""
-    return tuple(_table.routes.values())
+    return tuple(_current.routes.values())
 
 
 def keep_plan(route: Route, plan: Any, most: int) -> None:
@@ -289,9 +289,9 @@ def keep_plan(route: Route, plan: Any, most: int) -> None:
 
 def _start_over() -> None:
     """Forgets all routes and plans, and keeps the counts."""
-    global _table
+    global _current
     with _lock:
-        _table = Table()
+        _current = Routes()
         for op in _planned:
             op.plans = ()
 

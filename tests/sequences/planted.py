@@ -63,8 +63,8 @@ def planted(name: str) -> Iterator[None]:
     """Plants one of the defects in every kernel."""
     find = kernels.find
 
-    def found(family: str, op: str) -> Bind | None:
-        bind = find(family, op)
+    def found(kind: str, op: str) -> Bind | None:
+        bind = find(kind, op)
         return None if bind is None else DEFECTS[name](op, bind)
 
     with mock.patch.object(kernels, "find", found):

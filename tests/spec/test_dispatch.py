@@ -91,7 +91,7 @@ def test_a_refusal_is_a_reason(install: Install, caplog: pytest.LogCaptureFixtur
 
 
 def test_kernels_that_cannot_be_imported_are_a_reason(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(family: str, op: str) -> None:
+    def broken(kind: str, op: str) -> None:
         raise ImportError("libtriton.so is missing")
 
     install(None)
