@@ -128,6 +128,10 @@ class Call:
                 f"{name} is {width}; it must be at least {self.width}, the last dimension of {self.x_name}."
             )
 
+    def group(self, name: str, group: str) -> None:
+        if not isinstance(group, str) or not group:
+            raise TypeError(f"{name} is {group!r}; it must be the name of a process group.")
+
     def linear_weight(self, name: str, weight: Tensor) -> None:
         _dtype(name, weight.dtype, ACTIVATION_DTYPES)
         if weight.dim() != 2 or weight.shape[1] != self.width:
@@ -152,6 +156,7 @@ RULES: dict[str, Rule] = {
     "group_size": Call.group_size,
     "variance_size": Call.variance_size,
     "full_width": Call.full_width,
+    "group": Call.group,
     "linear_weight": Call.linear_weight,
     "linear_bias": Call.linear_bias,
 }

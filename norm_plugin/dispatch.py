@@ -157,7 +157,7 @@ def _enter(current: Routes, route: Route) -> Route:
     """Adds a route and returns it, or returns the one that another thread has added first."""
     with _lock:
         if len(current.routes) >= MOST_ROUTES and current is _current:
-            _start_over()
+            start_over()
             current = _current
         route = current.routes.setdefault(route.signature, route)
         _alive.add(route)
@@ -287,7 +287,7 @@ def keep_plan(route: Route, plan: Any, most: int) -> None:
             _planned.add(route.op)
 
 
-def _start_over() -> None:
+def start_over() -> None:
     """Forgets all routes and plans, and keeps the counts."""
     global _current
     with _lock:
@@ -296,7 +296,7 @@ def _start_over() -> None:
             op.plans = ()
 
 
-settings.on_change(_start_over)
+settings.on_change(start_over)
 
 
 def calls(op: str, backend: str | None = None) -> int:
@@ -315,7 +315,7 @@ def calls(op: str, backend: str | None = None) -> int:
 def reset() -> None:
     """Forgets all routes and counts."""
     with _lock:
-        _start_over()
+        start_over()
         for route in _alive:
             route.calls = 0
         _deleted.clear()

@@ -33,7 +33,7 @@ NOTHING: Mapping[int, int] = {}
 
 _address: Callable[[Tensor], int] = Tensor.data_ptr
 _current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
-_raw_stream: Callable[[int], int] = getattr(
+raw_stream: Callable[[int], int] = getattr(
     torch._C, "_cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream
 )
 
@@ -134,7 +134,7 @@ class KernelLaunch:
         for address in addresses:
             if address % VECTOR_BYTES:
                 return False
-        direct(_raw_stream(self.index), m, eps, addresses)
+        direct(raw_stream(self.index), m, eps, addresses)
         return True
 
     def of_many_rows(self, m: int, eps: float, pointers: Sequence[Tensor | None]) -> None:

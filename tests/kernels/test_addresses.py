@@ -80,7 +80,7 @@ def roads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Roads]:
 
     monkeypatch.setattr(launching.Launch, "through_jit", counted)
     monkeypatch.setattr(launching, "_current_device", lambda: None)
-    monkeypatch.setattr(launching, "_raw_stream", lambda index: 0)
+    monkeypatch.setattr(launching, "raw_stream", lambda index: 0)
     yield seen
     dispatch.reset()
 

@@ -1,0 +1,162 @@
+"""The memory through which ranks give each other rows: one workspace a group, made before any capture.
+
+It is torch's symmetric memory: each rank's part is mapped into all others. No NVLink multicast is used.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from norm_plugin import dispatch, groups, kernels
+
+log = logging.getLogger("norm_plugin")
+
+#: The buffers of a channel, which take turns, and the word of 32 bits that says that none has come: kernels/words.py.
+BUFFERS, EMPTY = 3, -(2**31)
+
+#: Channels for each multiprocessor. All of them run at once, so that no rank waits for one that cannot start.
+CHANNELS = 2
+
+#: Rows are sent in vectors of this many bytes.
+VECTOR = 16
+
+
+@dataclass(eq=False)
+class Workspace:
+    """A group's memory in this process, or the reason why there is none.
+
+    `peers`: the address of each rank's memory, in the order of the ranks, and then that of `status`, where a kernel
+    says for which ranks it has waited in vain. `state`: where each channel stands.
+    """
+
+    group: str
+    rank: int
+    size: int
+    reason: str = ""
+    channels: int = 0
+    row_bytes: int = 0
+    peers: Tensor | None = None
+    state: Tensor | None = None
+    status: Tensor | None = None
+    memory: Any = None
+    freed: bool = False
+    last_stream: int = field(default=-1)
+
+    @property
+    def bytes(self) -> int:
+        """What it takes of this rank's memory."""
+        return bytes_of(self.channels, self.size, self.row_bytes)
+
+
+_workspaces: dict[str, Workspace] = {}
+
+
+def bytes_of(channels: int, size: int, row_bytes: int) -> int:
+    """What a workspace takes."""
+    return BUFFERS * channels * (size + 1) * row_bytes  # a slot for each rank, and one for the sum
+
+
+def find(group: str) -> Workspace:
+    """The workspace of a group; raises Refusal where there is none."""
+    found = _workspaces.get(group)
+    if found is None or found.reason:
+        raise kernels.Refusal(found.reason if found else "norm_plugin.ranks.prepare was not called for the group")
+    return found
+
+
+def enter(workspace: Workspace) -> Workspace:
+    """Have the calls of its group use this workspace."""
+    _workspaces[workspace.group] = workspace
+    dispatch.start_over()  # the routes hold the workspace before
+    return workspace
+
+
+def prepare(
+    group: ProcessGroup, *, width: int, dtype: torch.dtype, device: torch.device, channels: int | None = None
+) -> Workspace:
+    """Make the memory for rows of up to `width` numbers of this dtype. Every rank of the group must call it, before a
+    CUDA graph is captured. Where it cannot be had, `reason` of the result says why, and calls run natively."""
+    name = groups.enter(group)
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    row_bytes = -(-width * dtype.itemsize // VECTOR) * VECTOR
+    here = (why_not(device, size), socket.gethostname(), torch.cuda.current_device() if device.type == "cuda" else -1)
+    everywhere: list[Any] = [None] * size
+    dist.all_gather_object(everywhere, here, group=group)
+    reason = next((f"rank {i}: {said[0]}" for i, said in enumerate(everywhere) if said[0]), "")
+    if not reason and len({host for _, host, _ in everywhere}) > 1:
+        reason = "the group spans several hosts"
+    if reason:
+        return enter(Workspace(name, rank, size, reason))
+    channels = channels or CHANNELS * torch.cuda.get_device_properties(device).multi_processor_count
+    return enter(made(Workspace(name, rank, size, "", channels, row_bytes), group, device))
+
+
+def why_not(device: torch.device, size: int) -> str:
+    """Why this process can have no workspace, or ''."""
+    if size == 1:
+        return "the group has one rank"
+    if device.type != "cuda" or torch.version.hip is not None:
+        return f"symmetric memory needs CUDA, and the tensors are on {device.type}"
+    others = [i for i in range(torch.cuda.device_count()) if i != device.index]
+    if not all(torch.cuda.can_device_access_peer(device, other) for other in others):
+        return "a GPU cannot reach the memory of another (no peer access)"
+    return kernels.unavailable(device)
+
+
+def made(workspace: Workspace, group: ProcessGroup, device: torch.device) -> Workspace:
+    """The workspace with its memory, empty on all ranks; with a reason, where one of them failed."""
+    from torch.distributed import _symmetric_memory as symmetric
+
+    try:
+        memory = symmetric.empty(workspace.bytes // 4, dtype=torch.int32, device=device)
+        handle = symmetric.rendezvous(memory, workspace.group)
+    except (RuntimeError, ValueError) as error:
+        workspace.reason = f"symmetric memory failed: {str(error).strip().splitlines()[0]}"
+        return workspace
+    memory.fill_(EMPTY)
+    workspace.status = torch.zeros(workspace.size, dtype=torch.int32, pin_memory=True)
+    addresses = [*handle.buffer_ptrs, workspace.status.data_ptr()]
+    workspace.peers = torch.tensor(addresses, dtype=torch.int64, device=device)
+    workspace.state = torch.zeros(workspace.channels, dtype=torch.int64, device=device)
+    workspace.memory = (memory, handle)
+    torch.cuda.synchronize(device)
+    dist.barrier(group)
+    watch(workspace)
+    log.info("norm_plugin: %.0f MiB for norms across %d ranks", workspace.bytes / 2**20, workspace.size)
+    return workspace
+
+
+def free(group: ProcessGroup) -> None:
+    """Give the memory back. Every rank must call it, after its last call."""
+    if found := _workspaces.pop(group.group_name, None):
+        found.freed, found.memory, found.peers, found.state = True, None, None, None
+        dispatch.start_over()
+    groups.leave(group.group_name)
+
+
+def watch(workspace: Workspace, say: Callable[[str], None] = log.error) -> None:
+    """Say which ranks a kernel has waited for in vain: the CUDA error that follows cannot."""
+
+    def look() -> None:
+        status = workspace.status
+        while status is not None and not workspace.freed:
+            if late := [i for i, waited in enumerate(status.tolist()) if waited]:
+                say(
+                    f"norm_plugin: rank {workspace.rank} of {workspace.size} has ended its CUDA context: in an "
+                    f"all-reduce with a norm, rank {', '.join(map(str, late))} did not come."
+                )
+                return
+            stop.wait(1)
+
+    stop = threading.Event()
+    threading.Thread(target=look, name="norm_plugin watches ranks", daemon=True).start()
