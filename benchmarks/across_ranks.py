@@ -32,6 +32,8 @@ from norm_plugin.kernels import ranks as kernel
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048, 8192]
 WIDTHS = [4096, 8192]
 EPS = 1e-6
+CHANNELS = int(os.environ.get('CHANNELS', '264'))
+LATE = os.environ.get('LATE', '1') == '1'
 
 
 class TooLarge(Exception):
@@ -44,7 +46,7 @@ Call = Callable[[Tensor, Tensor, Tensor], Any]
 
 @contextmanager
 def ours(group: dist.ProcessGroup, device: torch.device) -> Iterator[Call]:
-    ranks.prepare(group, width=max(WIDTHS), dtype=torch.bfloat16, device=device)
+    ranks.prepare(group, width=max(WIDTHS), dtype=torch.bfloat16, device=device, channels=CHANNELS)
     yield lambda part, residual, weight: ranks.allreduce_add_rmsnorm(part, residual, weight, group, EPS)
     ranks.free(group)
 
@@ -139,7 +141,7 @@ def process(rank: int, args: argparse.Namespace) -> None:
                 label = name if lanes is None else f"{name} {lanes}"
                 begin = time.monotonic()
                 try:
-                    with contenders[name](group, device) as call, kernel.forced(lanes=lanes):
+                    with contenders[name](group, device) as call, kernel.forced(lanes=lanes, late=LATE):
                         for width in args.widths:
                             for rows in args.rows:
                                 try:

@@ -34,9 +34,10 @@ _forced: dict[str, Any] = {}
 
 
 @contextmanager
-def forced(lanes: int | None = None, two_shot_bytes: int | None = None) -> Iterator[None]:
-    """Other choices for everything that is bound meanwhile: for whoever measures or tests them."""
-    _forced.update(lanes=lanes, two_shot_bytes=two_shot_bytes)
+def forced(**choices: Any) -> Iterator[None]:
+    """Other choices (lanes, two_shot_bytes, late) for everything that is bound meanwhile: for whoever measures or tests
+    them."""
+    _forced.update(choices)
     try:
         yield
     finally:
@@ -75,7 +76,7 @@ def launches(
     with_pdl = use_pdl(pdl, input.device)
     tile = Tile(
         n=width, block=lanes * VECTOR // itemsize, chunks=chunks, unroll=1, held=chunks, with_row=True, rows=1,
-        levels=1, align=16, pdl=with_pdl, late=True,
+        levels=1, align=16, pdl=with_pdl, late=_forced.get("late", True),
     )  # fmt: skip
 
     def launch(two_shot: bool) -> KernelLaunch:

@@ -178,6 +178,8 @@ def ranks_kernel(
                         store(there + vector.to(tl.int64) * 16, w0, w1, w2, w3, vector < VECTORS)
             slots = (here + buffer + result,)
         xs = received(slots, status, dtype, tile, exchange)
+        if i + 1 < rounds:  # what was emptied is seen before what this thread sends in the next round
+            fence(lanes)
 
         if V is not None:
             wide = ()
@@ -213,6 +215,4 @@ def ranks_kernel(
 
         turn = tl.where(turn == 2, 0, turn + 1)
         used = VECTORS * 16
-        if i + 1 < rounds:
-            fence(lanes)
     tl.store(STATE + channel, (turn.to(tl.int64) << 32) | used)

@@ -110,3 +110,10 @@ def test_links_and_scripts_are_there(name: str) -> None:
     scripts = re.findall(r"\bscripts/[\w.]*\w|\b(?:norm_plugin|benchmarks)/\w+\.py", text)
     for path in (*links, *scripts):
         assert (ROOT / path).exists(), path
+
+
+def test_what_is_started_imports_nothing_of_the_tests() -> None:
+    files = [path for room in ("scripts", "benchmarks", "norm_plugin") for path in (ROOT / room).rglob("*")]
+    texts = [path.read_text(errors="replace") for path in files if path.is_file() and path.suffix in ("", ".py")]
+    assert len(texts) > 150
+    assert not [line for text in texts for line in re.findall(r"^\s*(?:from|import) tests\b.*", text, re.MULTILINE)]

@@ -158,11 +158,11 @@ def main(rank: int, size: int, folder: Path, seed: int, count: int) -> None:
     answers = []
     with interpreter.repaired(), settings.override(backend="triton", strict=True):
         for call in calls:  # nothing but the kernel keeps the ranks together here
-            with kernel.forced(call.lanes, call.two_shot_bytes):
+            with kernel.forced(lanes=call.lanes, two_shot_bytes=call.two_shot_bytes):
                 workspace.enter(workspace.find(group.group_name))  # binds anew
                 answers.append(call.ours(group))
         for call, total, answer in zip(calls, totals, answers, strict=True):
-            with kernel.forced(call.lanes, call.two_shot_bytes):
+            with kernel.forced(lanes=call.lanes, two_shot_bytes=call.two_shot_bytes):
                 call.check(total, answer)
     dist.barrier()
     dist.destroy_process_group()

@@ -1,10 +1,8 @@
-#!/usr/bin/env python
-"""Writes docs/errors.md from the calls that the tests refuse: `python scripts/errors_page.py`."""
+"""Writes docs/errors.md from the calls that the tests refuse: `python -m tests.spec.errors_page`."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
@@ -12,15 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import norm_plugin
+from norm_plugin.ops import OPS
+from tests.spec.refused import REFUSED
+from tests.spec.test_errors import BAD, Bad
 
-import norm_plugin  # noqa: E402
-from norm_plugin.ops import OPS  # noqa: E402
-from tests.spec.refused import REFUSED  # noqa: E402
-from tests.spec.test_errors import BAD, Bad  # noqa: E402
-
-PAGE = ROOT / "docs" / "errors.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 
 #: What is wrong, and what the whole message looks like then. Each message must be of one of these alone.
 KINDS = {
@@ -73,7 +68,7 @@ Inputs have 3 rows of 48 elements unless the call shows another shape. A call wi
 `rmsnorm(eps=nan)`, shows the wrong ones and leaves out the others. `tests/spec/refused.py` says what `leaf`, `chunk`
 and other named tensors are.
 
-<!-- made by: python scripts/errors_page.py -->
+<!-- made by: python -m tests.spec.errors_page -->
 | what is wrong | error | for example |
 |---|---|---|
 """
@@ -134,7 +129,7 @@ def page() -> str:
     for call in calls():
         found = [what for what, pattern in KINDS.items() if re.fullmatch(pattern, call.message)]
         if len(found) != 1:
-            raise ValueError(f"a message must be of one kind of scripts/errors_page.py, not of {found}: {call.message}")
+            raise ValueError(f"a message must be of one kind of this file, not of {found}: {call.message}")
         kinds[found[0]].append(call)
     return HEAD + "".join(row(what, of_kind) for what, of_kind in kinds.items())
 
