@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code. What cannot be done ends here with one line."""
     options = parser().parse_args(arguments)
-    # a pipe has no width, and a table wants one
+    # a pipe has no width, and a table needs one
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     try:
         with unwound():

@@ -1,11 +1,11 @@
-"""The public functions, with the signatures that people already call."""
+"""The public functions, with the signatures that other libraries have."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from norm_plugin import gradients, ops  # noqa: F401 - gradients gives the ops theirs
+from norm_plugin import gradients, ops  # noqa: F401 - importing gradients gives the ops their gradients
 from norm_plugin.call import call
 from norm_plugin.numerics import FP32
 
@@ -39,7 +39,8 @@ def rmsnorm(
     gemma: bool = False,
     variance_size: int | None = None,
 ) -> Tensor:
-    """input / rms(input) * weight, row by row, the rms of the first `variance_size` columns. `out` may be `input`."""
+    """input / rms(input) * weight, row by row. The rms is of the first `variance_size` columns. `out` may be
+    `input`."""
     how = (eps, numerics, gemma, variance_size, enable_pdl)
     if out is None:
         result: Tensor = call(ops.RMSNORM, (input, weight), how)
@@ -57,7 +58,7 @@ def gemma_rmsnorm(
     *,
     numerics: str = FP32.name,
 ) -> Tensor:
-    """rmsnorm with 1 + weight, added in fp32. `out` may be `input` itself."""
+    """rmsnorm with 1 + weight, added in fp32. `out` may be `input`."""
     return rmsnorm(input, weight, eps, out, enable_pdl, numerics=numerics, gemma=True)
 
 
@@ -99,7 +100,7 @@ def add_rmsnorm(
     gemma: bool = False,
     variance_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(rmsnorm(input + residual), input + residual); nothing is changed in place."""
+    """(rmsnorm(input + residual), input + residual). Nothing is written in place."""
     how = (eps, numerics, gemma, variance_size, None)
     result: tuple[Tensor, Tensor] = call(ops.ADD_RMSNORM, (input, residual, weight), how)
     return result
@@ -150,7 +151,7 @@ def layernorm_fn(
     *,
     numerics: str = FP32.name,
 ) -> Tensor:
-    """The norm of each group of each row, gated by act(z): after the norm, or before it."""
+    """The norm of each group of each row, times act(z) after the norm or before it."""
     how = (eps, group_size, norm_before_gate, is_rms_norm, activation, numerics)
     result: Tensor = call(ops.GATED_NORM, (x, weight, bias, z), how)
     return result
@@ -219,7 +220,7 @@ def rmsnorm_dynamic_quant(
     numerics: str = FP32.name,
     gemma: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(rmsnorm(input) / scales, scales [..., 1]), one scale a row. A residual is added first and updated in place."""
+    """(rmsnorm(input) / scales, scales [..., 1]), one scale for each row. A residual is added first, in place."""
     how = (eps, quant_dtype, numerics, gemma, None)
     result: tuple[Tensor, Tensor] = call(ops.RMSNORM_DYNAMIC_QUANT, (input, weight, residual, scale_ub), how)
     return result
@@ -236,7 +237,7 @@ def rmsnorm_block_quant(
     numerics: str = FP32.name,
     gemma: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(rmsnorm(input) / scales, scales [..., N / group_size]). A residual is added first and updated in place."""
+    """(rmsnorm(input) / scales, scales [..., N / group_size]). A residual is added first, in place."""
     how = (eps, group_size, quant_dtype, numerics, gemma, None)
     result: tuple[Tensor, Tensor] = call(ops.RMSNORM_BLOCK_QUANT, (input, weight, residual), how)
     return result

@@ -1,7 +1,7 @@
 """The named roundings. Every kernel, native op and engine adapter takes its rounding from this table.
 
 h is x, or x + residual; s is rsqrt(mean(h^2) + eps); b() rounds to the activation dtype. All arithmetic is fp32
-(fp64 for fp64 inputs), and the residual that is written is always b(x + residual), in the residual's own dtype.
+(fp64 for fp64 inputs). The residual always becomes b(x + residual), in its own dtype.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Numerics:
     """One way to round a norm. Two paths with the same numerics differ by the order of a sum and the last bits of exp.
-    A kernel that does not read one of these fields refuses a numerics that sets it."""
+    A kernel refuses a numerics that sets a field which the kernel does not read."""
 
     name: str
     formula: str
@@ -26,19 +26,19 @@ class Numerics:
     round_before_quant: bool = False
 
 
-#: The fields that say something of a numerics, and not what it computes.
+#: The fields that describe a numerics and do not change what it computes.
 DESCRIPTION = ("name", "formula", "used_by")
 
 #: The numerics of the RMSNorms, also of those whose output is quantised.
 NUMERICS: dict[str, Numerics] = {}
 
-#: The gated norms keep fp32 throughout, or round before the weight; nobody computes them in another way. On a CPU the
-#: last bits of PyTorch's own functions depend on where in a tensor a value lies, and so are a choice of their own.
+#: The gated norms keep fp32 throughout or round before the weight. PyTorch's own functions are numerics of their own,
+#: because on a CPU their last bits depend on where a value lies in its tensor.
 GATED_NUMERICS: dict[str, Numerics] = {}
 
 LAYER_NUMERICS: dict[str, Numerics] = {}
 
-#: FlashInfer rounds its LayerNorm before it quantises it; its RMSNorm it quantises as it is.
+#: FlashInfer rounds its LayerNorm before it quantises it, and does not round its RMSNorm.
 LAYER_QUANT_NUMERICS: dict[str, Numerics] = {}
 
 
@@ -104,7 +104,7 @@ FLASHINFER_LAYER = recipe(
     round_before_quant=True,
 )
 
-#: silu and swish are two names of one function: z * sigmoid(z).
+#: silu and swish are two names for z * sigmoid(z).
 ACTIVATIONS: tuple[str, ...] = ("silu", "swish", "sigmoid")
 
 
@@ -112,4 +112,4 @@ def table() -> str:
     """The named roundings as a Markdown table."""
     every = NUMERICS | GATED_NUMERICS | LAYER_NUMERICS | LAYER_QUANT_NUMERICS
     rows = [f"| `{n.name}` | `{n.formula}` | {n.used_by} |" for n in every.values()]
-    return "\n".join(["| numerics | output | who computes so |", "|---|---|---|", *rows])
+    return "\n".join(["| numerics | output | who uses it |", "|---|---|---|", *rows])

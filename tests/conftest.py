@@ -30,9 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     usual = Path(tempfile.gettempdir())
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(usual))
-    vectors = os.environ.get("ATEN_CPU_CAPABILITY", "")  # which Inductor's key lacks: code for others would not compile
+    vectors = os.environ.get("ATEN_CPU_CAPABILITY", "")  # Inductor's key lacks it
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(usual / f"torchinductor_{os.getuid()}{vectors}"))
-    made = tempfile.mkdtemp(prefix="norm_plugin.")  # short: a socket's path has room for 107 characters
+    made = tempfile.mkdtemp(prefix="norm_plugin.")  # short, because the path of a socket has at most 107 characters
     config.stash[FOLDER] = os.environ["TMPDIR"] = tempfile.tempdir = made
 
 

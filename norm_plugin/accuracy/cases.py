@@ -1,4 +1,4 @@
-"""What is verified: every public function in every numerics it has, with its oracle."""
+"""The cases to judge: every public function in each of its numerics, with its oracle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Outputs = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one call is made of; every op takes its part."""
+    """The tensors of a call. Every op takes those that it needs."""
 
     x: Tensor
     residual: Tensor
@@ -54,7 +54,7 @@ class Inputs:
 class Case:
     """A call of a public function, and its oracle.
 
-    `bound` is how far fp32 may put the first output off before it is rounded; None where it is a product.
+    `bound`: the error of the first output in fp32 before it is rounded. None: the bound of a product.
     """
 
     op: str
@@ -200,7 +200,7 @@ def layernorm_quant_case(name: str, dtype: torch.dtype, numerics: str) -> Case:
 
 
 def cases() -> list[Case]:
-    """Every public function in every numerics it has."""
+    """Every public function in each of its numerics."""
     found = [case for numerics in NUMERICS for case in rms_cases(numerics)]
     found += [*rms_cases(FP32.name, gemma=True), l2norm_case(), *layer_cases()]
     for numerics in GATED_NUMERICS:

@@ -17,12 +17,12 @@ NEAR_FP32_LEAST = 1e-38
 
 
 def randn(shape: Shape, seed: int) -> Tensor:
-    """fp32 normal values, drawn on the CPU so that every device gets the same ones."""
+    """Normal values in fp32, drawn on the CPU so that every device gets the same."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def outliers(shape: Shape, seed: int) -> Tensor:
-    """Normal values with a few channels that are much larger in every row, as language models have them."""
+    """Normal values. A few channels are much larger in every row, as in language models."""
     x: Tensor = randn(shape, seed)
     x[..., ::OUTLIER_EVERY] *= OUTLIER_SCALE
     return x
@@ -35,7 +35,7 @@ def row_scales(shape: Shape, seed: int) -> Tensor:
 
 
 def large_mean(shape: Shape, seed: int) -> Tensor:
-    """Normal values around 100: a variance taken as E[x^2] - E[x]^2 loses its digits here."""
+    """Normal values around 100. A variance computed as E[x^2] - E[x]^2 loses its digits here."""
     return randn(shape, seed) + 100
 
 
@@ -45,7 +45,7 @@ def constant_rows(shape: Shape, seed: int) -> Tensor:
 
 
 def zeros(shape: Shape, seed: int) -> Tensor:
-    """Rows of zeros among normal ones: every second row, the first among them."""
+    """Normal rows; every second one, from the first on, is zero."""
     x = randn(shape, seed)
     x.view(-1, x.shape[-1])[::2] = 0
     return x
@@ -57,7 +57,7 @@ def largest(shape: Shape, seed: int) -> Tensor:
 
 
 def tiny(shape: Shape, seed: int) -> Tensor:
-    """Values whose squares underflow in fp32, so that eps alone is left."""
+    """Values whose squares underflow in fp32, so that only eps is left."""
     return randn(shape, seed) * NEAR_FP32_LEAST
 
 
@@ -105,7 +105,7 @@ CLASSES = FINITE | SPOILED
 def make(
     name: str, shape: Shape, dtype: torch.dtype = torch.float32, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """A contiguous tensor of an input class. What overflows the dtype saturates, inf and NaN stay what they are."""
+    """A contiguous tensor of an input class. Values that overflow the dtype saturate; inf and NaN stay."""
     x = CLASSES[name](shape, seed).double()
     largest_finite = torch.finfo(dtype).max
     return torch.where(x.isinf(), x, x.clamp(-largest_finite, largest_finite)).to(dtype).to(device)
@@ -114,7 +114,7 @@ def make(
 def weights(
     width: int, dtype: torch.dtype = torch.float32, seed: int = 1000, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """A weight around one, as trained norms have it."""
+    """A weight around one, as in trained norms."""
     return (1 + 0.25 * randn([width], seed)).to(dtype).to(device)
 
 

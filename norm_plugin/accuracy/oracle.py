@@ -1,9 +1,9 @@
-"""Every op in fp64, as the plain formula: what native ops and kernels are both measured against.
+"""The plain formula of every op in fp64, against which native ops and kernels are measured.
 
-An oracle returns the value before its last rounding, so that a correctly rounded result lies within half an ulp of it.
-The roundings that a named numerics puts in the middle are applied where it puts them. fp32 arithmetic may round a
-value that lies next to a tie the other way than fp64 does: `nudge` moves values by that relative amount before each
-such rounding, and a result is right if it agrees with the oracle of one of `NUDGES`.
+An oracle returns the value before its last rounding, so a correctly rounded result lies within half an ulp of it. If a
+numerics rounds in the middle, the oracle rounds there too. Next to a tie, fp32 arithmetic may round to the other side
+than fp64. So `nudge` moves values by that relative amount before each such rounding, and a result is right if it agrees
+with the oracle of one of `NUDGES`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from norm_plugin.numerics import FP32, GATED_NUMERICS, LAYER_QUANT_NUMERICS, NUMERICS, Numerics
 
-#: 16 roundings of fp32, in both directions. A sum in pairs over 2^17 squares costs at most 17 roundings, of which the
-#: square root leaves half; the root, the products and eps cost less than the rest.
+#: 16 roundings of fp32, in both directions. A sum in pairs over 2^17 squares costs at most 17 roundings, and the square
+#: root halves their effect. The root, the products and eps cost less than what is left.
 NUDGES: tuple[float, ...] = (0.0, -(2.0**-20), 2.0**-20)
 
-#: (least, largest) value of each quantised dtype, and the least scale of a dynamic quantisation.
+#: The (least, largest) value of each quantised dtype, and its least scale in a dynamic quantisation.
 RANGES: dict[torch.dtype, tuple[float, float]] = {
     torch.float8_e4m3fn: (-448.0, 448.0),
     torch.float8_e5m2: (-57344.0, 57344.0),
@@ -36,25 +36,25 @@ def rounded(value: Tensor, dtype: torch.dtype, nudge: float = 0.0) -> Tensor:
 
 
 def inverse_root(h: Tensor, eps: float, columns: int | None = None) -> Tensor:
-    """1 / sqrt(mean(h^2) + eps) of each row, or of its first columns."""
+    """1 / sqrt(mean(h^2) + eps) of each row, or of its first `columns`."""
     return 1 / (h[..., :columns].square().mean(-1, keepdim=True) + eps).sqrt()
 
 
 def centred(h: Tensor) -> Tensor:
-    """h - mean, twice: the rounding of a large mean would show in ulps of fp64."""
+    """h - mean, twice, because the rounding of a large mean would show in ulps of fp64."""
     h = h - h.mean(-1, keepdim=True)
     return h - h.mean(-1, keepdim=True)
 
 
 def factor(weight: Tensor | None, gemma: bool = False) -> Tensor | float:
-    """What a normalized row is multiplied with."""
+    """The factor of a normalized row."""
     if weight is None:
         return 1.0
     return weight.double() + 1 if gemma else weight.double()
 
 
 def offset(bias: Tensor | None) -> Tensor | float:
-    """What is added to it."""
+    """The offset of a normalized row."""
     return 0.0 if bias is None else bias.double()
 
 
@@ -134,7 +134,7 @@ def layernorm_linear(
     eps: float = 1e-6,
     nudge: float = 0.0,
 ) -> Tensor:
-    """b(layernorm(x)) @ W^T + c, the norm rounded to x's dtype and then to the linear weight's."""
+    """b(layernorm(x)) @ W^T + c. The norm is rounded to the dtype of x, then to that of the linear weight."""
     normed = rounded(rounded(layernorm(x, weight, bias, eps), x.dtype, nudge), linear_weight.dtype)
     return normed @ linear_weight.double().t() + offset(linear_bias)
 
@@ -216,7 +216,7 @@ def split_rmsnorm(
     numerics: str = FP32.name,
     nudge: float = 0.0,
 ) -> Tensor:
-    """The part's norm, from the sums of whole rows."""
+    """The norm of the part, from the sums of whole rows."""
     xhat = gated_part(x, z) * root_of_sums(sums, full_width, eps)
     return weighted(xhat, weight, None, GATED_NUMERICS[numerics], x.dtype, nudge)
 
@@ -230,7 +230,7 @@ def quantised(y: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def dynamic_scale(y: Tensor, dtype: torch.dtype, upper_bound: Tensor | None = None) -> Tensor:
-    """The largest magnitude along the last dimension over that of the dtype, [..., 1]."""
+    """The largest magnitude along the last dimension over the largest of the dtype, [..., 1]."""
     largest = y.abs().amax(-1, keepdim=True)
     if upper_bound is not None:
         largest = torch.minimum(largest, upper_bound.double())
@@ -252,7 +252,7 @@ def to_quantise(
     gemma: bool = False,
     nudge: float = 0.0,
 ) -> Tensor:
-    """The RMSNorm that is quantised: before its last rounding, and with `hf` after it."""
+    """The RMSNorm to quantise: before its last rounding, but with `hf` after it."""
     if residual is None:
         y = rmsnorm(input, weight, eps, numerics, gemma, nudge=nudge)
     else:
@@ -268,6 +268,6 @@ def layernorm_to_quantise(
     numerics: str = FP32.name,
     nudge: float = 0.0,
 ) -> Tensor:
-    """The LayerNorm that is quantised: before its last rounding, and with `flashinfer_layer` after it."""
+    """The LayerNorm to quantise: before its last rounding, but with `flashinfer_layer` after it."""
     y = layernorm(input, weight, bias, eps)
     return rounded(y, input.dtype, nudge) if LAYER_QUANT_NUMERICS[numerics].round_before_quant else y

@@ -1,4 +1,4 @@
-"""From the tensors of a first call to its launch: what is refused, where the rows lie, and which tile holds them."""
+"""Makes a launch from the tensors of a first call: what is refused, where the rows lie, and which tile holds them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the rows of several tensors lie: sizes of the inner leading dimensions, and strides for each tensor."""
+    """Where the rows of several tensors lie: sizes of the inner leading dimensions, and strides of each tensor."""
 
     levels: int
     sizes: tuple[int | None, int | None]
@@ -29,14 +29,14 @@ class Layout:
 
     @property
     def integers(self) -> tuple[int | None, ...]:
-        """What a kernel is given of it."""
+        """The integers that a kernel gets."""
         return (*self.sizes, *(stride for strides in self.strides for stride in strides))
 
 
 def layout(tensors: Sequence[Tensor | None]) -> Layout | None:
-    """The common layout of tensors of one shape, with as few levels as their strides allow; None beyond three.
+    """The layout of tensors of one shape, with as few levels as their strides allow; None if that is more than three.
 
-    The first dimension is never looked at but for its stride: a batch of one lies like any other.
+    The size of the first dimension has no effect, so a batch of one row has the layout of any batch.
     """
     present = [t for t in tensors if t is not None]
     shape = list(present[0].shape[:-1]) or [1]
@@ -62,7 +62,7 @@ def layout(tensors: Sequence[Tensor | None]) -> Layout | None:
 
 
 def refuse_strange(*tensors: Tensor | None) -> None:
-    """Raise Refusal for what no kernel here can read."""
+    """Refuses tensors that no kernel here can read."""
     for t in tensors:
         if t is None:
             continue
@@ -83,7 +83,7 @@ def roundings(recipe: Any, numerics: Numerics, unread: str = "") -> dict[str, bo
 
 
 def layout_or_refuse(*tensors: Tensor | None) -> Layout:
-    """The common layout, or a Refusal."""
+    """The layout, or a Refusal."""
     found = layout(tensors)
     if found is None:
         raise Refusal("the rows do not lie on a grid of at most three strides")
@@ -94,7 +94,7 @@ def bind_rows(
     kernel: Any, table: str, recipe: Any, rows: Sequence[Tensor | None], columns: Sequence[Tensor | None], *,
     width: int | None = None, pdl: bool | None = None, in_place: Mapping[int, int] = NOTHING,
 ) -> Launch:  # fmt: skip
-    """The launch of a kernel for a signature, from tensors that have it; raises Refusal.
+    """The launch of a kernel for the signature of these tensors, or a Refusal.
 
     `rows` lie row by row, x first and the output last; `columns` have a number for each column.
     """

@@ -1,4 +1,4 @@
-"""The gated norms on their Triton kernel: which calls it refuses, and how it is launched."""
+"""Binds the gated norms to their Triton kernel: which calls it refuses, and how it is launched."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def bind(
     *, group: int | None = None, rms: bool = False, gate_first: bool = False, sigmoid: bool = False,
     qmax: float | None = None, full_width: int = 0,
 ) -> Launch:  # fmt: skip
-    """The launch for a signature, from tensors that have it; without an `out`, of the sums of squares."""
+    """The launch for the signature of these tensors. Without `out`, it computes sums of squares."""
     width = x.shape[-1] if group is None else group
     unread = "round_before_quant" if qmax is None else "round_before_weight"
     recipe = Recipe(

@@ -1,4 +1,4 @@
-"""The RMSNorm ops on the Triton kernel: which calls it refuses, and how it is launched."""
+"""Binds the RMSNorm ops to their Triton kernel: which calls it refuses, and how it is launched."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from norm_plugin.kernels.rms_kernel import NO_QUANT, PER_BLOCK, PER_TOKEN, STATI
 from norm_plugin.native.rms import maker_of_outputs
 from norm_plugin.numerics import NUMERICS, Numerics
 
-#: The table of configurations by the quantisation of the output. With a residual, that decides.
+#: The table of launch configurations for a way to quantise. With a residual, the table is "add".
 TABLES = {NO_QUANT: "rms", STATIC: "static", PER_TOKEN: "token", PER_BLOCK: "block"}
 
 
-#: The kernel's pointers X, R, W, Y, T, S, UB, of which a fused add writes Y where X is and T where R is.
+#: By place among the pointers X, R, W, Y, T, S, UB: a fused add writes Y where X is, and T where R is.
 IN_PLACE, TOTAL_IN_PLACE = {3: 0, 4: 1}, {4: 1}
 
 
@@ -29,7 +29,7 @@ def bind(
     *, in_place: bool = False, l2: bool = False, quant: int = NO_QUANT, group: int = 1, qmax: float = 1.0,
     min_scale: float = 1.0,
 ) -> Launch:  # fmt: skip
-    """The launch for a signature, from tensors that have it."""
+    """The launch for the signature of these tensors."""
     if variance_size is not None:
         raise Refusal(f"the variance is of the first {variance_size} columns only")
     added, how = residual is not None, roundings(Recipe, numerics)
@@ -106,7 +106,7 @@ def bind_fused_add_rmsnorm(
 
 
 def with_addresses(run: Callable[..., None], launch: Launch, width: int) -> Bound:
-    """`run`, and the same by the addresses of its tensors, which are the kernel's pointers in order."""
+    """`run`, and the same by the addresses of its tensors. Their order is that of the kernel's pointers."""
 
     def at(placed: tuple[int, Sequence[int]], rest: tuple[Any, ...]) -> bool:
         elements, addresses = placed

@@ -24,7 +24,7 @@ log = logging.getLogger("norm_plugin")
 #: The buffers of a channel, which take turns, and the word of 32 bits that says that none has come: kernels/words.py.
 BUFFERS, EMPTY = 3, -(2**31)
 
-#: Channels for each multiprocessor. Programs start in the order of their numbers, on all ranks, so that none waits for one
+#: Channels for each multiprocessor. Programs start in the order of their numbers on every rank, so none waits for one
 #: that cannot start.
 CHANNELS = 4
 

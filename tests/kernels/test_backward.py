@@ -1,8 +1,8 @@
 """The backward ops on their kernels: against autograd through the oracle in fp64, beside plain autograd in fp32.
 
-The grid: every kind of backward (with and without a mean, a gate before or after, groups, a sum's gradient, Gemma, l2)
-x dtypes, then x every kind of launch: one row a program or several, a row in one chunk or many, a last block that is
-not full, rows that are read twice in parts of their columns.
+The grid: every sort of backward (with and without a mean, a gate before or after, groups, the gradient of a sum, Gemma,
+l2) x dtypes, then x every sort of launch: one row a program or several, a row in one chunk or many, a last block that
+is not full, rows that are read twice in parts of their columns.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ ENTRIES = [(1, 1, 1, 1), (4, 1, 3, 2), (1, 2, 2, 1), (2, 8, 1, 3), (4, 16, 2, 1)
 
 
 def right(name: str, a: samples.Arguments, ours: dict[str, Tensor], *grads: Tensor) -> None:
-    """Assert that gradients are no further from fp64 than plain autograd in fp32, those of x row by row; those of
-    weights and biases within the bound of a sum over the rows, of the sum of the magnitudes of its terms."""
+    """Asserts that gradients of rows are no further from fp64 than plain autograd in fp32, row by row, and that those
+    of weights and biases are within the bound of a sum over rows, a share of the magnitudes of its terms."""
     op, rows = OPS[name], grads[0].numel() // grads[0].shape[-1]
     truth, plain = (of(name, a, *grads) for of in (test_gradients.true_gradients, test_gradients.fp32_gradients))
     one_a_row = a | {key: a[key].expand(grads[0].shape) for key in ("weight", "bias") if a.get(key) is not None}
@@ -99,8 +99,8 @@ def test_every_width(name: str, entry: tuple[int, ...] | None, width: int) -> No
 
 @pytest.mark.parametrize("name", ["rmsnorm", "layernorm", "gated_norm"])
 def test_partial_sums_are_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never more than the table's programs a multiprocessor, whatever the number of rows; and the parameters that are
-    not asked for cost nothing."""
+    """There are never more than the table's programs per multiprocessor, whatever the number of rows. Parameters that
+    are not asked for cost nothing."""
     from norm_plugin.kernels.backward import Backward
     from norm_plugin.kernels.launch import processors
 
@@ -151,7 +151,7 @@ def test_a_row_that_is_not_finite_spoils_no_other(
 
 @pytest.mark.parametrize("entry", [(1, 4, 1, 1), (1, 1, 1, 1), ()], ids=str)
 def test_rows_of_zeros_without_eps_leave_the_sums_of_others_alone(entry: tuple[int, ...]) -> None:
-    """A tile that is not full has rows that are not there: their scale, of zeros and no eps, is inf."""
+    """A tile that is not full has missing rows, of zeros. Without eps their scale is inf."""
     a = TRITON.arguments(OPS["rmsnorm"], (5, 48), torch.bfloat16, eps=0.0)
     grads = incoming("rmsnorm", (5, 48), torch.bfloat16)
     with forced(entry):
@@ -185,7 +185,7 @@ def test_what_is_refused_is_native_and_counted(what: str) -> None:
 @on_a_gpu
 @pytest.mark.parametrize("numerics", ["fp32", "hf"])
 def test_a_step_through_the_public_functions(numerics: str) -> None:
-    """All of it together, under autograd: on kernels, in both directions."""
+    """Everything together under autograd, on kernels in both directions."""
     x, weight = TRITON.make("normal", (64, 1024), torch.bfloat16), TRITON.weights(1024, torch.bfloat16)
     x, weight = x.requires_grad_(), weight.requires_grad_()
     norm_plugin.rmsnorm(x, weight, numerics=numerics).float().square().sum().backward()

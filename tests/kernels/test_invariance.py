@@ -1,10 +1,10 @@
 """A row alone and the same row in any batch have the same bits.
 
-The grid: every op, with its variants taken in turn x every dtype x widths of every kind of launch (one row a program or
-several, one chunk or many, weights read early or late, rows read again). Of the largest batch, the first rows and the
-last ones of every smaller size, and single rows. The sizes lie around those at which tiles and launches change, and
-beyond the switch to the launch of large batches. layernorm_linear ends in a matrix product that is PyTorch's, which
-promises no such thing.
+The grid: every op, with its variants in turn x every dtype x widths for every sort of launch (one row a program or
+several, one chunk or many, weights read early or late, rows read again). The largest batch is compared with its first
+rows and its last rows in every smaller size, and with single rows. The sizes lie around those at which tiles and
+launches change, and beyond the switch to the launch of large batches. layernorm_linear is left out, because its matrix
+product is PyTorch's, which promises no such thing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WIDTHS = WIDTHS if COMPILED else [80, 1000]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32] if COMPILED else [torch.bfloat16]
 NAMES = [name for name in OPS if name != "layernorm_linear"]
 
-#: Wider batches than this many elements would take seconds; the switch to large batches concerns narrower rows.
+#: Batches of more elements would take seconds, and only narrower rows switch to the launch of large batches.
 MOST_ELEMENTS = 2**27
 
 
@@ -81,7 +81,7 @@ def test_heads_of_a_fused_projection_do_not_depend_on_its_tokens(name: str) -> N
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_does_not_depend_on_a_forced_switch(name: str) -> None:
-    """Every table may say at which batch the weights are read late; here it says a small one."""
+    """A table may say from which batch on weights are read late. Here it says a small one."""
     op = OPS[name]
     a = batch(op, VARIANTS[name][0], 1024 if COMPILED else 17, 128, torch.bfloat16)
     with configs.forced(4, 4, 1, 1):

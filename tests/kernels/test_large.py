@@ -1,9 +1,9 @@
 """Offsets beyond 32 bits: strides that reach further than 2^31 elements, and tensors of more elements than that.
 
-The grid: every op x strides, for rows in one dimension and in two; and, on a GPU, every op x rows of a kind of launch
-each (several rows a program, one, rows that are read again). Only the rows are ever touched where strides are large,
-so the memory between them need not exist. The truth is the same call on rows that lie together, which the native twin
-agrees with.
+The grid: every op x strides, for rows in one dimension and in two; on a GPU also every op x widths for each sort of
+launch (several rows a program, one row, rows that are read again). With large strides only the rows are touched, so the
+memory between them need not exist. The truth is the same call on rows that lie together, which agrees with the native
+twin.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ BF16 = torch.bfloat16
 LIMIT = 2**31
 WIDTH = 80
 
-#: (rows, stride): one that takes more than 32 bits itself, and one whose product with a row's number does.
+#: (rows, stride): a stride of more than 32 bits, and one whose product with a row number has more.
 FAR = [(2, LIMIT + 16), (3, LIMIT // 2 + 16)]
 
 
 @pytest.fixture(autouse=True)
 def _room() -> Iterator[None]:
-    """What a test leaves in the allocator is too small for the next one, and too large to lie beside it."""
+    """Empties the allocator: what one test leaves there is too small for the next test, and too large to keep."""
     yield
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def far_apart(t: Tensor, stride: int) -> Tensor:
-    """The same values, the first dimension with a stride of its own."""
+    """The same values, with this stride of the first dimension."""
     far = torch.empty_strided(t.shape, (stride, *t.stride()[1:]), dtype=t.dtype, device=t.device)
     return far.copy_(t)
 

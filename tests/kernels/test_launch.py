@@ -1,7 +1,7 @@
 """How a kernel is launched: which road a call takes, that all of them give the same bits, and what one call allocates.
 
-The short road calls the CUDA driver, from the second call of a signature on. Where there is no GPU, all calls take the
-long one, through Triton; what the driver would get is shown in test_driver.
+From the second call of a signature on, the short road calls the CUDA driver. Without a GPU all calls take the long
+road, through Triton, and test_driver shows what the driver would get.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def test_an_address_that_is_not_aligned_takes_the_long_road(through_triton: list
 
 @on_a_gpu
 def test_a_hook_sees_every_launch() -> None:
-    """Profilers look at Triton's launches, so all of them are Triton's while one looks."""
+    """Profilers look at Triton's launches, so Triton does all launches while one looks."""
     from triton import knobs
 
     hook = knobs.runtime.launch_enter_hook
@@ -156,7 +156,7 @@ def test_a_report_names_the_configuration_of_a_kernel_that_has_not_run_yet() -> 
 
 
 def test_eps_may_be_an_integer() -> None:
-    """Triton would make it an integer in the kernel, and 1 a constant of it."""
+    """Triton would make it an integer in the kernel, and would make a 1 a constant."""
     x = TRITON.make("normal", (4, 80), BF16)
     for eps in (0, 1, 2):
         dispatch.reset()
@@ -196,7 +196,7 @@ def test_no_rows_launch_nothing(through_triton: list[Any]) -> None:
 
 @pytest.mark.parametrize("pdl", [None, True, False])
 def test_a_call_may_say_whether_it_is_launched_dependently(pdl: bool | None, through_triton: list[Any]) -> None:
-    """It never is where the GPU cannot; otherwise the flag holds where the call says nothing."""
+    """If the call says nothing, the flag decides. A GPU that cannot is never asked to."""
     from norm_plugin.kernels.launch import has_pdl
 
     x = TRITON.make("normal", (4, 80), BF16)
@@ -216,7 +216,7 @@ def test_a_call_may_say_whether_it_is_launched_dependently(pdl: bool | None, thr
 @on_a_gpu
 @pytest.mark.parametrize("streams", [False, True], ids=["one stream", "a stream each"])
 def test_threads_launch_one_signature_at_once(streams: bool) -> None:
-    """Each with rows, their number, an output and a stream of its own: an argument of another thread would show."""
+    """Each thread has its own rows, number of rows, output and stream, so another thread's argument would show."""
     weight, wrong, failed = TRITON.weights(1024, BF16), torch.zeros(8, device=DEVICE, dtype=torch.int64), []
     call(TRITON.make("normal", (4, 1024), BF16), weight, out=TRITON.make("normal", (4, 1024), BF16))
 

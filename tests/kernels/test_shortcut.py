@@ -1,6 +1,6 @@
-"""The shortcut of eager calls: it recognises what it knows, and declines whatever differs in anything.
+"""The shortcut of eager calls recognises the signatures that it knows, and declines any other call.
 
-Where it declines, the ordinary road takes the call; that the answer is right there is what all other tests show.
+A call that it declines takes the ordinary road, which all other tests show to be right.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def test_every_function_is_recognised_with_any_number_of_rows(name: str, recogni
 
 
 def test_parameters_and_tensors_take_turns(recognised: list[bool]) -> None:
-    """A layer's weight is a Parameter; under no_grad its gradient is nobody's business."""
+    """The weight of a layer is a Parameter; under no_grad its gradient does not matter."""
     x, weight = x_of(), weight_of()
     with torch.no_grad():
         for w in (torch.nn.Parameter(weight), weight) * 2:
@@ -103,7 +103,7 @@ def test_a_weight_is_not_recognised_where_there_was_none(recognised: list[bool])
 
 
 def test_only_rows_may_be_another_number(recognised: list[bool]) -> None:
-    """The first size of a matrix of weights is no number of rows."""
+    """The first size of a matrix of weights is not a number of rows."""
     x = x_of()
     for features in (5, 5, 6):
         linear_weight = x_of(features, seed=3)
@@ -133,7 +133,7 @@ def test_tensors_that_do_not_fit_together_are_refused_after_good_calls(recognise
 
 
 def test_a_signature_whose_tensors_lie_among_each_other_is_kept_once(recognised: list[bool]) -> None:
-    """Each call of it takes the ordinary road; those of other signatures must not."""
+    """Its calls take the ordinary road, but calls of other signatures must not."""
     weight, wide = weight_of(), x_of(width=2 * WIDTH)
     left, right = wide[:, :WIDTH], wide[:, WIDTH:]
     norm_plugin.rmsnorm(x_of(), weight, out=x_of())
@@ -198,7 +198,7 @@ def test_a_torch_without_guards_takes_the_ordinary_road(
 
 
 def test_a_linear_weight_of_another_height_is_not_taken_for_the_one_before() -> None:
-    """Only what goes by row may change its first size; elsewhere the bias would no longer be checked against it."""
+    """Only tensors of rows may change their first size. For others, the bias would no longer be checked against it."""
     x, bias = torch.randn(4, 64, device=DEVICE), torch.randn(8, device=DEVICE)
     norm_plugin.layernorm_linear(x, None, None, torch.randn(8, 64, device=DEVICE), bias)
     with pytest.raises(ValueError, match=r"linear_bias has shape \[8\]"):

@@ -52,7 +52,7 @@ def native_backend() -> Iterator[None]:
 
 @pytest.fixture
 def nothing_seen_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No routes, no counts, nothing logged, and no interpreter that would run Triton on a CPU."""
+    """No routes, no counts, nothing logged yet, and no interpreter that would run Triton on a CPU."""
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     dispatch.log_once.cache_clear()
     dispatch.reset()
@@ -62,7 +62,7 @@ def nothing_seen_yet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Make a kernel the one of rmsnorm, on any device."""
+    """Makes a kernel that of rmsnorm, on any device."""
 
     def install(kernel: FakeKernel | None) -> FakeKernel | None:
         monkeypatch.setattr(kernels, "unavailable", lambda device: "")

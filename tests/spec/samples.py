@@ -1,4 +1,4 @@
-"""Arguments for every op, made from its schema, and the outputs of a call: what tests of all ops are written with."""
+"""The tools of tests of all ops: arguments for every op, made from its schema, and the outputs of a call."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def arguments(
         **overrides,
     }
     made = moved(made, device)
-    if "sums" in op.arguments:  # of a row with as much in its other half
+    if "sums" in op.arguments:  # of a row whose other half has the same sum
         sums = 2 * oracle.split_sums(made["x"], made["z"])
         made = made | {"sums": sums.to(wide_dtype(dtype)), "full_width": 2 * width} | overrides
     if made.get("group_size"):
@@ -119,17 +119,17 @@ def moved(a: Arguments, device: torch.device) -> Arguments:
 
 
 def alike(op: Op) -> tuple[str, ...]:
-    """The names of x and of what goes with it, element by element or row by row."""
+    """The names of x, of the tensors of its shape, and of those with one number for each row."""
     return op.arguments[op.x], *(op.arguments[i] for i in (*op.by_element, *op.one_a_row))
 
 
 def written(op: Op, a: Arguments) -> tuple[str, ...]:
-    """The names of what this call writes."""
+    """The names of the arguments that this call writes."""
     return tuple(op.arguments[i] for i in op.written if a[op.arguments[i]] is not None)
 
 
 def call(op: Op, a: Arguments, *, through_torch: bool = False) -> Any:
-    """The op itself, through one of its doors."""
+    """Calls the op through one of its entries."""
     run = getattr(torch.ops.norm_plugin, op.name) if through_torch else partial(dispatch.call, op)
     return run(*a.values())
 
@@ -137,7 +137,7 @@ def call(op: Op, a: Arguments, *, through_torch: bool = False) -> Any:
 def outputs(
     op: Op, a: Arguments, *, through_torch: bool = False, call: Callable[..., Any] = call
 ) -> tuple[Tensor, ...]:
-    """What is returned, then what is written, on copies of what is written."""
+    """The returned outputs, then the written ones. Arguments that are written are copied first."""
     a = a | {name: copied(a[name]) for name in written(op, a)}
     returned = call(op, a, through_torch=through_torch)
     returned = (returned,) if isinstance(returned, Tensor) else returned or ()

@@ -1,4 +1,4 @@
-"""Which backend answers a call, why, and how often: with kernels that are made up, so that no GPU is needed."""
+"""Which backend answers a call, why, and how often. The kernels are fake, so no GPU is needed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ON_THE_CPU = "Triton compiles for GPUs, and the tensors are on the CPU"
 
 @pytest.mark.parametrize("asked", ["off", "auto"])
 def test_auto_takes_native_on_a_cpu_in_silence(asked: str, caplog: pytest.LogCaptureFixture) -> None:
-    """off concerns the engines: a direct call takes it for auto. Nobody expects a GPU kernel on a CPU."""
+    """`off` is for engines: a direct call takes it as `auto`. On a CPU nobody expects a GPU kernel."""
     with settings.override(backend=asked, strict=True):
         norm_plugin.rmsnorm(x_of(), None)
         route = the_route()
@@ -91,7 +91,7 @@ def test_a_refusal_is_a_reason(install: Install, caplog: pytest.LogCaptureFixtur
 
 
 def test_kernels_that_cannot_be_imported_are_a_reason(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(family: str, op: str) -> None:
+    def broken(kind: str, op: str) -> None:
         raise ImportError("libtriton.so is missing")
 
     install(None)

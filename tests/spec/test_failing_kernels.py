@@ -1,4 +1,4 @@
-"""Kernels and compilers that fail: what answers the call, what is said, and what is tried again."""
+"""Kernels and compilers that fail: what answers the call, what is logged, and what is tried again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("nothing_seen_yet")
 def test_a_kernel_that_fails_at_its_first_call_is_logged_once_and_left(
     install: Install, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its call is answered by the native op, and so is every later one of this op, dtype and width."""
+    """The native op answers this call, and all later calls of this op, dtype and width."""
     kernel = install(failing(RuntimeError("ptxas died\nwith a long log")))
     x = x_of()
     reason = "the Triton kernel failed: RuntimeError: ptxas died"
@@ -62,7 +62,7 @@ def test_strict_refuses_a_kernel_that_fails(install: Install) -> None:
 
 
 def test_out_of_memory_is_no_failure_of_the_kernel(install: Install) -> None:
-    """It passes through to whoever can free memory, and the kernel stays in use."""
+    """The error reaches the caller, who can free memory, and the kernel stays in use."""
     kernel = install(failing(torch.OutOfMemoryError("no memory left")))
     with settings.override(backend="auto"):
         with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
@@ -73,7 +73,7 @@ def test_out_of_memory_is_no_failure_of_the_kernel(install: Install) -> None:
 
 
 def test_a_later_failure_passes_through(install: Install) -> None:
-    """A kernel that has run does run: what it raises then belongs to the call, or to a device that is lost."""
+    """A kernel that has run before works, so a later error is of the call, or of a lost device."""
     kernel = install(FakeKernel())
     with settings.override(backend="auto"):
         norm_plugin.rmsnorm(x_of(), None)

@@ -44,7 +44,7 @@ def test_gated_norm(
     numerics: str,
     given: samples.Arguments,
 ) -> None:
-    """Group size and activation go round with the class of input, so that each meets the others."""
+    """Group size and activation change with the class of input, so that each meets the others."""
     ways = product((None, 32, 96), ACTIVATIONS)
     for name, (group_size, activation) in zip(inputs.CLASSES, [*ways, (32, "silu")], strict=True):
         a = backend.arguments(
@@ -107,8 +107,8 @@ def test_the_names_of_the_field_are_one_op() -> None:
 def test_forward_with_statistics(dtype: torch.dtype, is_rms_norm: bool, before: bool, group_size: int | None) -> None:
     """fp32 of length ngroups * M, group-major, as the Triton kernels of mamba_ssm and FLA lay them out.
 
-    A mean is off by the roundings of its sum, a share of the mean magnitude; rstd by a share of itself, for which the
-    gated row, rounded before it is centred, counts with its size.
+    The error of a mean is a share of the mean magnitude, by the roundings of its sum. The error of rstd is a share of
+    itself, in which the size of the gated row counts, because that is rounded before it is centred.
     """
     x, z = inputs.make("row_scales", (5, 64), dtype, 1), inputs.make("normal", (5, 64), dtype, 2)
     weight, bias = inputs.weights(64, dtype), inputs.biases(64, dtype)
@@ -150,7 +150,7 @@ def test_forward_writes_its_out() -> None:
 def reference(
     x: Tensor, weight: Tensor, bias: Tensor | None, z: Tensor, group_size: int, before: bool, rms: bool
 ) -> Tensor:
-    """The reference of mamba_ssm (rms_norm_ref, and torch's layer_norm in its place), upcast as it is called there."""
+    """The reference of mamba_ssm (rms_norm_ref, or torch's layer_norm), upcast as mamba_ssm calls it."""
     x, z, weight = x.float(), z.float(), weight.float()
     bias = None if bias is None else bias.float()
     if not before:
@@ -189,7 +189,7 @@ def test_rows_of_zeros_without_eps_are_nan_as_in_torch(backend: Backend, dtype: 
 
 
 def test_an_unknown_activation_is_refused_by_the_native_functions_too() -> None:
-    """Their own door has no dispatch to check it, and an activation taken for SiLU would be a silent wrong answer."""
+    """No dispatch checks them. An unknown activation that ran as SiLU would be a silent wrong answer."""
     x = torch.randn(2, 8)
     with pytest.raises(ValueError, match=r"activation is 'gelu'; it must be one of silu, swish, sigmoid\."):
         rmsnorm_fn_native(x, None, None, z=x, activation="gelu")

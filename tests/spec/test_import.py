@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-#: What an import of norm_plugin must not bring with it.
+#: Modules that an import of norm_plugin must not import.
 FORBIDDEN = ("triton", "vllm", "sglang", "flashinfer", "torch._inductor", "torch._dynamo")
 
 #: The only folders of the package that it reads: what an import costs is the files that it reads and runs.
@@ -22,7 +22,7 @@ def in_a_process(code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_it_imports_no_engine_and_no_triton() -> None:
-    """Beyond what torch has imported by itself."""
+    """Except those that torch itself imports."""
     code = (
         "import json, sys, torch\n"
         "before = set(sys.modules)\n"
@@ -36,7 +36,7 @@ def test_it_imports_no_engine_and_no_triton() -> None:
 
 
 def test_it_works_without_triton() -> None:
-    """With an import of triton that fails, every op gives values, gradients and its reason."""
+    """If the import of triton fails, every op still gives values, gradients and its reason."""
     code = (
         "import sys\n"
         "sys.modules['triton'] = None\n"
@@ -77,7 +77,7 @@ def test_it_reads_its_own_code_and_nothing_else() -> None:
 
 
 def test_it_registers_nothing() -> None:
-    """Engines that are imported before stay as they are."""
+    """An engine that was imported before stays as it is."""
     code = (
         "import sys, types\n"
         "engines = [types.ModuleType(name) for name in ('vllm', 'sglang')]\n"

@@ -23,7 +23,7 @@ EPS = 1e-6
 ROWS = 256
 GIVEN = [{}, {"weight": None}, {"bias": None}, {"weight": None, "bias": None}]
 
-#: Classes with rows that are independent of each other and no two values alike, so that errors average out.
+#: Classes whose rows are independent and whose values all differ, so that errors average out.
 INDEPENDENT = ("normal", "outliers", "row_scales", "large_mean")
 
 
@@ -88,7 +88,7 @@ def test_no_worse_than_torch(dtype: torch.dtype, name: str, affine: bool, width:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_layernorm_linear_no_worse_than_torch(dtype: torch.dtype) -> None:
-    """Against the fp64 product of the unrounded fp64 norm: both round the norm to x's dtype."""
+    """Against the fp64 product of the unrounded fp64 norm. Both round the norm to the dtype of x."""
     a = samples.arguments(
         OPS["layernorm_linear"],
         (ROWS, 768),
@@ -104,7 +104,7 @@ def test_layernorm_linear_no_worse_than_torch(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("width", [1, 7, 64, 768, 4096])
 def test_within_a_millionth_of_torch_in_fp32(width: int) -> None:
-    """1e-6, of one or of the value where that is larger: an ulp of a value above 16 is more than that by itself."""
+    """1e-6, absolute or relative, whichever is larger: above 16 an ulp alone is more than 1e-6."""
     x = inputs.make("normal", (ROWS, width))
     for weight, bias in ((None, None), (inputs.weights(width), inputs.biases(width))):
         ours, theirs = norm_plugin.layernorm(x, weight, bias, EPS), F.layer_norm(x, (width,), weight, bias, EPS)
@@ -113,7 +113,7 @@ def test_within_a_millionth_of_torch_in_fp32(width: int) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_without_variance_give_the_bias(dtype: torch.dtype) -> None:
-    """The mean of equal values is not exact in fp32, and what it leaves must not be blown up by 1 / sqrt(eps)."""
+    """The mean of equal values is not exact in fp32. 1 / sqrt(eps) must not enlarge the rest."""
     x, bias = inputs.make("constant_rows", (ROWS, 1000), dtype), inputs.biases(1000, dtype)
     ours = norm_plugin.layernorm(x, inputs.weights(1000, dtype), bias, EPS)
     expected = bias.double().expand_as(x)

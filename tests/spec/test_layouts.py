@@ -1,8 +1,8 @@
-"""Any strides: the values are right, outputs have the strides that torch.empty_like would give them, and nothing but
-what an op says it writes is written, not even the memory between its rows.
+"""Any strides: values are right, outputs have the strides of torch.empty_like, and an op writes only what it says it
+writes, not even the memory between rows.
 
-The grid: every op in every variant x every layout x 3-D and 4-D. What goes with x element by element gets a layout of
-its own, so that no two tensors of a call have the same strides.
+The grid: every op in every variant x every layout x 3-D and 4-D. Each tensor of x's shape gets another layout, so that
+no two tensors of a call have the same strides.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def every_second(x: Tensor) -> Tensor:
 
 
 def backwards(x: Tensor) -> Tensor:
-    """The dimensions in the opposite order in memory."""
+    """The dimensions in reverse order in memory."""
     order = list(reversed(range(x.dim())))
     return x.permute(order).contiguous().permute(order)
 
@@ -52,7 +52,7 @@ every_shape = pytest.mark.parametrize("shape", SHAPES[:2], ids=str)
 
 
 def laid_out(op: Op, a: samples.Arguments, layout: Callable[[Tensor], Tensor]) -> samples.Arguments:
-    """The call with x in a layout, and a different padding of the rows for whatever goes with x."""
+    """The call with x in a layout, and other tensors of rows with other paddings."""
     x, *others = [name for name in samples.alike(op) if a[name] is not None]
     written = samples.written(op, a)
     first = layouts.padded(a[x], 24) if x in written and layout not in layouts.LAYOUTS.values() else layout(a[x])
@@ -89,7 +89,7 @@ def test_outputs_are_contiguous(
     for variant in samples.VARIANTS[name]:
         a = laid_out(op, backend.arguments(op, shape, dtype, **variant), layout)
         first, *others = backend.outputs(op, a)
-        for output in (first, *others[:1]):  # and not a residual, which lies as it was given
+        for output in (first, *others[:1]):  # not a residual, which keeps its strides
             assert output.stride() == torch.empty(output.shape).stride(), variant
 
 

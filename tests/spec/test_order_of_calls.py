@@ -1,6 +1,6 @@
-"""No call changes what a later one does: an output is contiguous, whatever the strides and the rows before it.
+"""No call changes what a later one does: an output is contiguous, whatever strides and rows came before.
 
-A tensor of one row keeps the row stride of the wider tensor that it was cut from, and has the same signature as many.
+A single row keeps the row stride of the wider tensor that it was cut from, so it has the signature of many rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ F8 = torch.float8_e4m3fn
 
 
 def of_a_wider_one(backend: Backend, rows: int) -> Tensor:
-    """Rows of 512 of 576 columns, as DeepSeek's compressed key is."""
+    """Rows of 512 of 576 columns, such as DeepSeek's compressed key."""
     return backend.make("normal", (8, 576), torch.bfloat16, 1)[:rows, :512]
 
 
@@ -38,7 +38,7 @@ def differentiated(x: Tensor) -> Tensor:
     return leaf.grad
 
 
-#: Every function that returns tensors of x's shape, of x.
+#: Every function that returns tensors of x's shape, called on x.
 CALLS: dict[str, Callable[[Tensor], Any]] = {
     "rmsnorm": lambda x: norm_plugin.rmsnorm(x, None),
     "gemma_rmsnorm": lambda x: norm_plugin.gemma_rmsnorm(x, weight(x)),
@@ -75,7 +75,7 @@ def test_many_rows_after_few_of_the_same_signature(backend: Backend, name: str, 
 
 @pytest.mark.parametrize("dtype", [torch.int8, F8])
 def test_quantised_rows_are_those_of_packed_ones(backend: Backend, dtype: torch.dtype) -> None:
-    """Per token and per block, of a slice, of a transposed tensor and of one row that is shown often."""
+    """Per token and per block: a slice, a transposed tensor, and one expanded row."""
     x = backend.make("normal", (6, 5, 128), torch.bfloat16)
     for laid_out in (x[:, :3], x.transpose(0, 1), x[:1].expand(4, 5, 128)):
         for call in (norm_plugin.rmsnorm_dynamic_quant, norm_plugin.rmsnorm_block_quant):
@@ -85,7 +85,7 @@ def test_quantised_rows_are_those_of_packed_ones(backend: Backend, dtype: torch.
 
 
 def test_the_rows_of_an_input_may_overlap(backend: Backend) -> None:
-    """They are only read."""
+    """They are only read, so that is allowed."""
     rows = backend.make("normal", (10,), torch.float32).unfold(0, 8, 1)
     for name in ("rmsnorm", "layernorm", "rmsnorm_dynamic_quant"):
         a = backend.arguments(OPS[name], (3, 8), torch.float32) | {"input": rows}

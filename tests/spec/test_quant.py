@@ -1,10 +1,9 @@
 """The norms with a quantised output against the oracle: the norm, the scale it is quantised by, and the rounding.
 
 The grid: output dtype x dtype of x, of the residual (None included) and of the weight x numerics and Gemma x every
-class of input. A scale is judged by itself and the row by the scale that was written for it. Tolerances: half an ulp
-of the quantised dtype (one, for int8) plus norm_plugin.accuracy.bounds over the scale. What becomes of a NaN in int8 is
-not defined anywhere, so int8 is asked about finite classes only; that such a row spoils no other is tested with the
-rows.
+class of input. A scale is judged by itself, and a row by the scale that was written for it. Tolerances: half an ulp of
+the quantised dtype (one, for int8) plus norm_plugin.accuracy.bounds over the scale. Nobody defines what a NaN becomes
+in int8, so int8 is tested with finite classes only; test_rows shows that such a row spoils no other.
 """
 
 from __future__ import annotations
@@ -89,8 +88,8 @@ def test_layernorm_quant(
 def test_a_layernorm_rounded_before_it_is_quantised(
     backend: Backend, dtype: torch.dtype, quantised: torch.dtype, width: int
 ) -> None:
-    """Half of a row is 2 and half is -2, so with eps 0 its norm is w + b or b - w in whatever order it is summed, and
-    all codes are those of the formula. The kernel reads the wider row twice."""
+    """Half of a row is 2 and half is -2. So with eps 0 its norm is w + b or b - w in any order of summation, and all
+    codes are those of the formula. The kernel reads the wider row twice."""
     sign = torch.ones(2, width)
     sign[0, ::2], sign[1, 1::2] = -1.0, -1.0
     weight, bias = backend.weights(width, torch.float32), backend.biases(width, torch.float32)
@@ -122,7 +121,7 @@ def test_what_does_not_fit_saturates(backend: Backend, quantised: torch.dtype) -
 
 
 def test_int8_rounds_halves_to_even(backend: Backend) -> None:
-    """Rows of equal magnitude have norm 1 with eps 0, so a scale of 2 asks about the halves alone."""
+    """Rows of equal magnitude have norm 1 with eps 0, so a scale of 2 gives halves only."""
     weight = torch.tensor([1.0, 3.0, 5.0, -1.0, -3.0, -5.0], device=backend.device)
     x = torch.ones_like(weight).unsqueeze(0)
     out = torch.empty_like(x, dtype=torch.int8)

@@ -1,4 +1,4 @@
-"""Each call of refused.py: its error, its message, and nothing written; again after a right call of the function."""
+"""Each call of refused.py: its error and message, and nothing written; again after a right call of the function."""
 
 from __future__ import annotations
 

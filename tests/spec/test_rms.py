@@ -1,4 +1,4 @@
-"""RMSNorm, the fused add, Gemma's variant and the l2 norm against the oracle, and against what they replace.
+"""RMSNorm, the fused add, Gemma's variant and the l2 norm, against the oracle and against the norms that they replace.
 
 The grid: every dtype of x, residual and weight (None included) x every numerics and Gemma x every class of input.
 Tolerances: half an ulp of the output plus norm_plugin.accuracy.bounds, which derives them from the formula.
@@ -25,13 +25,13 @@ KINDS = [{"numerics": name} for name in NUMERICS] + [{"gemma": True}, {"variance
 WIDTHS = (100, 768)
 EPS = 1e-6
 
-#: Classes with rows that are independent of each other and no two values alike, so that errors average out.
+#: Classes whose rows are independent and whose values all differ, so that errors average out.
 INDEPENDENT = ("normal", "outliers", "row_scales", "large_mean")
 ROWS = 256
 
 
 def of_weight(dtype: torch.dtype | None, kind: samples.Arguments) -> samples.Arguments:
-    """The arguments that say which weight: Gemma's norm has one always."""
+    """The arguments for a weight of this dtype. Gemma's norm always has one."""
     if dtype is None:
         return {} if "gemma" in kind else {"weight": None}
     return {"weight_dtype": dtype}
@@ -137,7 +137,7 @@ def test_hf_numerics_have_the_bits_of_hugging_face(dtype: torch.dtype, name: str
 
 
 def test_numerics_differ(backend: Backend) -> None:
-    """Were two of them one, the tests above could not tell a kernel that mixes them up."""
+    """If two of them agreed, the tests above would not notice a kernel that confuses them."""
     a = backend.arguments(OPS["add_rmsnorm"], (64, 768), torch.bfloat16)
     outs = {
         name: norm_plugin.add_rmsnorm(a["input"], a["residual"], a["weight"], EPS, numerics=name) for name in NUMERICS
@@ -149,7 +149,7 @@ def test_numerics_differ(backend: Backend) -> None:
 
 
 def test_gemma_adds_one_in_fp32(backend: Backend) -> None:
-    """1 + 2^-9 is 1 in bf16: added there, this weight would leave no trace."""
+    """1 + 2^-9 is 1 in bf16, so this weight would have no effect if it were added in bf16."""
     x = backend.make("normal", (8, 64), torch.bfloat16)
     small = torch.full_like(backend.weights(64, torch.bfloat16), 2.0**-9)
     ours = norm_plugin.gemma_rmsnorm(x, small, EPS)
@@ -187,7 +187,7 @@ def test_no_worse_than_torch(dtype: torch.dtype, name: str, width: int) -> None:
 @pytest.mark.parametrize("name", INDEPENDENT)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_fused_add_no_worse_than_the_formula_of_its_engine(dtype: torch.dtype, name: str, numerics: str) -> None:
-    """Each engine's lines in PyTorch, against the plain fp64 norm of x + residual."""
+    """Against the formula of each engine in PyTorch, by the plain fp64 norm of x + residual."""
     x, r = inputs.make(name, (ROWS, 256), dtype, 1), inputs.make("normal", (ROWS, 256), dtype, 2)
     w = inputs.weights(256, dtype)
     h = x.float() + r.float()
@@ -213,8 +213,8 @@ def test_l2norm_no_worse_than_the_formula(dtype: torch.dtype, name: str) -> None
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_one_rounding_costs_a_quarter_of_an_ulp_on_average(dtype: torch.dtype) -> None:
-    """A second rounding would show: correctly rounded errors are uniform in [0, 1/2] ulp, so their mean is 1/4, with a
-    standard error of 1 / sqrt(48 n); what fp32 adds is below 2^-12."""
+    """Correctly rounded errors are uniform in [0, 1/2] ulp, so their mean is 1/4, with a standard error of
+    1 / sqrt(48 n). fp32 adds less than 2^-12. A second rounding would show."""
     x, weight = inputs.make("normal", (ROWS, 768), dtype), inputs.weights(768, torch.float32)
     apart = judge.ulps.measure(norm_plugin.rmsnorm(x, weight, EPS), oracle.rmsnorm(x, weight, EPS))
     assert abs(apart.mean - 0.25) <= CHANCE / (48 * x.numel()) ** 0.5 + 2.0**-12

@@ -1,5 +1,5 @@
-"""Rows that lie in parts on several ranks: both ops against the oracle, the parts against the whole, and the formula
-that they replace.
+"""Rows whose parts lie on several ranks: both ops against the oracle, the parts against the whole, and against the
+formula that they replace.
 
 The grid: dtype of x and z and of weight x weight and z given or not x numerics x every class of input. Tolerances: half
 an ulp of the output plus norm_plugin.accuracy.bounds, which derives them from the formula.
@@ -79,7 +79,7 @@ def in_parts(x: Tensor, weight: Tensor, z: Tensor, parts: int, numerics: str) ->
 @pytest.mark.parametrize("numerics", GATED_NUMERICS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_parts_make_the_whole(backend: Backend, dtype: torch.dtype, numerics: str, parts: int) -> None:
-    """Right as a norm of whole rows. Adding up the parts costs a rounding each, of which the root leaves half."""
+    """Right as a norm of whole rows. Each added part costs a rounding, which the root halves."""
     x, z, weight = (backend.make("normal", (5, 192), dtype, 1), backend.make("normal", (5, 192), dtype, 2),
                     backend.weights(192, dtype))  # fmt: skip
     before = [dispatch.calls(op.name) for op in (SUMS, NORM)]
@@ -92,7 +92,7 @@ def test_the_parts_make_the_whole(backend: Backend, dtype: torch.dtype, numerics
 
 
 def test_the_sums_of_other_ranks_count(backend: Backend) -> None:
-    """What one rank alone would answer is something else."""
+    """One rank alone would answer something else."""
     x, z, weight = backend.make("normal", (5, 64)), backend.make("normal", (5, 64), seed=2), backend.weights(64)
     alone = rmsnorm_of_part(x[:, :32], weight[:32], z[:, :32], EPS, 1, lambda sums: sums)
     together = in_parts(x, weight, z, 2, "fp32")[:, :32]
@@ -100,7 +100,7 @@ def test_the_sums_of_other_ranks_count(backend: Backend) -> None:
 
 
 def mixer2(x: Tensor, gate: Tensor, weight: Tensor, others: Tensor, ranks: int) -> Tensor:
-    """What vLLM and SGLang compute for one group on several ranks: with `others` for the sums of all other ranks."""
+    """What vLLM and SGLang compute for one group on several ranks. `others` are the sums of all other ranks."""
     h = x * F.silu(gate.to(torch.float32))
     mean = (h.pow(2).sum(-1, keepdim=True) + others) / (ranks * x.shape[-1])
     return weight * (h * torch.rsqrt(mean + EPS)).to(x.dtype)

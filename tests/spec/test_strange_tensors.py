@@ -1,4 +1,4 @@
-"""Tensors whose values are not simply in memory; refused.py has what is refused."""
+"""Tensors whose values memory does not have as they are. (refused.py has the refused ones.)"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_lazy_zeros_are_zeros() -> None:
 
 @pytest.mark.parametrize("asked", ["auto", "triton", "native"])
 def test_a_meta_tensor_leaves_nothing_behind(backend: Backend, asked: str) -> None:
-    """It has a shape and no values; real tensors of its kind run as if it had not been there."""
+    """It has a shape and no values. Later calls on real tensors run as if it had never been there."""
     x = backend.make("normal", (4, 48), torch.float32)
     with settings.override(backend=asked, strict=False):
         before = norm_plugin.rmsnorm(x, None)
@@ -50,7 +50,7 @@ def test_a_meta_tensor_leaves_nothing_behind(backend: Backend, asked: str) -> No
 
 
 def test_autocast_changes_no_dtype(backend: Backend) -> None:
-    """In compiled code an op does not hear it, so it does not in eager code either."""
+    """It does not reach an op in compiled code, so an eager op ignores it too."""
     x, weight = backend.make("normal", (4, 48), torch.float32), backend.make("normal", (5, 48), torch.float32)
 
     def call(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Ops that write: everything that can be wrong is found before the first element is written, and autograd notices.
+"""Ops that write find everything that is wrong before the first element is written, and autograd notices writes.
 
 The grid: every op that writes x every pair of its tensors that could share memory.
 """
@@ -34,7 +34,7 @@ def made(backend: Backend, shape: tuple[int, ...] = SHAPE, seed: int = 1) -> Ten
 
 @st.composite
 def strided(draw: st.DrawFn) -> Tensor:
-    """A small view of one buffer of bytes, with any strides; of one dtype or another."""
+    """A small view of one buffer of bytes, with any strides and one of several dtypes."""
     dtype = draw(st.sampled_from([torch.int8, torch.int16]))
     shape = draw(st.lists(st.integers(0, 4), min_size=1, max_size=3))
     stride = draw(st.lists(st.integers(0, 9), min_size=len(shape), max_size=len(shape)))
@@ -46,7 +46,7 @@ BUFFER = torch.zeros(512, dtype=torch.int8)
 
 
 def bytes_of(t: Tensor) -> list[int]:
-    """Every byte that an element covers, one after another."""
+    """The bytes that each element covers, one element after another."""
     first = t.data_ptr() - BUFFER.data_ptr()
     covered = []
     for index in itertools.product(*map(range, t.shape)):
@@ -68,7 +68,7 @@ def test_overlap_is_what_the_bytes_say(a: Tensor, b: Tensor) -> None:
 
 
 def partly_over(t: Tensor) -> tuple[Tensor, Tensor]:
-    """A copy of t, and another tensor of its shape and dtype that begins in its middle."""
+    """A copy of t, and a tensor of the same shape and dtype that begins in the middle of the copy."""
     buffer = t.new_empty(2 * t.numel())
     first, second = buffer[: t.numel()].view(t.shape), buffer[t.numel() // 2 :][: t.numel()].view(t.shape)
     second.copy_(t)
@@ -85,8 +85,8 @@ PAIRS = [
 
 
 def over_each_other(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Two tensors like these, with their values, of which the first begins in the middle of the second; or, where its
-    elements are smaller, lies inside of it."""
+    """Two tensors like these, with their values. The first begins in the middle of the second, or lies inside it if its
+    elements are smaller."""
     if one.dtype == other.dtype:
         second, first = partly_over(other)
         return first, second
@@ -101,7 +101,7 @@ def bits(t: Tensor) -> Tensor:
 @pytest.mark.parametrize(("op", "one", "other"), PAIRS, ids=[f"{op.name}: {a}, {b}" for op, a, b in PAIRS])
 def test_tensors_that_overlap_in_part_are_refused(backend: Backend, op: Op, one: str, other: str) -> None:
     a = backend.arguments(op, SHAPE, torch.float32, **({"group_size": 16} if "group_size" in op.arguments else {}))
-    dispatch.call(op, *a.values())  # a call of the same signature, which is right
+    dispatch.call(op, *a.values())  # a right call of the same signature
     a[one], a[other] = over_each_other(a[one], a[other])
     before = {name: bits(value) for name, value in a.items() if isinstance(value, Tensor)}
     with pytest.raises(ValueError, match=r"overlap in memory, and .* written; clone one of them"):
@@ -110,7 +110,7 @@ def test_tensors_that_overlap_in_part_are_refused(backend: Backend, op: Op, one:
 
 
 def test_columns_of_one_tensor_do_not_overlap(backend: Backend) -> None:
-    """Of a fused projection: the rows lie between each other's."""
+    """As in a fused projection, where the rows of one lie between the rows of the other."""
     buffer = made(backend, (4, 192))
     x, residual = buffer[:, :64], buffer[:, 64:128]
     expected = norm_plugin.add_rmsnorm(x.clone(), residual.clone(), None)
@@ -124,7 +124,7 @@ def test_columns_of_one_tensor_do_not_overlap(backend: Backend) -> None:
 
 
 def test_one_row_may_lie_where_many_would_not(backend: Backend) -> None:
-    """The strides of a first call of one row say nothing; with more rows they do."""
+    """The strides of a single row do not matter; those of more rows do."""
     buffer = made(backend, (8 * 64,))
     for rows in (1, 4, 1):
         x = buffer.as_strided((rows, 64), (32, 1))
@@ -136,7 +136,7 @@ def test_one_row_may_lie_where_many_would_not(backend: Backend) -> None:
 
 
 def test_a_call_without_rows_after_one_with_rows(backend: Backend) -> None:
-    """It may be the first that the functions remember, of a signature that torch.ops has proven."""
+    """It may be the first call that makes a plan, for a signature that torch.ops has proven."""
     torch.ops.norm_plugin.fused_add_rmsnorm(made(backend), made(backend, seed=2), None)
     for rows in (0, 4, 0):
         norm_plugin.fused_add_rmsnorm(made(backend, (rows, 64)), made(backend, (rows, 64), 2), None)
@@ -165,7 +165,7 @@ def test_out_may_be_the_input_and_nothing_near_it(backend: Backend) -> None:
 
 
 def after(backend: Backend, write: Callable[[Tensor, Tensor], Any]) -> tuple[int, int]:
-    """By how much the versions of two tensors advance."""
+    """By how much `write` advances the versions of two tensors."""
     x, residual = made(backend), made(backend, seed=2)
     write(x, residual)
     begin = x._version, residual._version
