@@ -34,8 +34,11 @@ QUESTIONS = {
 }
 GROUPS = "sglang.srt.distributed.parallel_state"
 
+#: The hook without which no sum may be left to a norm.
+ANSWER = "all-reduce with a norm"
+
 OP = ALLREDUCE_ADD_RMSNORM.name
-NOT_AT_SEAM = "all-reduce apart: SGLang leaves none of its norms this sum"
+NOT_AT_SEAM = "SGLang does not leave this sum to a norm"
 
 
 class Seam:
@@ -96,7 +99,7 @@ class Seam:
             call_counts.count(OP, x, layer.weight)
             return answer
 
-        hooks.replace("all-reduce with a norm", module, "_forward_with_allreduce_fusion", make)
+        hooks.replace(ANSWER, module, "_forward_with_allreduce_fusion", make)
 
     def hook_groups(self, module: ModuleType, hooks: InstalledHooks) -> None:
         """Count the all-reduces that no norm completes."""
@@ -113,20 +116,34 @@ class Seam:
         """Decide about a model, and make the memory that its ranks share. Every rank comes here, before any capture.
         Returns a line for the log; "" where there is one rank. `why` says of a norm why it has no hook."""
         context = importlib.import_module("sglang.srt.runtime_context")
-        parallel, execution = context.get_parallel(), context.get_exec()
+        parallel, config = context.get_parallel(), runner.model_config
         if parallel.tp_size == 1:
             return ""
-        config = runner.model_config
         self.coordinator = parallel.tp_group
-        found = sglang_norms.at_seam(
-            runner.model, torch.empty(1, config.hidden_size, dtype=config.dtype), in_place, why
-        )
+        row = torch.empty(1, config.hidden_size, dtype=config.dtype)
+        found = sglang_norms.at_seam(runner.model, row, in_place, why)
         self.norms |= found
         if self.why_not:  # what an earlier model leaves to us stays ours: its graphs are captured
-            self.why_not = why_not(parallel, execution, found) or self._prepare(runner)
-        ours = sum(isinstance(how, How) for how in found.values())
-        told = self.why_not or f"ours in {ours} of the {len(found)} norms that SGLang leaves a sum to"
+            self.why_not = self._refusal(parallel, context.get_exec(), found) or self._prepare(runner)
+        told = f"SGLang's: {self.why_not}" if self.why_not else "ours where SGLang leaves a sum to a norm"
         return f"all-reduce over {parallel.tp_size} ranks with add and norm: {told}"
+
+    def _refusal(self, parallel: Any, execution: Any, found: dict[nn.Module, How | str]) -> str:
+        """Why no sum of a model can be ours, as far as is known without the memory."""
+        if ANSWER not in self.hooks.live:
+            return self.hooks.missing.get(ANSWER, "its norms have no hook")
+        reasons = [how for how in found.values() if isinstance(how, str)]
+        if len(reasons) == len(found):
+            return reasons[0] if reasons else "SGLang leaves no sum to a norm of this model"
+        theirs = execution.comm.flashinfer_allreduce_fusion_backend
+        if theirs is not None and not execution.deterministic.enable_deterministic_inference:
+            return f"SGLang completes sums in its norms itself (FlashInfer, {theirs})"
+        if importlib.import_module("sglang.srt.layers.dp_attention").is_dp_attention_enabled():
+            return "attention is data parallel"
+        over = {parallel.attn_tp_size, max(parallel.moe_tp_size, parallel.moe_ep_size)}
+        if over != {parallel.tp_size}:
+            return "attention or experts are not summed over all ranks of tensor parallelism"
+        return ""
 
     def _prepare(self, runner: Any) -> str:
         """Make the memory, once. Without it SGLang's all-reduce and our norm are faster than our native op."""
@@ -138,20 +155,3 @@ class Seam:
             self.hooks.on_undo(partial(ranks.free, group))
         native = settings.get().backend in (("native",) if on_gpu else ("native", "auto"))
         return "" if native else self.made.reason
-
-
-def why_not(parallel: Any, execution: Any, found: dict[nn.Module, How | str]) -> str:
-    """Why no all-reduce of a model can be ours, as far as SGLang's settings say."""
-    theirs = execution.comm.flashinfer_allreduce_fusion_backend
-    attention = importlib.import_module("sglang.srt.layers.dp_attention")
-    reasons = [how for how in found.values() if isinstance(how, str)]
-    if len(reasons) == len(found):
-        return reasons[0] if reasons else "no norm of this model has SGLang's seam"
-    if theirs is not None and not execution.deterministic.enable_deterministic_inference:
-        return f"SGLang fuses it with the norm itself (FlashInfer, {theirs})"
-    if attention.is_dp_attention_enabled():
-        return "all-reduce apart: attention is data parallel"
-    over = {parallel.attn_tp_size, max(parallel.moe_tp_size, parallel.moe_ep_size)}
-    if over != {parallel.tp_size}:
-        return "all-reduce apart: attention or experts are summed over other ranks than those of tensor parallelism"
-    return ""
