@@ -1,4 +1,4 @@
-"""The real SGLang on two ranks, which meet over gloo: its sums are left to our norms, and every bit is as without us."""
+"""The real SGLang on two ranks, which meet over gloo: our norms complete its sums, and every bit is as without us."""
 
 import functools
 
@@ -15,7 +15,10 @@ CALLS = {
     "llama": {("allreduce_add_rmsnorm", ""): 5, ("rmsnorm", ""): 1, **APART},
     "qwen3": {("allreduce_add_rmsnorm", ""): 5, ("rmsnorm", ""): 1 + 6, **APART},
     "nemotron_h": {("allreduce_add_rmsnorm", ""): 4, ("rmsnorm", ""): 1, ("gated_norm", ""): 2, **APART},
-    "falcon_h1": {("allreduce_add_rmsnorm", ""): 3, ("rmsnorm", ""): 1, ("gated_norm", ""): 2, **APART},
+    "falcon_h1": {
+        **{("allreduce_add_rmsnorm", ""): 2, ("rmsnorm", ""): 1, ("gated_norm", ""): 2},
+        **{("allreduce", NOT_AT_SEAM): 3, ("add_rmsnorm", ""): 2},  # a layer's feed-forward completes its own sum
+    },
     "qwen3_next": {("allreduce_add_rmsnorm", ""): 7, ("rmsnorm", ""): 3, ("gated_norm", ""): 3, **APART},
 }
 DETERMINISTIC = ("llama", "qwen3")
