@@ -1,8 +1,8 @@
 """Which feed-forwards leave their sum to the next layer, while SGLang's layers have communicators (0.5.17).
 
 Once a sum may be left to a norm, SGLang lets the feed-forwards of every model do so, but it has tested a few models
-only. Two would be wrong: Qwen3-Next leaves the sum of its last layer too, which nobody completes, and a norm of Qwen3-VL
-that completes a sum forgets what images add. Layer boundaries, which came later, need none of this.
+only. Two would be wrong: Qwen3-Next leaves the sum of its last layer too, which nobody completes, and where a norm of
+Qwen3-VL completes a sum, what images add is lost. Layer boundaries, which came later, need none of this.
 """
 
 from __future__ import annotations

@@ -16,11 +16,11 @@ CALLS = {
     "qwen3": {("allreduce_add_rmsnorm", ""): 5, ("rmsnorm", ""): 1 + 6, **APART},
     "nemotron_h": {("allreduce_add_rmsnorm", ""): 4, ("rmsnorm", ""): 1, ("gated_norm", ""): 2, **APART},
     "falcon_h1": {
-        **{("allreduce_add_rmsnorm", ""): 2, ("rmsnorm", ""): 1, ("gated_norm", ""): 2},
-        **{("allreduce", NOT_AT_SEAM): 3, ("add_rmsnorm", ""): 2},  # a layer's feed-forward completes its own sum
+        ("allreduce_add_rmsnorm", ""): 2, ("rmsnorm", ""): 1, ("gated_norm", ""): 2,
+        ("allreduce", NOT_AT_SEAM): 3, ("add_rmsnorm", ""): 2,  # its feed-forwards complete their own sums
     },
     "qwen3_next": {("allreduce_add_rmsnorm", ""): 7, ("rmsnorm", ""): 3, ("gated_norm", ""): 3, **APART},
-}
+}  # fmt: skip
 DETERMINISTIC = ("llama", "qwen3")
 
 
