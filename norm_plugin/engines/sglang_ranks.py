@@ -76,7 +76,7 @@ class Seam:
 
             @wraps(theirs)
             def complete(layer: Any, x: Tensor, residual: Tensor | None, *more: Any, **named: Any) -> Any:
-                if self.why_not or residual is None or traced():
+                if self.why_not or residual is None:
                     return theirs(layer, x, residual, *more, **named)
                 addition = more[0] if more else named.get("post_residual_addition")
                 return ours(layer, x, residual, addition)

@@ -15,7 +15,7 @@ from torch import nn
 
 from norm_plugin import kernels, settings
 from norm_plugin.dispatch import BackendError
-from norm_plugin.engines import call_counts, sglang_norms, sglang_ranks
+from norm_plugin.engines import call_counts, common, sglang_norms, sglang_ranks
 from norm_plugin.native.rms import add_rmsnorm
 from tests.engines.sglang_inside.samples import WIDTH, layer, tensor
 
@@ -133,6 +133,18 @@ def test_what_ours_cannot_do_is_summed_apart(engine, addition, monkeypatch):
     assert torch.equal(residual, before)
     assert engine.coordinator.reduced == 1
     assert (call_counts.calls(sglang_ranks.OP), call_counts.calls(sglang_ranks.OP, reason)) == (0, 1)
+
+
+def test_a_compiler_sees_sums_apart(engine, monkeypatch):
+    """It may have been asked eagerly, and then compile only the norm."""
+    engine.load()
+    x, residual = sample()
+    expected = norms.RMSNorm.forward_native.__wrapped__(engine.model.rms, x + x, residual)
+    for module in (common, sglang_ranks):
+        monkeypatch.setattr(module, "traced", lambda: True)
+    assert engine.asked() == {False}
+    assert all(map(torch.equal, engine.model.rms.forward_with_allreduce_fusion(x, residual), expected))
+    assert engine.coordinator.reduced == 1
 
 
 def test_strict_forbids_to_sum_apart(engine):
