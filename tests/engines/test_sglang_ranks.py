@@ -1,11 +1,14 @@
-"""The real SGLang on two ranks, which meet over gloo: our norms complete its sums, and every bit is as without us."""
+"""The real SGLang on ranks that meet over gloo: our norms complete its sums. Two ranks have every bit as without us.
+
+More ranks differ in what they round: gloo rounds the sum of some of them, and ours only the sum of all.
+"""
 
 import functools
 
 import pytest
 
 from norm_plugin.engines.sglang_ranks import NOT_AT_SEAM
-from tests.engines.sglang_runs import NATIVE, TOKENS, in_schedulers, model, side_by_side
+from tests.engines.sglang_runs import NATIVE, TOKENS, furthest, in_schedulers, model, side_by_side
 
 RANKS, FORWARDS = 2, TOKENS  # one of all prompts, and one for each further token
 
@@ -55,3 +58,10 @@ def test_both_ranks_complete_their_sums_in_a_norm(mode, name):
     fused = {row["layer"] for row in ours.rows if row["op"] == "allreduce_add_rmsnorm"}
     assert len(fused) == CALLS[name]["allreduce_add_rmsnorm", ""]
     assert "" not in fused
+
+
+def test_four_ranks():
+    stock, ours = side_by_side([model("llama")], NATIVE, "--tp", "4", "--dtype", "float32")["llama"]
+    assert [answer.tokens for answer in ours.answers] == [answer.tokens for answer in stock.answers]
+    assert furthest(stock, ours) < 2e-5
+    assert in_schedulers(ours) == {key: 4 * number * FORWARDS for key, number in CALLS["llama"].items()}
