@@ -109,6 +109,12 @@ def name_layers(model: nn.Module, why: Why = lambda layer: "", called: str = "")
         _changed()
 
 
+def name_layer(layer: Layer) -> None:
+    """Note the name of a layer that is no norm, whose calls are counted too."""
+    with _lock:
+        _layers.setdefault(layer.weight, layer)
+
+
 def layers() -> tuple[Layer, ...]:
     """All norms of all models that were loaded."""
     return tuple(_known)
