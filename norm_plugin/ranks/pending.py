@@ -21,11 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 #: What says nothing of values. torch hands these to a subclass as it hands all others.
 ABOUT_SHAPE = {
-    Tensor.shape.__get__,  # type: ignore[attr-defined]
-    Tensor.dtype.__get__,  # type: ignore[attr-defined]
-    Tensor.device.__get__,  # type: ignore[attr-defined]
-    Tensor.ndim.__get__,
-    Tensor.is_cuda.__get__,  # type: ignore[attr-defined]
+    *(getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "is_cuda")),
     Tensor.dim,
     Tensor.size,
     Tensor.numel,
@@ -54,8 +50,9 @@ class Pending(Tensor):
     def __new__(
         cls, part: Tensor, reduce: Callable[[Tensor], Tensor], used: Callable[[str], None], source: Any = None
     ) -> Pending:
-        like = {"strides": part.stride(), "dtype": part.dtype, "device": part.device}
-        self: Pending = Tensor._make_wrapper_subclass(cls, part.shape, **like)  # type: ignore[attr-defined]
+        self: Pending = Tensor._make_wrapper_subclass(
+            cls, part.shape, strides=part.stride(), dtype=part.dtype, device=part.device
+        )
         self.part, self.reduce, self.used, self.source, self.shared = part, reduce, used, source, False
         self._sum, self._lock = None, threading.Lock()
         return self
@@ -77,7 +74,7 @@ class Pending(Tensor):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in ABOUT_SHAPE:
+        if func in ABOUT_SHAPE and not args[0].done:  # once it is made, an operation in place may change its shape
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **(kwargs or {}))
         if func in VIEWS and not kwargs and is_same_shape(*args):
@@ -85,7 +82,7 @@ class Pending(Tensor):
         return on_sums(func, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         return on_sums(func, args, kwargs)
