@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial, wraps
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -50,16 +50,16 @@ REDUCING = {
 @dataclass
 class Reducing:
     """A layer whose all-reduce may be left pending: over which group, why vLLM does it after all, and whether a norm
-    has ever taken it."""
+    has ever taken it. `mark`: what its calls are counted by; a weight may be moved or dropped."""
 
     group: str
-    weight: Tensor | None
     why_not: str = ""
     fused: bool = False
+    mark: Tensor = field(default_factory=lambda: torch.empty(1))
 
     def count(self, part: Tensor, reason: str) -> None:
         """Count an all-reduce that vLLM does."""
-        call_counts.count(ALLREDUCE, part, self.weight, reason)
+        call_counts.count(ALLREDUCE, part, self.mark, reason)
 
     def used(self, part: Tensor, by: str) -> None:
         """Something has used the sum before a norm came."""
@@ -136,7 +136,10 @@ class Norm(NamedTuple):
 
 def _replace_norms(hooks: InstalledHooks, wanted: list[str], module: ModuleType) -> None:
     for name in wanted:
-        hooks.replace(f"{name} across ranks", getattr(module, name), "forward", partial(_of_pending, name))
+        if (layer := getattr(module, name, None)) is None:
+            hooks.missed(name, f"{module.__name__} has no {name}")
+        else:
+            hooks.replace(f"{name} across ranks", layer, "forward", partial(_of_pending, name))
 
 
 def _of_pending(name: str, original: Forward) -> Forward:
@@ -220,16 +223,14 @@ def loaded(hooks: InstalledHooks, model: nn.Module, config: Any, compiled: set[i
     if not model_parallel_is_initialized() or (tp := get_tp_group()).world_size == 1:
         return
     width = config.model_config.get_hidden_size()
-    found = dict(_before_norms(model, width, compiled))
-    if not found:
+    layers = dict(_before_norms(model, width, compiled))
+    if not layers:
         return
     reason = "two forwards run at once" if config.parallel_config.use_ubatching else ""
     reason = reason or _prepared(hooks, tp.device_group, width, config.model_config.dtype, tp.device)
-    for path, layer in found.items():
-        weight = next(layer.parameters(), None)
-        _layers[layer] = Reducing(tp.device_group.group_name, weight, reason)
-        if weight is not None:
-            call_counts.name_layer(Layer(path, qualified(type(layer)), weight.data_ptr(), ""))
+    for path, layer in layers.items():
+        found = _layers[layer] = Reducing(tp.device_group.group_name, reason)
+        call_counts.name_layer(Layer(path, qualified(type(layer)), found.mark.data_ptr(), ""))
     hooks.on_undo(_layers.clear)
     hooks.on_undo(model.register_forward_hook(_nothing_pending).remove)
 
