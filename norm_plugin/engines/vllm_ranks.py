@@ -238,7 +238,7 @@ def loaded(hooks: InstalledHooks, model: nn.Module, config: Any, compiled: set[i
 def _before_norms(model: nn.Module, width: int, compiled: set[int]) -> Iterator[tuple[str, nn.Module]]:
     """The layers that end in an all-reduce, inside blocks that have norms of this width of their own."""
     modules = dict(model.named_modules())
-    blocks = {f"{path}." for path, block in modules.items() if any(_is_norm(m, width) for m in block.children())}
+    blocks = {path and f"{path}." for path, block in modules.items() if any(_is_norm(m, width) for m in block.children())}
     kinds = {name for name, _ in REDUCING.values()}
     for path, layer in modules.items():
         reducing = any(base.__name__ in kinds for base in type(layer).__mro__) and id(layer) not in compiled

@@ -219,6 +219,7 @@ def test_nothing_pending_leaves_the_model(two_ranks):
     with settings.override(backend="native"):
         vllm.register()
         loaded(model[0])
+        assert type(model[0].o_proj(x[0])[0]) is Pending
         out = model[0](*x.unbind(0))
     assert type(out["x"]) is type(out["more"][0]) is torch.Tensor
 
@@ -263,7 +264,9 @@ def test_undone(two_ranks):
         loaded(model)
         vllm.undo()
         assert type(model[0].o_proj(torch.randn(5, WIDTH).bfloat16())[0]) is torch.Tensor
-    assert not model._forward_hooks
+        assert not model._forward_hooks
+        vllm.register()
+        assert type(model[0].o_proj(torch.randn(5, WIDTH).bfloat16())[0]) is torch.Tensor
 
 
 def test_batch_invariant(two_ranks, monkeypatch):
