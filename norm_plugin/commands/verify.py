@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from norm_plugin import settings
+from norm_plugin.commands.doctor import typed
 from norm_plugin.commands.errors import DIFFERENT, NOT_RUN, WRONG_ARGUMENT, CommandError, save
 from norm_plugin.commands.terminal import Console, escape
 from norm_plugin.engines import ENGINES
 from norm_plugin.settings import FLAGS
 from norm_plugin.tiny_models import checkpoint
-from norm_plugin.verify import backends, page
+from norm_plugin.verify import health, page
 from norm_plugin.verify.models import find_models as find_models  # report asks here too
 from norm_plugin.verify.models import names
 from norm_plugin.verify.outcome import Outcome
@@ -62,7 +63,6 @@ LARGE = {"vllm": f"kv_cache_memory_bytes={4 << 30}", "sglang": "mem_fraction_sta
 
 
 def add(verbs: Any) -> None:
-    """Add the verb and its options."""
     options = verbs.add_parser(
         "verify", help="show that a patched engine answers as before", description=DESCRIPTION, epilog=EXIT_CODES
     )
@@ -98,7 +98,6 @@ def positive(text: str) -> int:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """Run the verb."""
     for path in (options.json, options.html):
         if path and not os.access(path.parent, os.W_OK):  # now, and not after three runs
             raise CommandError(f"{path} cannot be written: {path.parent} is not a folder, or not yours to write in.")
@@ -146,7 +145,7 @@ def exit_code(verdicts: list[Verdict]) -> int:
 
 def what_is_served(options: argparse.Namespace) -> Served | None:
     """The command that serves, whose engine, model and mode go into the options; None if there is none."""
-    words = options.command[1:] if options.command[:1] == ["--"] else options.command
+    words = typed(options)
     if not words:
         if options.engine is None:
             raise CommandError("give --engine, or the command that you serve with after --.", WRONG_ARGUMENT)
@@ -170,7 +169,7 @@ def what_is_served(options: argparse.Namespace) -> Served | None:
 
 def check_backend(backend: str, device: str, dtype: str = "") -> None:
     """Refuse a backend that would not run here. `dtype`: of a model whose answers are to be compared."""
-    if reason := backends.why_not(backend, device, dtype):
+    if reason := health.why_not(backend, device, dtype):
         raise CommandError(f"--backend {backend} cannot run: {reason}")
 
 
@@ -193,7 +192,6 @@ def find_device() -> str:
 
 
 def find_prompts(path: Path | None) -> list[Any]:
-    """The user's prompts, or our own."""
     if path is None:
         return list(PROMPTS)
     try:
@@ -222,7 +220,7 @@ def patched_flags(backend: str) -> dict[str, str]:
 
 @contextmanager
 def watching(name: str, plan: Plan) -> Iterator[Callable[[str, float], None]]:
-    """Shows the progress of an engine on standard error."""
+    """Show the progress of an engine on standard error."""
     console = Console(stderr=True, highlight=False)
     begin = time.monotonic()
     with console.status(f"{name}: starting {plan.engine}") as status:

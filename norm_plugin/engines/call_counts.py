@@ -27,13 +27,12 @@ BEYOND = f"(beyond the first {MOST_ROWS} layers)"
 
 Key = tuple[str, int, str]
 
-
 #: The reason for a layer that has a hook.
 NOT_CALLED = "not called so far"
 
 
 @dataclass(eq=False)
-class Row(forwards.InTurn):
+class Row(report_file.Counted):
     """The calls of one op by one layer that were left to the engine for one reason, or that ours ran (reason "").
 
     `inputs`: the (dtype, width, strides) seen at calls 1, 2, 4, 8 and so on. `text`: its JSON, and when that was made.
@@ -116,12 +115,10 @@ def name_layer(layer: Layer) -> None:
 
 
 def layers() -> tuple[Layer, ...]:
-    """All norms of all models that were loaded."""
     return tuple(_known)
 
 
 def rows() -> tuple[Row, ...]:
-    """All rows of this process."""
     return tuple(_rows.values())
 
 

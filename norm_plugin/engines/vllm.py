@@ -32,9 +32,9 @@ from norm_plugin.engines import (
     vllm_ranks,
 )
 from norm_plugin.engines.common import Answer, Forward, asked, replacement
-from norm_plugin.engines.fingerprint import fingerprint
 from norm_plugin.engines.installed_hooks import InstalledHooks, installed
 from norm_plugin.engines.on_import import after_import
+from norm_plugin.engines.versions import fingerprint
 from norm_plugin.op import Op
 
 log = logging.getLogger("norm_plugin")
@@ -85,7 +85,7 @@ def register() -> None:
         _install(hooks, wanted)
     except (AttributeError, ImportError, TypeError, ValueError, AssertionError) as error:  # a vLLM of another build
         hooks.undo()
-        hooks.missed("everything", f"{type(error).__name__}: {error}")
+        hooks.missing["everything"] = f"{type(error).__name__}: {error}"
     source_patches.note(hooks, "vllm")
     source_patches.warn(hooks)
     _say_what_is_missing(hooks)
@@ -135,7 +135,7 @@ def _install(hooks: InstalledHooks, wanted: settings.Settings) -> None:
     calls.prepare()
     _mark_compiled_code(hooks, envs)
     if getattr(envs, "VLLM_BATCH_INVARIANT", False):
-        hooks.missed("everything", "VLLM_BATCH_INVARIANT=1 is a promise of vLLM's own norms")
+        hooks.missing["everything"] = "VLLM_BATCH_INVARIANT=1 is a promise of vLLM's own norms"
     else:
         _install_norms(hooks, wanted)
     for module, name, replace in vllm_ranks.places(hooks):
@@ -163,14 +163,14 @@ def _when_there(hooks: InstalledHooks, module: str, name: str, do: Callable[[Mod
     except ModuleNotFoundError:  # a package above it does not exist
         found = None
     if found is None:
-        hooks.missed(name, f"there is no {module}")
+        hooks.missing[name] = f"there is no {module}"
         return
 
     def attempt(imported: ModuleType) -> None:
         try:
             do(imported)
         except (AttributeError, TypeError, ValueError) as error:  # vLLM's import must go on
-            hooks.missed(name, f"{type(error).__name__}: {error}")
+            hooks.missing[name] = f"{type(error).__name__}: {error}"
         _say_what_is_missing(hooks)
 
     hooks.on_undo(after_import(module, attempt))
@@ -223,10 +223,12 @@ def _loaded(hooks: InstalledHooks, model: nn.Module, *args: Any, **named: Any) -
     vllm_layers.forget_choices()
     qk_norms.learn(model)
     path = getattr(getattr(config, "model_config", None), "model", "")
-    call_counts.name_layers(model, _why(hooks, model), str(path))
+    why = _why(hooks, model)
+    call_counts.name_layers(model, why, str(path))
     if config is not None:
         vllm_ranks.loaded(hooks, model, config, _compiled(model))
-    log.info("norm_plugin in %s; %s has %s", hooks.line(), type(model).__name__, _kinds(hooks, model))
+    layers = model_layers.described(model_layers.norms(model, why)) or "no norm layers"
+    log.info("norm_plugin in %s; %s has %s", hooks.line(), type(model).__name__, layers)
 
 
 COMPILED = "compiled by vLLM"
@@ -257,9 +259,3 @@ def _not_hooked(hooks: InstalledHooks, layer: nn.Module) -> str:
         return model_layers.why_no_hook(layer, (), "", "")
     missing = next((hooks.missing[name] for name in ("everything", hook.layer) if name in hooks.missing), "")
     return model_layers.why_no_hook(layer, hook.families, missing, "" if hook.function else "forward")
-
-
-def _kinds(hooks: InstalledHooks, model: nn.Module) -> str:
-    """The norm layers of a model by class, for the log."""
-    why = _why(hooks, model)
-    return model_layers.described(model_layers.norms(model, why)) or "no norm layers"

@@ -137,7 +137,7 @@ class Norm(NamedTuple):
 def _replace_norms(hooks: InstalledHooks, wanted: list[str], module: ModuleType) -> None:
     for name in wanted:
         if (layer := getattr(module, name, None)) is None:
-            hooks.missed(name, f"{module.__name__} has no {name}")
+            hooks.missing[name] = f"{module.__name__} has no {name}"
         else:
             hooks.replace(f"{name} across ranks", layer, "forward", partial(_of_pending, name))
 
@@ -238,7 +238,9 @@ def loaded(hooks: InstalledHooks, model: nn.Module, config: Any, compiled: set[i
 def _before_norms(model: nn.Module, width: int, compiled: set[int]) -> Iterator[tuple[str, nn.Module]]:
     """The layers that end in an all-reduce, inside blocks that have norms of this width of their own."""
     modules = dict(model.named_modules())
-    blocks = {path and f"{path}." for path, block in modules.items() if any(_is_norm(m, width) for m in block.children())}
+    blocks = {
+        path and f"{path}." for path, block in modules.items() if any(_is_norm(m, width) for m in block.children())
+    }
     kinds = {name for name, _ in REDUCING.values()}
     for path, layer in modules.items():
         reducing = any(base.__name__ in kinds for base in type(layer).__mro__) and id(layer) not in compiled

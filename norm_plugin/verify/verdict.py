@@ -1,4 +1,4 @@
-"""What verify says of one model: how patched differs from stock, what stock does to itself, and who normalized."""
+"""What verify says of one model: how patched differs from stock, how stock differs from itself, and who normalized."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from norm_plugin.verify import rounding
 from norm_plugin.verify.comparison import IDENTICAL, INSIDE, OUTSIDE, Difference, compare, judge
 from norm_plugin.verify.outcome import Outcome
 
-#: Not a word on the answers: nothing of ours was among what ran, so there was nothing to test.
+#: Verdicts if nothing of ours ran, so that there was nothing to test.
 INERT = "nothing was patched"
 LEFT = "left to the compiler"
 
@@ -41,18 +41,15 @@ class Verdict:
 
     @property
     def differs(self) -> bool:
-        """Whether patched answers otherwise; neither this nor passed: it could not be tested as asked."""
+        """Whether patched gives other answers. If neither this nor `passed` holds, it could not be tested as asked."""
         return self.verdict == OUTSIDE
 
     def as_json(self) -> dict[str, Any]:
         """All of it, with the sums that are worked out."""
-        sums = {
-            name: {"max": d.max, "mean": d.mean, "kl": d.kl, "agreement": d.agreement, "diverged": d.diverged}
-            for name, d in (("floor", self.floor), ("patched", self.patched))
-        }
         found = asdict(self)
-        for name, numbers in sums.items():
-            found[name] = {**numbers, "prompts": found[name]["prompts"]}
+        for name, d in (("floor", self.floor), ("patched", self.patched)):
+            sums = {sum: getattr(d, sum) for sum in ("max", "mean", "kl", "agreement", "diverged")}
+            found[name] = sums | found[name]
         return {**found, "passed": self.passed}
 
 
@@ -97,7 +94,7 @@ def name(row: dict[str, Any]) -> str:
 
 
 def same_sums(patched: Outcome, ours: list[dict[str, Any]]) -> bool:
-    """Whether what ran does what stock does bit for bit: nothing of ours, or our PyTorch on a CPU, not compiled."""
+    """Whether ours sums in the order of stock: nothing of ours ran, or our PyTorch on a CPU, not compiled."""
     ran = {entry["backend"] for row in ours for entry in row["implementations"]}
     return not ran or (patched.device == "cpu" and patched.mode == "eager" and ran == {"native"})
 
@@ -143,9 +140,26 @@ def remarks(verdict: Verdict, about: dict[str, Any]) -> Iterator[str]:
 
 
 def several(layers: list[str]) -> str:
-    """A few names, and how many more."""
     shown = ", ".join(layers[:3])
     return shown if len(layers) <= 3 else f"{shown} and {len(layers) - 3} more layers"
+
+
+PROMPT_HEADINGS = (
+    "prompt", "tokens in", "out", "first other token", "top-1", "max |Δ|", "mean |Δ|", "KL", "floor max |Δ|",
+)  # fmt: skip
+
+
+def prompt_rows(verdict: Verdict) -> Iterator[tuple[str, ...]]:
+    """The table of one model, with a row for each prompt."""
+    for i, (patched, floor) in enumerate(zip(verdict.patched.prompts, verdict.floor.prompts, strict=True), 1):
+        where = "none" if patched.diverged_at is None else str(patched.diverged_at + 1)
+        numbers = (number(x) for x in (patched.max, patched.mean, patched.kl, floor.max))
+        yield str(i), str(patched.prompt_tokens), str(patched.tokens), where, f"{patched.agreement:.0%}", *numbers
+
+
+def number(x: float) -> str:
+    """The number with two digits; 0 as "0"."""
+    return "0" if x == 0 else f"{x:.1e}"
 
 
 def summary(verdicts: list[Verdict]) -> str:

@@ -1,4 +1,4 @@
-"""What is measured: the sizes, who takes part, and who is left out."""
+"""What is measured: the sizes, the peers, and those that are left out."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_gpu_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("op", BACKWARD)
 def test_the_gradients_are_those_of_the_plain_formula(op: str) -> None:
-    """All outputs and all gradients; a peer with one less, or with a gradient twice as large, would be left out."""
+    """All outputs and gradients. A peer that lacks one, or has a gradient twice as large, would be left out."""
     buffers = Buffers(point_of(op), "cpu")
     plain = FORMULAS[op.removesuffix("_backward")]
     ours, theirs = (peers.values(op, Peer("", f).call(buffers)()) for f in (OURS[op], plain))

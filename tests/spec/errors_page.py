@@ -50,17 +50,23 @@ KINDS = {
 HEAD = """\
 # Which wrong call gets which error
 
-All checks of a call are done before its first element is written, so a call that is refused has changed nothing. A
-right call whose kernel fails is another matter. Where the kernel fails before its launch began (it does not compile),
-nothing was written: the native op answers, counted and logged with the reason, and in an engine its own norm does.
-Where it fails later, the error itself is raised if the op writes its arguments or the kernel has run before; else the
-call is done again as above. `torch.OutOfMemoryError` is raised in any case. `NORM_PLUGIN_STRICT=1` changes no row of
-this table: it makes a `norm_plugin.dispatch.BackendError` of each call that would go on to the native op or to the
-engine's norm, with the same reason.
+All checks of a call pass before its first element is written, so a refused call has changed nothing.
+
+A right call whose kernel fails is another matter:
+
+- If the kernel fails before its launch began (it does not compile), nothing was written. Then the native op answers, or
+  in an engine the engine's own norm. The call is counted and logged with the reason.
+- If the kernel fails later, the same happens, unless the op writes its arguments or the kernel has run before: then the
+  error itself is raised.
+- `torch.OutOfMemoryError` is always raised.
+
+`NORM_PLUGIN_STRICT=1` changes no row of this table. Under it each call that would go on to the native op or to the
+engine's norm raises a `norm_plugin.dispatch.BackendError` instead, with the same reason.
 
 The calls are from `tests/spec/test_errors.py` and `tests/spec/refused.py`; tests make them and compare the messages.
-Inputs have 3 rows of 48 elements where nothing else is said. A call with named arguments alone, as `rmsnorm(eps=nan)`,
-leaves out those that are right. `tests/spec/refused.py` says what `leaf`, `chunk` and other named tensors are.
+Inputs have 3 rows of 48 elements unless the call shows another shape. A call with only named arguments, such as
+`rmsnorm(eps=nan)`, shows the wrong ones and leaves out the others. `tests/spec/refused.py` says what `leaf`, `chunk`
+and other named tensors are.
 
 <!-- made by: python -m tests.spec.errors_page -->
 | what is wrong | error | for example |
