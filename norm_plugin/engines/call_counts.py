@@ -25,6 +25,9 @@ from norm_plugin.engines.model_layers import Layer, Why, norms
 MOST_ROWS = 2048
 BEYOND = f"(beyond the first {MOST_ROWS} layers)"
 
+#: The op of an all-reduce that is left to the engine, before a norm.
+ALLREDUCE = "allreduce"
+
 Key = tuple[str, int, str]
 
 #: The reason for a layer that has a hook.

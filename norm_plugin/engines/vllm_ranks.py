@@ -32,9 +32,6 @@ from norm_plugin.op import Op
 from norm_plugin.ranks.ops import ALLREDUCE_ADD_RMSNORM, ALLREDUCE_NORM_ADD_NORM, ALLREDUCE_RMSNORM
 from norm_plugin.ranks.pending import Pending
 
-#: What an all-reduce that vLLM does is called where calls are counted.
-ALLREDUCE = "allreduce"
-
 _NORMS = "vllm.model_executor.layers.layernorm"
 
 #: The classes of norms, and their families.
@@ -59,7 +56,7 @@ class Reducing:
 
     def count(self, part: Tensor, reason: str) -> None:
         """Count an all-reduce that vLLM does."""
-        call_counts.count(ALLREDUCE, part, self.mark, reason)
+        call_counts.count(call_counts.ALLREDUCE, part, self.mark, reason)
 
     def used(self, part: Tensor, by: str) -> None:
         """Something has used the sum before a norm came."""
