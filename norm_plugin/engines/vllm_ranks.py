@@ -47,9 +47,11 @@ REDUCING = {
 @dataclass
 class Reducing:
     """A layer whose all-reduce may be left pending: over which group, why vLLM does it after all, and whether a norm
-    has ever taken it. `mark`: what its calls are counted by; a weight may be moved or dropped."""
+    has ever taken it. `multicast` says which parts vLLM adds up faster. `mark`: what its calls are counted by, as a
+    weight may be moved or dropped."""
 
     group: str
+    multicast: Callable[[Tensor], bool]
     why_not: str = ""
     fused: bool = False
     mark: Tensor = field(default_factory=lambda: torch.empty(1))
@@ -103,8 +105,8 @@ def _replace_all_reduce(hooks: InstalledHooks, layer: str, method: str, module: 
             found: Reducing | None = None if traced() else getattr(_running, "layer", None)
             if found is None or part.requires_grad:
                 return original(part)
-            if found.why_not:
-                found.count(part, found.why_not)
+            if reason := found.why_not or ("NVLink multicast is faster" if found.multicast(part) else ""):
+                found.count(part, reason)
                 return original(part)
             return Pending(part, original, partial(found.used, part), found)
 
@@ -226,7 +228,7 @@ def loaded(hooks: InstalledHooks, model: nn.Module, config: Any, compiled: set[i
     reason = "two forwards run at once" if config.parallel_config.use_ubatching else ""
     reason = reason or _prepared(hooks, tp.device_group, width, config.model_config.dtype, tp.device)
     for path, layer in layers.items():
-        found = _layers[layer] = Reducing(tp.device_group.group_name, reason)
+        found = _layers[layer] = Reducing(tp.device_group.group_name, partial(_by_multicast, tp), reason)
         call_counts.name_layer(Layer(path, qualified(type(layer)), found.mark.data_ptr(), ""))
     hooks.on_undo(_layers.clear)
     hooks.on_undo(model.register_forward_hook(_nothing_pending).remove)
@@ -257,6 +259,17 @@ def _prepared(hooks: InstalledHooks, group: Any, width: int, dtype: torch.dtype,
     backend = settings.get().backend
     natively = backend == "native" or (backend == "auto" and device.type == "cpu")
     return "" if natively else workspace.reason
+
+
+def _by_multicast(tp: Any, part: Tensor) -> bool:
+    """Whether vLLM adds up so large a part by NVLink multicast, and nobody has asked for bits."""
+    from vllm import envs
+
+    custom, multicast = (getattr(tp.device_communicator, name, None) for name in ("ca_comm", "symm_mem_comm"))
+    if multicast is None or multicast.disabled or getattr(envs, "VLLM_BATCH_INVARIANT", False):
+        return False
+    small = custom is not None and not custom.disabled and custom.should_custom_ar(part)
+    return bool(not small and multicast.should_use_symm_mem(part))
 
 
 def _nothing_pending(model: nn.Module, args: Any, output: Any) -> Any:

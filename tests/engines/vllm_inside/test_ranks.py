@@ -244,6 +244,24 @@ def test_left_to_vllm(two_ranks, monkeypatch, backend, given, reason):
     assert call_counts.rows()[0].reason.endswith(reason)
 
 
+@pytest.mark.parametrize("bits", ["0", "1"], ids=["", "batch-invariant"])
+def test_large_parts_are_vllms_where_it_has_multicast(two_ranks, monkeypatch, bits):
+    custom = SimpleNamespace(disabled=False, should_custom_ar=lambda part: len(part) < 8)
+    multicast = SimpleNamespace(disabled=False, should_use_symm_mem=lambda part: len(part) < 32)
+    communicator = SimpleNamespace(ca_comm=custom, symm_mem_comm=multicast)
+    monkeypatch.setattr(parallel_state.get_tp_group(), "device_communicator", communicator)
+    monkeypatch.setenv("VLLM_BATCH_INVARIANT", bits)
+    model = made(Block, RMSNorm)
+    with settings.override(backend="native"):
+        vllm.register()
+        loaded(model)
+        kinds = [type(model[0].o_proj(torch.randn(rows, WIDTH).bfloat16())[0]) for rows in (7, 8, 31, 32)]
+    theirs = torch.Tensor if bits == "0" else Pending
+    assert kinds == [Pending, theirs, theirs, Pending]
+    if bits == "0":
+        assert rows() == {("allreduce", "0.o_proj", "NVLink multicast is faster"): 2}
+
+
 @pytest.mark.parametrize("why", ["no norm", "another width", "compiled", "left out"])
 def test_layers_that_never_leave_it_pending(two_ranks, why):
     model = nn.Sequential(made(Block, RMSNorm)[0].o_proj) if why == "no norm" else made(Block, RMSNorm)
