@@ -25,6 +25,9 @@ from norm_plugin.engines.model_layers import Layer, Why, norms
 MOST_ROWS = 2048
 BEYOND = f"(beyond the first {MOST_ROWS} layers)"
 
+#: The op of an all-reduce that is left to the engine, before a norm.
+ALLREDUCE = "allreduce"
+
 Key = tuple[str, int, str]
 
 #: The reason for a layer that has a hook.
@@ -106,6 +109,12 @@ def name_layers(model: nn.Module, why: Why = lambda layer: "", called: str = "")
         _models[:] = dict.fromkeys([*_models, f"{called or 'a model'} ({type(model).__name__})"])
         _begin_report()
         _changed()
+
+
+def name_layer(layer: Layer) -> None:
+    """Note the name of a layer that is no norm, whose calls are counted too."""
+    with _lock:
+        _layers.setdefault(layer.weight, layer)
 
 
 def layers() -> tuple[Layer, ...]:

@@ -29,6 +29,7 @@ from norm_plugin.engines import (
     source_patches,
     vllm_ir,
     vllm_layers,
+    vllm_ranks,
 )
 from norm_plugin.engines.common import Answer, Forward, asked, replacement
 from norm_plugin.engines.installed_hooks import InstalledHooks, installed
@@ -130,12 +131,19 @@ def _join_log(hooks: InstalledHooks) -> None:
 def _install(hooks: InstalledHooks, wanted: settings.Settings) -> None:
     from vllm import envs
 
-    if getattr(envs, "VLLM_BATCH_INVARIANT", False):
-        hooks.missing["everything"] = "VLLM_BATCH_INVARIANT=1 is a promise of vLLM's own norms"
-        return
     vllm_layers.forget_choices()
     calls.prepare()
     _mark_compiled_code(hooks, envs)
+    if getattr(envs, "VLLM_BATCH_INVARIANT", False):
+        hooks.missing["everything"] = "VLLM_BATCH_INVARIANT=1 is a promise of vLLM's own norms"
+    else:
+        _install_norms(hooks, wanted)
+    for module, name, replace in vllm_ranks.places(hooks):
+        _when_there(hooks, module, name, replace)
+    _when_there(hooks, _LOADERS, "layer names", partial(_watch_loaders, hooks))
+
+
+def _install_norms(hooks: InstalledHooks, wanted: settings.Settings) -> None:
     has_ir = importlib.util.find_spec("vllm.ir") is not None
     if has_ir and "rmsnorm" in wanted.ops:
         vllm_ir.install(hooks, first=wanted.scope == "all")
@@ -146,7 +154,6 @@ def _install(hooks: InstalledHooks, wanted: settings.Settings) -> None:
             _when_there(hooks, hook.module, hook.layer, partial(_replace_forward, hooks, hook, in_graphs))
     if wanted.scope == "all":
         hooks.on_undo(dispatch.on_torch_call(_count_compiled))
-    _when_there(hooks, _LOADERS, "layer names", partial(_watch_loaders, hooks))
 
 
 def _when_there(hooks: InstalledHooks, module: str, name: str, do: Callable[[ModuleType], None]) -> None:
@@ -218,6 +225,8 @@ def _loaded(hooks: InstalledHooks, model: nn.Module, *args: Any, **named: Any) -
     path = getattr(getattr(config, "model_config", None), "model", "")
     why = _why(hooks, model)
     call_counts.name_layers(model, why, str(path))
+    if config is not None:
+        vllm_ranks.loaded(hooks, model, config, _compiled(model))
     layers = model_layers.described(model_layers.norms(model, why)) or "no norm layers"
     log.info("norm_plugin in %s; %s has %s", hooks.line(), type(model).__name__, layers)
 
@@ -225,10 +234,15 @@ def _loaded(hooks: InstalledHooks, model: nn.Module, *args: Any, **named: Any) -
 COMPILED = "compiled by vLLM"
 
 
+def _compiled(model: nn.Module) -> set[int]:
+    """The ids of the modules that vLLM compiles."""
+    parts = [part for part in model.modules() if getattr(part, "do_not_compile", True) is False]
+    return {id(layer) for part in parts for layer in part.modules()}
+
+
 def _why(hooks: InstalledHooks, model: nn.Module) -> model_layers.Why:
     """Returns what answers why a layer of this model has no hook."""
-    parts = [part for part in model.modules() if getattr(part, "do_not_compile", True) is False]
-    compiled = {id(layer) for part in parts for layer in part.modules()}
+    compiled = _compiled(model)
 
     def why(layer: nn.Module) -> str:
         return _not_hooked(hooks, layer) or (COMPILED if id(layer) in compiled else "")

@@ -125,9 +125,10 @@ def plan(command: Served, wanted: Settings, environ: Mapping[str, str]) -> str:
     if command.engine == "sglang":
         return _of_sglang(command, how, every)
     if environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0"):
+        several = number(command.words, "--tensor-parallel-size", "-tp") > 1
         return (
-            "no layer will be ours: VLLM_BATCH_INVARIANT=1 is a promise of vLLM's own norms, so they stay. "
-            "Unset it to have ours"
+            f"no layer will be ours{', but norms that do an all-reduce too' * several}: VLLM_BATCH_INVARIANT=1 is a "
+            "promise of vLLM's own norms, so they stay. Unset it to have ours"
         )
     if command.mode == EAGER:
         return f"{how}: {every}"

@@ -15,6 +15,9 @@ from norm_plugin.verify.outcome import Outcome
 INERT = "nothing was patched"
 LEFT = "left to the compiler"
 
+#: The op of an all-reduce that the engine did; the names of ours that do it with a norm begin like this.
+ALLREDUCE = "allreduce"
+
 
 @dataclass
 class Verdict:
@@ -25,6 +28,7 @@ class Verdict:
     patched: Difference
     verdict: str
     taken: list[str]
+    fused: list[str]
     others: list[str]
     backends: list[str]
     numerics: list[str]
@@ -61,7 +65,7 @@ def judged(stock: Outcome, again: Outcome, patched: Outcome) -> Verdict:
     for row in patched.rows:
         if row["reason"] and row["calls"]:
             kept.setdefault(row["reason"], []).append(name(row))
-    layers = {name(row) for row in patched.rows if row["layer"]}
+    layers = {name(row) for row in patched.rows if row["layer"] and row["op"] != ALLREDUCE}  # that is no norm
     taken = {name(row) for row in ours}
     silent = [name(row) for row in patched.rows if not row["op"]]
     how = [entry for row in ours for entry in row["implementations"]]
@@ -77,6 +81,7 @@ def judged(stock: Outcome, again: Outcome, patched: Outcome) -> Verdict:
         patched=difference,
         verdict=word,
         taken=sorted(taken),
+        fused=sorted({name(row) for row in across_ranks(ours)}),
         others=sorted(layers - taken),
         backends=[backend for backend, _ in Counter(entry["backend"] for entry in how).most_common()],
         numerics=[numerics for numerics, _ in Counter(entry["numerics"] for entry in how).most_common()],
@@ -93,10 +98,17 @@ def name(row: dict[str, Any]) -> str:
     return str(row["layer"] or f"({row['op']} of {row['width']} columns, no layer's weight)")
 
 
+def across_ranks(ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of ops that did an all-reduce too."""
+    return [row for row in ours if row["op"].startswith(ALLREDUCE)]
+
+
 def same_sums(patched: Outcome, ours: list[dict[str, Any]]) -> bool:
-    """Whether ours sums in the order of stock: nothing of ours ran, or our PyTorch on a CPU, not compiled."""
+    """Whether ours sums in the order of stock: nothing of ours ran, or our PyTorch on a CPU, not compiled, and no
+    all-reduce, whose order and rounding are an engine's own."""
     ran = {entry["backend"] for row in ours for entry in row["implementations"]}
-    return not ran or (patched.device == "cpu" and patched.mode == "eager" and ran == {"native"})
+    in_pytorch = patched.device == "cpu" and patched.mode == "eager" and ran == {"native"}
+    return not ran or (in_pytorch and not across_ranks(ours))
 
 
 def left_out(mode: str, flags: dict[str, str]) -> bool:
@@ -111,8 +123,9 @@ def heading(verdicts: list[Verdict], about: dict[str, Any]) -> str:
     against = " and ".join(ran) or "nothing of ours"
     if not ran or (asked != "auto" and ran != [asked]):
         against += f" ({asked} was asked for)"
+    ranks = f"{about['tp']} ranks, " if about["tp"] > 1 else ""
     return (
-        f"{about['engine']} {about['version']}, {about['mode']}, {about['dtype']} on {about['device']}: "
+        f"{about['engine']} {about['version']}, {ranks}{about['mode']}, {about['dtype']} on {about['device']}: "
         f"stock against {against}"
     )
 
@@ -121,6 +134,8 @@ def remarks(verdict: Verdict, about: dict[str, Any]) -> Iterator[str]:
     """What stayed the engine's, and why."""
     for backend, because in verdict.instead.items():
         yield f"triton was asked for, and {backend} ran instead: {because}"
+    if verdict.fused:
+        yield f"all-reduce and norm are one op in {several(verdict.fused)}"
     for hook, reason in verdict.missing.items():
         yield f"the hook {hook} is missing: {reason}"
     for reason, layers in verdict.kept.items():

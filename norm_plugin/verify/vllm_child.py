@@ -123,7 +123,8 @@ def main(use: child.Use = ask) -> None:
         os.environ.setdefault(name, value)
     if options.served is not None:  # the engine's own parser reads them again
         options.tp = served.number(options.served, "--tensor-parallel-size", "-tp")
-        options.processes |= options.tp * served.number(options.served, "--pipeline-parallel-size", "-pp") > 1
+        options.processes |= served.number(options.served, "--pipeline-parallel-size", "-pp") > 1
+    options.processes |= options.tp > 1
     if not options.processes:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if options.mode == "eager" and options.device == "cpu":  # else a small function of the sampler is compiled

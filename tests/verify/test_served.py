@@ -72,7 +72,8 @@ def test_what_is_ours_in_vllm() -> None:
     )
     assert "in compiled code too (NORM_PLUGIN_SCOPE=all)" in said("vllm serve /m", NORM_PLUGIN_SCOPE="all")
     assert "of the families gated, mixer2" in said("vllm serve /m --enforce-eager", NORM_PLUGIN_OPS="mixer2,gated")
-    assert said("vllm serve /m --enforce-eager", VLLM_BATCH_INVARIANT="1").startswith("no layer will be ours")
+    assert said("vllm serve /m --enforce-eager", VLLM_BATCH_INVARIANT="1").startswith("no layer will be ours:")
+    assert "norms that do an all-reduce" in said("vllm serve /m --enforce-eager -tp 2", VLLM_BATCH_INVARIANT="1")
     assert said("vllm serve /m", TORCH_COMPILE_DISABLE="1").startswith("eager (TORCH_COMPILE_DISABLE=1): every norm")
 
 
