@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 import norm_plugin
 from norm_plugin import ranks, settings
@@ -90,7 +90,7 @@ def flashinfer(group: dist.ProcessGroup, device: torch.device) -> Iterator[Call]
         comm.allreduce_fusion(
             input=part, workspace=made, pattern=comm.AllReduceFusionPattern.kARResidualRMSNorm, launch_with_pdl=True,
             residual_in=residual, residual_out=torch.empty_like(residual), norm_out=torch.empty_like(part),
-            rms_gamma=weight, rms_eps=EPS, fp32_acc=True,
+            rms_gamma=weight, rms_eps=EPS, fp32_acc=True, trigger_completion_at_end=False,
         )  # fmt: skip
 
     yield call
@@ -120,7 +120,7 @@ def microseconds(call: Call, rows: int, width: int, device: torch.device) -> flo
         end.synchronize()
         if i >= 3:
             times.append(1000 * begin.elapsed_time(end) / calls)
-    return statistics.median(times)
+    return float(statistics.median(times))
 
 
 def process(rank: int, args: argparse.Namespace) -> None:
@@ -174,7 +174,7 @@ def main() -> None:
     asked.add_argument("--lanes", nargs="+", type=int, default=[None], help="ours with so many vectors a chunk")
     args = asked.parse_args()
     Path(f"{args.out}.meet").unlink(missing_ok=True)
-    mp.spawn(process, (args,), args.ranks)
+    spawn(process, (args,), args.ranks)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,14 @@
 
     PYTHONPATH=<the peers>:. python -m benchmarks.backward_error [--json FILE] [--seconds 400]
 
-The truth is autograd through the formula in fp64 on the same values, with nothing rounded on the way: of a fused add,
-the sum neither. Errors of tensors of rows are in ulps of the row's largest value, and a row is a sample: its mean error
-and its largest. The gradients of weights and biases are in ulps of the largest of all, and a column is a sample. What
-somebody returns in another dtype than that of its tensor is cast to that first.
+The truth is autograd through the formula in fp64 on the same values, with nothing rounded on the way, not even the sum
+of a fused add. In tensors of rows an error is in ulps of its row's largest value, and each row is a sample, of its mean
+and its largest error. In gradients of weights and biases an error is in ulps of the largest value of all, and each
+column is a sample. A result in another dtype than its tensor's is cast to that first.
 
-Ours is "worse" than a peer's where the difference of both errors, averaged over the samples, is above what it may be by
-chance: CHANCE standard errors, as its spread over the samples has them (one comparison in 30000). Where a tensor is
-narrower than fp32, an error is the same for all but next to a tie, and up to what fp32 arithmetic moves is no
-difference (norm_plugin/accuracy/compared.py, by which the tests hold ours against torch's, too). "better" likewise.
+Ours is "worse" than a peer's where the mean over the samples of (our error - theirs) is more than chance allows: CHANCE
+of its standard errors, which one comparison in 30000 exceeds. In tensors narrower than fp32, what fp32 arithmetic can
+move is allowed, too (norm_plugin/accuracy/compared.py, which the tests use as well). "better" likewise.
 
 The exit code is 1 if anything is worse. `--device cpu` is a rehearsal on native ops, with torch's as the only peer.
 """
@@ -34,12 +33,14 @@ from benchmarks import records
 from norm_plugin import dispatch, settings
 from norm_plugin.accuracy import compared, oracle, ulps
 from norm_plugin.bench import backward
+from norm_plugin.bench.buffers import EPS, Buffers, Function
 from norm_plugin.bench.grid import Point
-from norm_plugin.bench.our_calls import EPS, Buffers
+from norm_plugin.bench.libraries import functional
+from norm_plugin.bench.our_calls import OURS
 from norm_plugin.bench.peers import attempt
 from norm_plugin.bench.tables import table
 
-LIBRARIES = {"Liger": backward.liger, "Quack": backward.quack, "FLA": backward.fla, "torch": backward.functional}
+LIBRARIES = {"Liger": backward.liger, "Quack": backward.quack, "FLA": backward.fla, "torch": functional}
 SHAPES = ((4096, 1024), (8192, 2880), (2048, 4096), (4096, 8192), (1024, 16384), (512, 65536))
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 DTYPES = ((BF16, BF16), (BF16, FP32), (FP16, FP16), (FP32, FP32))  # of x, and of the weights
@@ -106,7 +107,7 @@ def verdict(ours: Tensor, theirs: Tensor, dtype: torch.dtype) -> str:
 
 
 def true_values(op: str, s: Buffers) -> list[Tensor]:
-    leaves = [t.detach().double().requires_grad_() for t in backward.tensors(op, s)]
+    leaves = [t.detach().double().requires_grad_() for t in s.taken(OURS[op]).values()]
     with torch.enable_grad():
         found = OPS[op][1](*leaves)
     outputs = list(found) if isinstance(found, tuple) else [found]
@@ -119,18 +120,18 @@ def measure(op: str, s: Typed, libraries: dict[str, dict[str, Any]]) -> tuple[li
     names, truth = OPS[op][0], true_values(op, s)
     left: dict[str, str] = {}
 
-    def of(make: Callable[[Buffers], Callable[[], Any]]) -> list[Errors]:
-        made = make(s)()
+    def of(function: Function) -> list[Errors]:
+        made = backward.trained(function, s)()
         assert len(made) == len(truth), f"{len(made)} results instead of {len(truth)}"
         typed = (t.to(s.of_weights if name in OF_WEIGHTS else s.dtype) for name, t in zip(names, made, strict=True))
         return [errors(*pair) for pair in zip(typed, truth, strict=True)]
 
-    ours = of(backward.OURS[op])
+    ours = of(OURS[op])
     rows = [{"tensor": name, "norm_plugin": mine.kept()} for name, mine in zip(names, ours, strict=True)]
-    for name, makes in libraries.items():
-        if op not in makes:
+    for name, functions in libraries.items():
+        if op not in functions:
             continue
-        found, why = attempt(partial(of, makes[op]))
+        found, why = attempt(partial(of, functions[op]))
         if why:
             left[name] = why
             continue
@@ -159,6 +160,19 @@ def shown(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def worse_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each error of ours that is worse than a peer's."""
+    return [
+        f"{row['op']} {row['rows']} x {row['width']} {row['x']}, weights {row['w']}: {row['tensor']} {what} "
+        f"{row['norm_plugin']['ulps'][i]:.5f} ulps, {name} {row[name]['ulps'][i]:.5f}"
+        for row in rows
+        for name in LIBRARIES
+        if name in row
+        for i, what in enumerate(("mean", "max"))
+        if row[name]["ours_is"][i] == "worse"
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write every row there")
@@ -168,11 +182,12 @@ def main() -> int:
     options = parser.parse_args()
     begin, cpu = time.monotonic(), options.device == "cpu"
     libraries, left, rows, not_begun = {}, [], [], []
-    for name, load in LIBRARIES.items() if not cpu else [("torch", backward.functional)]:
-        libraries[name], why = attempt(load)
+    for name, load in LIBRARIES.items() if not cpu else [("torch", functional)]:
+        functions, why = attempt(load)
         if why:
-            del libraries[name]
             left.append({"peer": name, "where": "", "reason": why})
+        else:
+            libraries[name] = functions
     with settings.override(backend="native" if cpu else "triton", strict=True):
         for op, (dtype, of_weights), (m, n) in product(options.ops, DTYPES, ((256, 96), (64, 1000)) if cpu else SHAPES):
             where = {"op": op, "x": str(dtype)[6:], "w": str(of_weights)[6:], "rows": m, "width": n}
@@ -185,25 +200,16 @@ def main() -> int:
             rows += [{**where, **row} for row in found]
             left += [{"peer": name, "where": str(where), "reason": why} for name, why in why_not.items()]
         backends = sorted({f"{route.op.name} on {route.backend}" for route in dispatch.routes()})
-    print(shown(rows))
-    worse = [
-        f"{row['op']} {row['rows']} x {row['width']} {row['x']}, weights {row['w']}: {row['tensor']} {what} "
-        f"{row['norm_plugin']['ulps'][i]:.5f} ulps, {name} {row[name]['ulps'][i]:.5f}"
-        for row in rows
-        for name in libraries
-        if name in row
-        for i, what in enumerate(("mean", "max"))
-        if row[name]["ours_is"][i] == "worse"
-    ]
-    verdicts = [one for row in rows for name in libraries if name in row for one in row[name]["ours_is"]]
+    worse = worse_lines(rows)
     if options.json:
         about = {"rule": __doc__, "backends": backends, "worse": worse, "left_out": left, "not_begun": not_begun}
         records.write(options.json, rows, **about)
-    print("\n".join(["ran:", *backends]))
+    print(shown(rows), "ran:", *backends, sep="\n")
     for entry in left:
         print("left out:", entry["peer"], entry["where"], entry["reason"])
     for line in worse:
         print("WORSE", line)
+    verdicts = [one for row in rows for name in libraries if name in row for one in row[name]["ours_is"]]
     better = verdicts.count("better")
     print(f"{len(verdicts)} comparisons: ours better in {better}, worse in {len(worse)}; not begun: {len(not_begun)}")
     return 1 if worse or not rows else 0

@@ -1,8 +1,8 @@
 """Times the native ops on this CPU, eager and compiled, against torch.nn.functional and the plain formula.
 
 The contenders of one op take turns, in another order every round, and every ratio is one within a round. The plain
-formula is timed twice in every round: the ratio of the two is the noise, and what is less apart than that is not apart.
-One thread, and the time that the CPU spent on it: what else the machine does then adds little.
+formula is timed twice in every round: the ratio of the two is the noise, and a smaller difference counts as none. It is
+one thread's own CPU time that is taken, to which other programs add little.
 """
 
 from __future__ import annotations

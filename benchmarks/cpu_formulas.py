@@ -15,19 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import norm_plugin
+from norm_plugin.bench import formulas
+from norm_plugin.bench.buffers import EPS, FP8
+from norm_plugin.bench.formulas import centred, saturated, unit
 from norm_plugin.native import gated, layer, quant, rms
 
-EPS = 1e-6
-FP8 = torch.float8_e4m3fn
 DECODE, PREFILL, HEADS = ((1, 4096), (32, 4096)), ((512, 4096),), ((2048, 128),)
 GROUP = 512
 
 
 @dataclass(frozen=True)
 class Subject:
-    """An op. `in_bar`: its compiled form must be at least as fast as the plain formula's.
+    """An op. `takes`: what it is called with, by the names in `made`, and `constants` behind that.
 
-    `written`: the places of what is written in place, where that is more than one argument.
+    `in_bar`: its compiled form must be at least as fast as the plain formula's. `written`: the places of what is
+    written in place, where that is more than one argument.
     """
 
     name: str
@@ -35,47 +37,48 @@ class Subject:
     plain: Callable[..., Any]
     functional: Callable[..., Any]
     public: Callable[..., Any]
-    arguments: Callable[[int, int, torch.dtype], tuple[Any, ...]]
+    takes: str
     sizes: tuple[tuple[int, int], ...] = ((32, 4096), *PREFILL)
+    constants: tuple[object, ...] = ()
     in_bar: bool = False
     written: tuple[int, ...] = ()
 
-
-def normal(dtype: torch.dtype, *shape: int) -> Tensor:
-    return torch.randn(*shape).to(dtype)
-
-
-def weight(dtype: torch.dtype, width: int) -> Tensor:
-    return (1 + 0.25 * torch.randn(width)).to(dtype)
+    def arguments(self, rows: int, width: int, dtype: torch.dtype) -> tuple[Any, ...]:
+        return (*(made(name, rows, width, dtype) for name in self.takes.split()), *self.constants)
 
 
-def unit(h: Tensor, eps: float) -> Tensor:
-    """Rows whose root mean square is 1."""
-    return h * torch.rsqrt(h.pow(2).mean(-1, keepdim=True) + eps)
+def made(name: str, rows: int, width: int, dtype: torch.dtype) -> Any:
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape).to(dtype)
 
-
-def centred(h: Tensor) -> Tensor:
-    return h - h.mean(-1, keepdim=True)
-
-
-# --- rms ----------------------------------------------------------------------------------------------------------
-
-
-def plain_rms(x: Tensor, w: Tensor, eps: float) -> Tensor:
-    return (unit(x.float(), eps) * w.float()).to(x.dtype)
+    match name:
+        case "x" | "r" | "z":
+            return normal(rows, width)
+        case "w":
+            return (1 + 0.25 * torch.randn(width)).to(dtype)
+        case "gemma_w":
+            return (1 + 0.25 * torch.randn(width)).to(dtype) - 1
+        case "b":
+            return normal(width)
+        case "matrix":
+            return normal(128, width)
+        case "c":
+            return normal(128)
+        case "out":
+            return torch.empty(rows, width, dtype=FP8)
+        case "scale":
+            return torch.tensor(0.02)
+        case "group":
+            return min(width, GROUP)
+    return {"eps": EPS, "none": None}[name]
 
 
 def plain_gemma(x: Tensor, w: Tensor, eps: float, numerics: str, gemma: bool) -> Tensor:
     return (unit(x.float(), eps) * (1 + w.float())).to(x.dtype)
 
 
-def plain_add_rms(x: Tensor, r: Tensor, w: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    h = x.float() + r.float()
-    return (unit(h, eps) * w.float()).to(x.dtype), h.to(r.dtype)
-
-
 def plain_fused_add_rms(x: Tensor, r: Tensor, w: Tensor, eps: float) -> None:
-    y, h = plain_add_rms(x, r, w, eps)
+    y, h = formulas.add(x, r, w, eps)
     x.copy_(y)
     r.copy_(h)
 
@@ -90,27 +93,12 @@ def functional_fused_add_rms(x: Tensor, r: Tensor, w: Tensor, eps: float) -> Non
     x.copy_(F.rms_norm(r, w.shape, w, eps))
 
 
-def plain_l2(x: Tensor, eps: float) -> Tensor:
-    h = x.float()
-    return (h * torch.rsqrt(h.pow(2).sum(-1, keepdim=True) + eps)).to(x.dtype)
-
-
-# --- layer --------------------------------------------------------------------------------------------------------
-
-
-def plain_layer(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
-    return (unit(centred(x.float()), eps) * w.float() + b.float()).to(x.dtype)
-
-
 def plain_layer_linear(x: Tensor, w: Tensor, b: Tensor, matrix: Tensor, c: Tensor, eps: float) -> Tensor:
-    return F.linear(plain_layer(x, w, b, eps), matrix, c)
+    return F.linear(formulas.layer(x, w, b, eps), matrix, c)
 
 
 def functional_layer_linear(x: Tensor, w: Tensor, b: Tensor, matrix: Tensor, c: Tensor, eps: float) -> Tensor:
     return F.linear(F.layer_norm(x, w.shape, w, b, eps), matrix, c)
-
-
-# --- gated --------------------------------------------------------------------------------------------------------
 
 
 def plain_gated(
@@ -139,19 +127,9 @@ def functional_gated(
 def gated_subject(name: str, norm_before_gate: bool, is_rms: bool) -> Subject:
     return Subject(
         name, gated.gated_norm, plain_gated, functional_gated, norm_plugin.layernorm_fn,
-        lambda m, n, d: (
-            normal(d, m, n), weight(d, n), None if is_rms else normal(d, n), normal(d, m, n), EPS, min(n, GROUP),
-            norm_before_gate, is_rms,
-        ),
-        (*DECODE, *PREFILL, *HEADS), in_bar=True,
+        f"x w {'none' if is_rms else 'b'} z eps group", (*DECODE, *PREFILL, *HEADS), (norm_before_gate, is_rms),
+        in_bar=True,
     )  # fmt: skip
-
-
-# --- quant --------------------------------------------------------------------------------------------------------
-
-
-def saturated(y: Tensor) -> Tensor:
-    return y.clamp(-448.0, 448.0).to(FP8)
 
 
 def plain_static(out: Tensor, x: Tensor, w: Tensor, scale: Tensor, eps: float) -> None:
@@ -204,73 +182,59 @@ def functional_layer_static(out: Tensor, x: Tensor, w: Tensor, b: Tensor, scale:
     out.copy_(saturated(F.layer_norm(x, w.shape, w, b, eps) / scale))
 
 
-# --- the list -----------------------------------------------------------------------------------------------------
-
 SUBJECTS = (
     Subject(
-        "rmsnorm", rms.rmsnorm, plain_rms, lambda x, w, eps: F.rms_norm(x, w.shape, w, eps), norm_plugin.rmsnorm,
-        lambda m, n, d: (normal(d, m, n), weight(d, n), EPS), (*DECODE, *PREFILL), in_bar=True,
+        "rmsnorm", rms.rmsnorm, formulas.rms, lambda x, w, eps: F.rms_norm(x, w.shape, w, eps), norm_plugin.rmsnorm,
+        "x w eps", (*DECODE, *PREFILL), in_bar=True,
     ),
     Subject(
         "rmsnorm, gemma", rms.rmsnorm, plain_gemma,
         lambda x, w, eps, numerics, gemma: F.rms_norm(x, w.shape, 1 + w, eps),
         lambda x, w, eps, numerics, gemma: norm_plugin.gemma_rmsnorm(x, w, eps),
-        lambda m, n, d: (normal(d, m, n), weight(d, n) - 1, EPS, "fp32", True), (*DECODE, *PREFILL), in_bar=True,
+        "x gemma_w eps", (*DECODE, *PREFILL), ("fp32", True), in_bar=True,
     ),
     Subject(
-        "add_rmsnorm", rms.add_rmsnorm, plain_add_rms, functional_add_rms, norm_plugin.add_rmsnorm,
-        lambda m, n, d: (normal(d, m, n), normal(d, m, n), weight(d, n), EPS), (*DECODE, *PREFILL), in_bar=True,
+        "add_rmsnorm", rms.add_rmsnorm, formulas.add, functional_add_rms, norm_plugin.add_rmsnorm,
+        "x r w eps", (*DECODE, *PREFILL), in_bar=True,
     ),
     Subject(
         "fused_add_rmsnorm", rms.fused_add_rmsnorm, plain_fused_add_rms, functional_fused_add_rms,
-        norm_plugin.fused_add_rmsnorm,
-        lambda m, n, d: (normal(d, m, n), normal(d, m, n), weight(d, n), EPS), (*DECODE, *PREFILL), in_bar=True,
-        written=(0, 1),
+        norm_plugin.fused_add_rmsnorm, "x r w eps", (*DECODE, *PREFILL), in_bar=True, written=(0, 1),
     ),
     gated_subject("gated RMS, norm then gate", True, True),
     gated_subject("gated RMS, gate then norm", False, True),
     gated_subject("gated LayerNorm", True, False),
     Subject(
-        "l2norm", rms.l2norm, plain_l2, lambda x, eps: F.normalize(x, dim=-1, eps=eps), norm_plugin.l2norm,
-        lambda m, n, d: (normal(d, m, n), EPS), (*PREFILL, *HEADS),
+        "l2norm", rms.l2norm, formulas.l2, lambda x, eps: F.normalize(x, dim=-1, eps=eps), norm_plugin.l2norm,
+        "x eps", (*PREFILL, *HEADS),
     ),
     Subject(
-        "layernorm", layer.layernorm, plain_layer, lambda x, w, b, eps: F.layer_norm(x, w.shape, w, b, eps),
-        norm_plugin.layernorm, lambda m, n, d: (normal(d, m, n), weight(d, n), normal(d, n), EPS),
+        "layernorm", layer.layernorm, formulas.layer, lambda x, w, b, eps: F.layer_norm(x, w.shape, w, b, eps),
+        norm_plugin.layernorm, "x w b eps",
     ),
     Subject(
         "layernorm_linear", layer.layernorm_linear, plain_layer_linear, functional_layer_linear,
-        norm_plugin.layernorm_linear,
-        lambda m, n, d: (
-            normal(d, m, n), weight(d, n), normal(d, n), normal(d, 128, n), normal(d, 128), EPS,
-        ),
+        norm_plugin.layernorm_linear, "x w b matrix c eps",
     ),
     Subject(
         "rmsnorm_quant", quant.rmsnorm_quant, plain_static, functional_static, norm_plugin.rmsnorm_quant,
-        lambda m, n, d: (torch.empty(m, n, dtype=FP8), normal(d, m, n), weight(d, n), torch.tensor(0.02), EPS),
+        "out x w scale eps",
     ),
     Subject(
         "fused_add_rmsnorm_quant", quant.fused_add_rmsnorm_quant, plain_fused_static, functional_fused_static,
-        norm_plugin.fused_add_rmsnorm_quant,
-        lambda m, n, d: (
-            torch.empty(m, n, dtype=FP8), normal(d, m, n), normal(d, m, n), weight(d, n), torch.tensor(0.02), EPS,
-        ),
-        written=(0, 2),
+        norm_plugin.fused_add_rmsnorm_quant, "out x r w scale eps", written=(0, 2),
     ),
     Subject(
         "rmsnorm_dynamic_quant", lambda x, w, r, eps: quant.rmsnorm_dynamic_quant(x, w, r, eps=eps),
         plain_dynamic, functional_dynamic, lambda x, w, r, eps: norm_plugin.rmsnorm_dynamic_quant(x, w, r, eps=eps),
-        lambda m, n, d: (normal(d, m, n), weight(d, n), None, EPS),
+        "x w none eps",
     ),
     Subject(
         "rmsnorm_block_quant", quant.rmsnorm_block_quant, plain_block, functional_block,
-        norm_plugin.rmsnorm_block_quant, lambda m, n, d: (normal(d, m, n), weight(d, n), None, EPS, 128),
+        norm_plugin.rmsnorm_block_quant, "x w none eps", constants=(128,),
     ),
     Subject(
         "layernorm_quant", quant.layernorm_quant, plain_layer_static, functional_layer_static,
-        norm_plugin.layernorm_quant,
-        lambda m, n, d: (
-            torch.empty(m, n, dtype=FP8), normal(d, m, n), weight(d, n), normal(d, n), torch.tensor(0.02), EPS,
-        ),
+        norm_plugin.layernorm_quant, "out x w b scale eps",
     ),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""An engine that obeys: `python -m benchmarks.engine_child vllm|sglang`, and then the arguments of verify's child.
+"""An engine that takes orders: `python -m benchmarks.engine_child vllm|sglang` and the arguments of verify's child.
 
 Orders are lines of JSON on standard input. Each is answered by a line of JSON on standard output, after a first one
 that says that the engine has started; whatever the engine prints goes to standard error.
@@ -19,7 +19,7 @@ from norm_plugin.verify.outcome import Answer
 
 
 def obey(child: Any, out: TextIO, engine: Any, prompts: list[list[int]], max_tokens: int) -> list[Answer]:
-    """Until standard input ends. The answers have been said by then."""
+    """Do what each line orders, until standard input ends. No answer is left to return: each was printed."""
     print("null", file=out, flush=True)
     for line in sys.stdin:
         order = json.loads(line)

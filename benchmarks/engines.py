@@ -45,7 +45,7 @@ def arguments(engine: str, mode: str, requests: int, at_once: int, cuda: bool, p
 
 
 def plugin_folder(work: Path) -> Path:
-    """Engines find plugins by metadata, which a checkout has not."""
+    """Makes the metadata by which engines find plugins; a checkout has none."""
     metadata = work / "plugin" / "norm_plugin-0.dist-info"
     metadata.mkdir(parents=True, exist_ok=True)
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: norm-plugin\nVersion: 0\n")
@@ -57,7 +57,7 @@ def plugin_folder(work: Path) -> Path:
 
 
 class Engine:
-    """It starts at once, in the background, does what comes first, and lives for at most so many seconds."""
+    """A process that starts at once, in the background, obeys the orders in `first`, and is killed after `seconds`."""
 
     def __init__(
         self,
@@ -87,12 +87,12 @@ class Engine:
         self.watch.start()
 
     def kill(self) -> None:
-        """It, and every process that it started."""
+        """End it, and every process that it started."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def failed(self) -> RuntimeError:
-        """With its reason."""
+        """The error to raise when it has ended, with the reason that its log gives."""
         why = failure.reason(self.log.read_text(errors="replace"))
         return RuntimeError(f"{self.kind} ended with {self.process.wait()}: {why}")
 
@@ -112,7 +112,7 @@ class Engine:
                 self.ask(order)
 
     def ask(self, do: str, **order: Any) -> Any:
-        """An order, and what becomes of it."""
+        """Give an order, and return its answer."""
         self.ready()
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has ended, and its log says why
@@ -131,12 +131,12 @@ class Engine:
         return found[::-1] if order == "reversed" else found
 
     def seconds(self, prompts: Prompts, max_tokens: int) -> float:
-        """What all answers together take."""
+        """How long all answers together take."""
         taken: float = self.ask("seconds", prompts=prompts, max_tokens=max_tokens)
         return taken
 
     def end(self) -> Outcome:
-        """Stop it; what it was, and who normalized."""
+        """Stop it; its version, and whose norms ran."""
         self.ready()
         self.process.communicate()
         if self.process.returncode != 0:

@@ -7,7 +7,6 @@ Each checkout has processes of its own, which take turns; of each call the least
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -39,10 +38,9 @@ def asked(checkout: Path) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.parser(__doc__, "host")
     parser.add_argument("--before", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, default=records.default("host"))
     options = parser.parse_args()
     least: dict[str, dict[str, float]] = {}
     for _ in range(options.rounds):

@@ -69,7 +69,7 @@ class Lab:
     def engine(
         self, model: str, mode: str, side: str, requests: int = FEW_REQUESTS, at_once: int = FEW_TOKENS
     ) -> Engine:
-        """One side of a model; published ones have random weights, which are as large as those of a real one."""
+        """Start one side of a model. The weights of a published one are random, and of a real one's size."""
         published = not model.startswith("tiny:")
         with self.lock:
             port = next(self.ports)

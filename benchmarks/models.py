@@ -95,8 +95,8 @@ def write(model: str, layers: int | None, folder: Path) -> Path:
 
 
 def of_engine(engine: str, model: str) -> dict[str, Any]:
-    """The arguments of an engine for a published model. What SGLang makes of `dummy` is random, and what vLLM makes is
-    nearly 0: there the Worker does it."""
+    """The arguments of an engine for a published model. `dummy` weights are random in SGLang and nearly 0 in vLLM,
+    where the Worker makes them random."""
     given: dict[str, Any] = {"load_format": "dummy"}
     if engine == "sglang":
         return given | {"context_length": 2048}

@@ -9,7 +9,6 @@ lie on two sides of a tie; another rounding somewhere changes a tenth of all ele
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,9 +19,9 @@ import torch
 import norm_plugin
 from benchmarks import records
 from norm_plugin import settings
+from norm_plugin.bench.buffers import EPS, Buffers, Function
 from norm_plugin.bench.grid import Point
 from norm_plugin.bench.libraries import COMPILED, LIBRARIES
-from norm_plugin.bench.our_calls import EPS, Buffers
 from norm_plugin.bench.peers import attempt, loaded
 from norm_plugin.numerics import GATED_NUMERICS, LAYER_NUMERICS, NUMERICS
 
@@ -30,24 +29,23 @@ WIDTHS = (128, 2048, 4096, 5120)
 ROWS = 512
 
 
-def add(s: Buffers, how: str, gemma: bool = False) -> Any:
-    f = norm_plugin.gemma_fused_add_rmsnorm if gemma else norm_plugin.fused_add_rmsnorm
-    x = s.x.clone()
-    f(x, s.r.clone(), s.w, EPS, numerics=how)
-    return x
-
-
-#: By op: the numerics that there are, and ours under one of them.
-OURS: dict[str, tuple[Any, Callable[[Buffers, str], Any]]] = {
-    "rms": (NUMERICS, lambda s, how: norm_plugin.rmsnorm(s.x, s.w, EPS, numerics=how)),
-    "add": (NUMERICS, add),
-    "gemma": (NUMERICS, lambda s, how: norm_plugin.gemma_rmsnorm(s.x, s.w, EPS, numerics=how)),
-    "gemma_add": (NUMERICS, lambda s, how: add(s, how, gemma=True)),
-    "layer": (LAYER_NUMERICS, lambda s, how: norm_plugin.layernorm(s.x, s.w32, s.b32, EPS, numerics=how)),
-    "gated": (GATED_NUMERICS, lambda s, how: norm_plugin.rmsnorm_fn(s.x, s.w, None, s.z, EPS, numerics=how)),
+#: By op: the numerics that there are, and ours under one of them, on the buffers that its parameters are named after.
+OURS: dict[str, tuple[Any, Function]] = {
+    "rms": (NUMERICS, lambda x, w, how: norm_plugin.rmsnorm(x, w, EPS, numerics=how)),
+    "add": (
+        NUMERICS,
+        lambda x_copy, r_copy, w, how: norm_plugin.fused_add_rmsnorm(x_copy, r_copy, w, EPS, numerics=how),
+    ),
+    "gemma": (NUMERICS, lambda x, w, how: norm_plugin.gemma_rmsnorm(x, w, EPS, numerics=how)),
+    "gemma_add": (
+        NUMERICS,
+        lambda x_copy, r_copy, w, how: norm_plugin.gemma_fused_add_rmsnorm(x_copy, r_copy, w, EPS, numerics=how),
+    ),
+    "layer": (LAYER_NUMERICS, lambda x, w32, b32, how: norm_plugin.layernorm(x, w32, b32, EPS, numerics=how)),
+    "gated": (GATED_NUMERICS, lambda x, w, z, how: norm_plugin.rmsnorm_fn(x, w, None, z, EPS, numerics=how)),
     "gate_first": (
         GATED_NUMERICS,
-        lambda s, how: norm_plugin.rmsnorm_fn(s.x, s.w, None, s.z, EPS, norm_before_gate=False, numerics=how),
+        lambda x, w, z, how: norm_plugin.rmsnorm_fn(x, w, None, z, EPS, norm_before_gate=False, numerics=how),
     ),
 }
 
@@ -87,8 +85,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, default=records.default("numerics"))
+    parser = records.parser(__doc__, "numerics")
     parser.add_argument("--table", type=Path, metavar="FILE", help="print what a run found")
     options = parser.parse_args()
     if options.table:
@@ -96,21 +93,21 @@ def main() -> None:
         return
     rows: list[dict[str, Any]] = []
     for library in LIBRARIES:
-        makes, why = loaded(library)
+        functions, why = loaded(library)
         for op in [op for op in library.ops if op in OURS and library.name != COMPILED]:
             numerics, ours = OURS[op]
             for width in WIDTHS:
                 row: dict[str, Any] = {"library": library.name, "op": op, "width": width}
                 torch.manual_seed(width)
                 buffers = Buffers(Point("small", op, ROWS, width))
-                theirs, failed = attempt(partial(output, makes[op](buffers))) if makes else (None, why)
+                theirs, failed = attempt(partial(output, buffers.call(functions[op]))) if functions else (None, why)
                 if theirs is None:
                     rows.append(row | {"failed": failed})
                     break
                 differ = {}
                 for how in numerics:
                     with settings.override(backend="triton", strict=True):
-                        mine, failed = attempt(partial(output, partial(ours, buffers, how)))
+                        mine, failed = attempt(partial(output, buffers.call(partial(ours, how=how))))
                     differ[how] = failed if mine is None else (mine != theirs).float().mean().item()
                 rows.append(row | {"differ": differ})
             shown = {r["width"]: r.get("differ") or r.get("failed") for r in rows if r["op"] == op}

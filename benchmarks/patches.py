@@ -70,7 +70,7 @@ def sglang_cases() -> Iterator[Case]:
 
 
 def measured(engine: str) -> dict[str, dict[str, Any]]:
-    """Of each case the time, a digest of the result, and the result's sum, for what need not be equal in bits."""
+    """Of each case the time, a digest of the result's bits, and its norm, as a patch may change bits."""
     found = {}
     with torch.inference_mode():
         torch.manual_seed(0)
@@ -93,10 +93,9 @@ def side(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.parser(__doc__, "patches")
     parser.add_argument("--engine", choices=FIXES, required=True)
     parser.add_argument("--site", type=Path, required=True)
-    parser.add_argument("--json", type=Path, default=records.default("patches"))
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:

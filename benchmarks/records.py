@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from datetime import datetime, timezone
@@ -16,6 +17,13 @@ Rows = list[dict[str, Any]]
 def default(name: str) -> Path:
     """In the folder that OUT names, else in this one."""
     return Path(os.environ.get("OUT", ".")) / f"{name}.json"
+
+
+def parser(description: str | None, name: str) -> argparse.ArgumentParser:
+    """With --json, the file that is written."""
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--json", type=Path, default=default(name), metavar="FILE", help="default: %(default)s")
+    return found
 
 
 def read(path: Path) -> Rows:

@@ -5,10 +5,8 @@ PYTHONPATH=<SGLang and what it needs>:. python -m benchmarks.sglang_gate [--json
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -38,9 +36,7 @@ def measure(tokens: int, activation: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, default=records.default("sglang_gate"), metavar="FILE")
-    options = parser.parse_args()
+    options = records.parser(__doc__, "sglang_gate").parse_args()
     rows = [measure(tokens, gate) for gate in ("silu", "sigmoid") for tokens in (1, 2, 4, 8, 16, 32, 64, 128, 512)]
     print(*rows, sep="\n")
     records.write(options.json, rows)

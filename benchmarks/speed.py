@@ -34,8 +34,8 @@ def shots(pair: Pair, number: int, shot: Callable[[Engine], Any]) -> dict[str, l
 
 
 def tokens_a_second(pair: Pair, number: int, batch: int, steps: int) -> dict[str, float]:
-    """From the steps that a long answer has more than a short one, and the fastest of each: the fastest difference
-    would be that of a short answer that took too long."""
+    """Of the steps that a long answer has more than a short one: the fastest long answer less the fastest short one.
+    (The fastest difference would be that of a short answer that took too long.)"""
     asked = prompts(batch, 32)
     found = {}
     for side, taken in shots(pair, number, lambda e: (e.seconds(asked, FEW), e.seconds(asked, FEW + steps))).items():

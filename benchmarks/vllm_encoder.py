@@ -5,10 +5,8 @@ PYTHONPATH=<vLLM and what it needs>:. python -m benchmarks.vllm_encoder [--json 
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +30,7 @@ def layers(width: int, blocks: int, device: str) -> list[tuple[Any, Any]]:
 
 
 def encode(norms: list[tuple[Any, Any]], x: torch.Tensor, attended: list[torch.Tensor]) -> torch.Tensor:
-    """Only the norms. x and what attention gives back are given away, so each pass wants new ones."""
+    """Only the norms. They write x and what attention returned, so each pass needs new ones."""
     for (first, second), residual in zip(norms, attended, strict=True):
         first(x)
         x, _ = second(x, residual=residual)
@@ -62,10 +60,30 @@ class Passes:
         return (time.perf_counter() - begin) * 1e3
 
 
+def compared(passes: Passes, ours: str) -> dict[str, Any]:
+    """Stock and patched in turns, after a first turn that does not count; `ours` is the backend."""
+    times: dict[str, list[float]] = {"stock": [], "patched": []}
+    outputs = {}
+    for turn in range(7):
+        for side in times:
+            with settings.override(backend=ours if side == "patched" else "off"):
+                adapter.register()
+                taken = [passes.milliseconds() for _ in range(23)][3:]
+                outputs[side] = passes.out.float()
+                adapter.undo()
+            if turn:
+                times[side].append(statistics.median(taken))
+    medians = {side: statistics.median(found) for side, found in times.items()}
+    off = (outputs["stock"] - outputs["patched"]).abs().max().item()
+    return {
+        "ratio": medians["stock"] / medians["patched"], "ms": medians, "all_ms": times,
+        "largest_difference": off, "largest_value": outputs["stock"].abs().max().item(),
+    }  # fmt: skip
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.parser(__doc__, "vllm_encoder")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: a rehearsal")
-    parser.add_argument("--json", type=Path, default=records.default("vllm_encoder"), metavar="FILE")
     options = parser.parse_args()
     cuda = options.device == "cuda"
     width, blocks = (1280, 32) if cuda else (64, 2)
@@ -73,26 +91,9 @@ def main() -> None:
     rows = []
     with torch.inference_mode():
         for patches in (256, 1024, 4096, 16384) if cuda else (8,):
-            passes = Passes(norms, patches, width, options.device)
-            times: dict[str, list[float]] = {"stock": [], "patched": []}
-            outputs = {}
-            for turn in range(7):
-                for side in times:
-                    ours = "auto" if cuda else "native"
-                    with settings.override(backend=ours if side == "patched" else "off"):
-                        adapter.register()
-                        taken = [passes.milliseconds() for _ in range(23)][3:]
-                        outputs[side] = passes.out.float()
-                        adapter.undo()
-                    if turn:
-                        times[side].append(statistics.median(taken))
-            medians = {side: statistics.median(found) for side, found in times.items()}
-            off = (outputs["stock"] - outputs["patched"]).abs().max().item()
-            rows.append({
-                "patches": patches, "ratio": medians["stock"] / medians["patched"], "ms": medians, "all_ms": times,
-                "largest_difference": off, "largest_value": outputs["stock"].abs().max().item(),
-            })  # fmt: skip
-            print(patches, "patches:", medians, flush=True)
+            found = compared(Passes(norms, patches, width, options.device), "auto" if cuda else "native")
+            rows.append({"patches": patches, **found})
+            print(patches, "patches:", found["ms"], flush=True)
     from vllm import ir
 
     calls = {op: call_counts.calls(op) for op in ("rmsnorm", "fused_add_rmsnorm")}

@@ -1,12 +1,12 @@
-"""The road of a call: from a public function to what computes it.
+"""The road of a call, from a public function to what computes it.
 
-    functions     the signature that people call
-    call          a signature that is known goes to its route at once, all others by one of three roads:
+    functions     have the signatures that people call
+    call          sends a recognised call straight to its route, and any other call down one of three roads:
                   dispatch (only values are wanted), torch.ops (traced or differentiated), the native op (torch.func)
-    dispatch      checks a new signature, finds its route, counts; `torch.ops.norm_plugin` ends here too
-    kernels, or native
+    dispatch      checks a new signature, finds its route and counts; `torch.ops.norm_plugin` ends here too
+    kernels or native compute
 
-`shortcut` makes what is known of a signature once a call of it has run on Triton.
+`shortcut` makes the plans by which a call is recognised, once a call of its signature has run on Triton.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from norm_plugin.dispatch import Route
 from norm_plugin.op import Op
 from norm_plugin.shortcut import Placed
 
-_is_traced = torch.compiler.is_dynamo_compiling  # by a name of this module: finding it takes as long as asking it
+_is_traced = torch.compiler.is_dynamo_compiling  # a global: to find it in torch would take as long as the call
 
 
 def call(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...], decline: bool = False) -> Any:
-    """`op` on its tensors and its other arguments, by the shortest road that is right.
+    """Does `op` on its tensors and its other arguments, by the shortest road that is right.
 
-    `decline`: where a kernel was asked for and none can do the call, raise dispatch.Declined and write nothing.
+    `decline`: if a kernel was asked for and none can do the call, raise dispatch.Declined and write nothing.
     """
     if not _is_traced() and forward_ad._current_level < 0:
         known = recognise(op, tensors, rest)
@@ -63,7 +63,7 @@ def call(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...], decl
 def recognise(
     op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...]
 ) -> tuple[Route, Literal[True] | Placed] | None:
-    """The route of a recognised call and what the agreement says of its tensors, or None."""
+    """(route, what its plan agreed on), or None if no plan recognises the call."""
     for plan in op.plans:
         if plan.rest != rest or (plan.unrecorded and torch.is_grad_enabled()):
             continue
@@ -73,7 +73,7 @@ def recognise(
                     continue
             elif not plan.recognises(*tensors):
                 continue
-        except TypeError:  # None, where the plan has a tensor
+        except TypeError:  # None in the place of a tensor
             continue
         agreed = plan.agree is None or plan.agree(tensors)
         if agreed:
@@ -82,7 +82,7 @@ def recognise(
 
 
 def _any_given(tensors: tuple[Tensor | None, ...], places: tuple[int, ...]) -> bool:
-    """Whether one of these places holds a tensor."""
+    """Whether there is a tensor in one of these places."""
     for i in places:  # noqa: SIM110 - a generator costs more than the loop
         if tensors[i] is not None:
             return True
@@ -95,13 +95,13 @@ _PLAIN = (Tensor, Parameter)
 def _needs_grad(*tensors: Tensor | None) -> bool:
     if torch.is_grad_enabled():
         for t in tensors:
-            if getattr(t, "requires_grad", False):  # what is no tensor is refused by torch's schema
+            if getattr(t, "requires_grad", False):  # torch's schema refuses later what is no tensor
                 return True
     return False
 
 
 def _only_values(*tensors: Tensor | None) -> bool:
-    """Whether nothing traces, transforms or differentiates a call on these tensors, and their values are in memory."""
+    """Whether a call on these tensors is not traced, transformed or differentiated, and their values lie in memory."""
     if (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
@@ -113,12 +113,12 @@ def _only_values(*tensors: Tensor | None) -> bool:
 
 
 def _is_plain(t: Tensor) -> bool:
-    """Whether the values are those in memory. Negative bits, lazy zeros and meta tensors are for torch's dispatcher."""
+    """Whether the values of t lie in memory. torch's dispatcher handles negative bits, lazy zeros and meta tensors."""
     return type(t) in _PLAIN and not (t.is_neg() or t._is_zerotensor() or t.is_meta)
 
 
 def _is_derived() -> bool:
-    """Whether torch.func or forward mode differentiates the call: the ops have no formulas for that."""
+    """Whether torch.func or forward mode differentiates the call. The ops have no formulas for these."""
     if torch.compiler.is_compiling():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -130,7 +130,7 @@ _DERIVING = (torch._C._functorch.TransformType.Grad, torch._C._functorch.Transfo
 
 
 def _resolved(op: Op, tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-    """The tensors without a negative bit, which torch can resolve only for ops that return what they write."""
+    """The tensors without negative bits. torch resolves these bits only for ops that return what they write."""
     for i in op.written:
         t = tensors[i]
         if isinstance(t, Tensor) and t.is_neg():
@@ -140,10 +140,10 @@ def _resolved(op: Op, tensors: tuple[Tensor | None, ...]) -> list[Tensor | None]
 
 
 def _write_recorded(op: Op, args: tuple[Any, ...]) -> Any:
-    """An op that writes, where gradients are recorded: nothing is written before it is known that all can be."""
+    """Does an op that writes while gradients are recorded, after it has checked that every write is allowed."""
     checks.check(op, args)
     written = [(op.arguments[i], args[i]) for i in op.written if args[i] is not None]
-    if not torch.compiler.is_compiling() and all(_is_plain(t) for _, t in written):  # only real tensors can tell
+    if not torch.compiler.is_compiling() and all(_is_plain(t) for _, t in written):  # others have no memory
         checks.check_memory(op, args)
         for name, t in written:
             checks.recorded_writing(name, t)

@@ -1,7 +1,7 @@
-"""What a call must satisfy. Every message names the argument, what it is, and what it must be.
+"""Checks calls. Every message names the argument, what it is, and what it must be.
 
-A tensor is checked by the rule of its role, unless its name has a rule of its own; a number or a word by the rule of
-its name, which means the same in every op. Nothing is modified before all checks of a call have passed.
+A tensor is checked by the rule of its role, unless its name has a rule of its own. Any other argument is checked by the
+rule of its name, which means the same in every op. Nothing is written before all checks of a call have passed.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ def _length(name: str, p: Tensor, length: int, of: str) -> None:
         raise ValueError(f"{name} has shape {list(p.shape)}; it must be [{length}], the {of}.")
 
 
-#: How an argument is checked, by its name and its value.
+#: Checks one argument: its name and its value.
 Rule = Callable[["Call", str, Any], None]
 
 
 class Call:
-    """The named arguments of one call, and the rules for them. `numerics` are those that its op knows."""
+    """The named arguments of one call, and the rules for them. `numerics` are those that the op knows."""
 
     def __init__(self, x_name: str, arguments: Mapping[str, Any], numerics: Collection[str] = ()) -> None:
         self.x_name, self.arguments, self.known_numerics = x_name, arguments, numerics
@@ -64,7 +64,7 @@ class Call:
                 )
 
     def given(self, tensors: Collection[str], required: Collection[str]) -> None:
-        """`tensors` must be tensors, and `required` not be None."""
+        """Arguments in `tensors` must be tensors, and those in `required` must not be None."""
         for name, value in self.arguments.items():
             if value is None and name in required:
                 raise TypeError(f"{name} is None, and it has no meaning then; give it.")
@@ -143,7 +143,7 @@ class Call:
         _length(name, bias, weight.shape[0], "number of rows of linear_weight")
 
 
-#: The rules of names. An argument without one has that of its role.
+#: The rules of names. A tensor whose name has none is checked by the rule of its role.
 RULES: dict[str, Rule] = {
     "out": Call.out,
     "scale": Call.scale,
@@ -163,7 +163,7 @@ RULES: dict[str, Rule] = {
 
 
 def check(op: Op, args: tuple[Any, ...]) -> None:
-    """Everything but memory, for a call that has no route yet or never gets one (a fake one)."""
+    """All checks but those of memory, for a call that has no route yet, or is fake and never gets one."""
     call = Call(op.arguments[op.x], dict(zip(op.arguments, args, strict=True)), op.numerics)
     call.given(op.tensors, op.required)
     call.check(op.rules)
@@ -174,7 +174,7 @@ def check(op: Op, args: tuple[Any, ...]) -> None:
 
 
 def check_shapes(op: Op, args: tuple[Any, ...]) -> None:
-    """What may change from call to call within one signature."""
+    """The checks of what may change within a signature: the number of rows."""
     x = args[op.x]
     for i in op.by_element:
         if args[i] is not None and args[i].shape != x.shape:
@@ -184,13 +184,12 @@ def check_shapes(op: Op, args: tuple[Any, ...]) -> None:
 
 
 def check_memory(op: Op, args: tuple[Any, ...]) -> None:
-    """What only real tensors can tell: that each written element is one place, and no other argument's."""
+    """The checks of real tensors: each written element has memory of its own, which no other argument shares."""
     if args[op.x].is_meta:
         return
     for i in op.written:
         if args[i] is not None:
-            may_be_written(op.arguments[i], args[i])
-            covered_once(op.arguments[i], args[i])
+            own_memory(op.arguments[i], args[i])
     for i, j in op.pairs:
         a, b = args[i], args[j]
         if a is None or b is None or ((i, j) == op.may_be and memory.same(a, b)):
@@ -199,20 +198,20 @@ def check_memory(op: Op, args: tuple[Any, ...]) -> None:
 
 
 def same_shape(name: str, other: Tensor, x_name: str, x: Tensor) -> None:
-    """`other` goes element by element with x."""
+    """`other` must have the shape of x."""
     if other.shape != x.shape:
         raise ValueError(f"{name} has shape {list(other.shape)}; it must have the shape of {x_name}, {list(x.shape)}.")
 
 
 def one_a_row(name: str, other: Tensor, x_name: str, x: Tensor) -> None:
-    """`other` has one number for each row of x."""
+    """`other` must have one number for each row of x."""
     expected = [*x.shape[:-1], 1]
     if list(other.shape) != expected:
         raise ValueError(f"{name} has shape {list(other.shape)}; it must be {expected}, one number a row of {x_name}.")
 
 
 def writable(name: str, t: Tensor) -> None:
-    """t is written in place, row by row."""
+    """t is written in place, so its rows must be dense and not expanded."""
     strides = list(t.stride())
     if t.shape[-1] > 1 and strides[-1] != 1:
         raise ValueError(f"{name} has strides {strides}; it is written, so its last stride must be 1.")
@@ -220,8 +219,14 @@ def writable(name: str, t: Tensor) -> None:
         raise ValueError(f"{name} is expanded (strides {strides}); it is written, so clone it first.")
 
 
-def covered_once(name: str, t: Tensor) -> None:
-    """t is written, so each of its elements has memory of its own."""
+def own_memory(name: str, t: Tensor) -> None:
+    """t is written, so torch must allow it (it refuses too late, maybe after it has written another tensor), and each
+    of its elements must have memory of its own."""
+    if t.is_inference() and not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{name} is an inference tensor, and it is written in place, which torch allows under "
+            "torch.inference_mode() alone; pass a clone of it."
+        )
     if memory.covers_itself(t):
         raise ValueError(
             f"{name} has shape {list(t.shape)} and strides {list(t.stride())}, so some of its elements are the same "
@@ -230,7 +235,7 @@ def covered_once(name: str, t: Tensor) -> None:
 
 
 def apart(name: str, t: Tensor, other_name: str, other: Tensor, both_written: bool) -> None:
-    """t is written, so no element of `other` may be one of t's."""
+    """t is written, so `other` must not share memory with it."""
     if not memory.overlap(t, other):
         return
     if both_written and memory.same(t, other):
@@ -239,17 +244,8 @@ def apart(name: str, t: Tensor, other_name: str, other: Tensor, both_written: bo
     raise ValueError(f"{name} and {other_name} overlap in memory, and {written} written; clone one of them.")
 
 
-def may_be_written(name: str, t: Tensor) -> None:
-    """torch refuses to write an inference tensor outside of inference mode, but maybe after it has written another."""
-    if t.is_inference() and not torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            f"{name} is an inference tensor, and it is written in place, which torch allows under "
-            "torch.inference_mode() alone; pass a clone of it."
-        )
-
-
 def recorded_writing(name: str, t: Tensor) -> None:
-    """t is written while gradients are recorded: what torch would refuse midway is refused before."""
+    """t is written while gradients are recorded. Refuses what torch would refuse too late, after another write."""
     base = t._base if t._is_view() else t
     if base is not None and base.is_leaf and base.requires_grad:
         raise RuntimeError(f"{name} is a leaf that requires a gradient, and it is written in place; pass a copy of it.")

@@ -1,4 +1,4 @@
-"""norm-plugin: the command line. A file in `commands` for each verb."""
+"""norm-plugin: the command line. A file in `commands` for each verb: `add` declares its options, `run` does it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ tested or done, with the reason on standard error. `run` has those of what it ru
 
 
 class Parser(argparse.ArgumentParser):
-    """One line for a wrong argument, as argparse prints the whole usage before it; and exit codes in every help."""
+    """Says one line for a wrong argument, where argparse prints the whole usage, and exit codes in every help."""
 
     def __init__(self, **named: Any) -> None:
         super().__init__(**{"epilog": EXIT_CODES, **named})
@@ -41,7 +41,6 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    """All verbs."""
     found = Parser(
         prog="norm-plugin",
         description=DESCRIPTION,
@@ -56,20 +55,16 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code; what cannot be done ends here with one line."""
+    """Run a command and return its exit code. What cannot be done ends here with one line."""
     options = parser().parse_args(arguments)
-    # a pipe has no width, and a table wants one
+    # a pipe has no width, and a table needs one
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     try:
         with unwound():
             code: int | None = options.do(options, console)
         return code or 0
-    except CommandError as error:
-        sys.exit(_said(options.verb, str(error), error.code))
-    except EngineFailed as error:
-        sys.exit(_said(options.verb, str(error), NOT_RUN))
-    except SettingError as error:
-        sys.exit(_said(options.verb, str(error), WRONG_ARGUMENT))
+    except (CommandError, EngineFailed, SettingError) as error:
+        sys.exit(_said(options.verb, str(error), getattr(error, "code", NOT_RUN)))
     except OSError as error:
         what = f"{error.strerror}: {error.filename}" if error.filename else str(error)
         sys.exit(_said(options.verb, printable(what), NOT_RUN))

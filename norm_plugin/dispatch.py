@@ -1,9 +1,9 @@
-"""Which backend answers a call, and why not another.
+"""Chooses the backend of each call, and says why not another.
 
 A call has a signature: the op, its plain arguments, and for each tensor its dtype, device, strides and all sizes but
-the number of rows. The first call of a signature is checked and resolved to a route; later ones look it up and count.
-All routes of one state of the flags are in one table, which is replaced as a whole, so that no thread can put a route
-of earlier flags into it.
+the number of rows. The first call of a signature is checked and resolved to a route. Later calls look it up and are
+counted. A `Routes` has all routes of one state of the flags. A change of the flags replaces it as a whole, so no thread
+can put a route of earlier flags among the current ones.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from operator import itemgetter
 from typing import Any
 
@@ -31,11 +32,11 @@ Signature = tuple[Any, ...]
 
 
 class BackendError(RuntimeError):
-    """NORM_PLUGIN_STRICT=1, and a call cannot be done as asked."""
+    """A call cannot be done as asked, and NORM_PLUGIN_STRICT=1 forbids to fall back."""
 
 
 class Declined(Exception):
-    """No kernel can do a call of `op`, and its caller has another way; nothing was written. `reason` says why."""
+    """No kernel can do a call of `op`, and `reason` says why. Nothing was written."""
 
     def __init__(self, op: str, reason: str) -> None:
         super().__init__(f"{op}: {reason}")
@@ -44,9 +45,10 @@ class Declined(Exception):
 
 @dataclass(eq=False)
 class Route:
-    """What one signature runs. `fallback` is True where something else was asked for; `reason` says why. `writes` are
-    the arguments that are given and written, and `written` finds them; `proven`: a call with rows has succeeded.
-    `bound` is what a kernel has for it, and `at` its road by addresses.
+    """What the calls of one signature run. `fallback`: something else was asked for, and `reason` says why not.
+
+    `writes` are the places of the arguments that are given and written; `written` picks them from a call. `proven`: a
+    call with rows has succeeded. `bound` is None on a native route; `at` is its way to call by addresses.
     """
 
     op: Op
@@ -68,10 +70,10 @@ class Route:
         self.written = itemgetter(first, *others) if others else itemgetter(slice(first, first + 1))
 
     def __del__(self) -> None:
-        _ended.append((self.op.name, self.backend, self.calls))
+        _deleted.append((self.op.name, self.backend, self.calls))
 
 
-class Table:
+class Routes:
     """The routes of one state of the flags, and the kernels that have failed under it."""
 
     def __init__(self) -> None:
@@ -79,22 +81,21 @@ class Table:
         self.broken: dict[tuple[str, torch.dtype, int, torch.device], str] = {}
 
 
-#: More than a server has; whoever makes new signatures for ever (3-D inputs of changing length) starts over here.
+#: More than a server needs. A program that makes ever new signatures (3-D inputs of changing length) starts over here.
 MOST_ROUTES = 4096
 
-_table = Table()
+_current = Routes()
 _planned: set[Op] = set()
-_logged: set[str] = set()
 _lock = threading.RLock()
 
-# Another thread may still use a route that has left its table, and count calls there. So a route's count is taken when
-# the route ends.
+# A thread may still use, and count calls on, a route that is no longer current. So a route hands over its count when it
+# is deleted.
 _alive: weakref.WeakSet[Route] = weakref.WeakSet()
-_ended: deque[tuple[str, str, int]] = deque()
+_deleted: deque[tuple[str, str, int]] = deque()
 _counts: Counter[tuple[str, str]] = Counter()
 
 
-def _fact(value: Any, by_row: bool) -> Any:
+def _key_of(value: Any, by_row: bool) -> Any:
     if isinstance(value, Tensor):
         shape = value.shape
         return (value.dtype, shape[1:] if by_row and len(shape) > 1 else shape, value.stride(), value.device)
@@ -105,21 +106,21 @@ _torch_watchers: list[Callable[[Op, tuple[Any, ...]], None]] = []
 
 
 def on_torch_call(watcher: Callable[[Op, tuple[Any, ...]], None]) -> Callable[[], None]:
-    """Calls `watcher` with every call that comes through torch.ops, as those of compiled code do. Returns a function
-    that unsubscribes."""
+    """Calls `watcher` with every call through torch.ops, such as those of compiled code. Returns a function that
+    unsubscribes."""
     _torch_watchers.append(watcher)
     return lambda: _torch_watchers.remove(watcher)
 
 
 def call(op: Op, *args: Any) -> Any:
-    """A call through torch.ops, on real tensors: by the route of its signature."""
+    """Does a call that came through torch.ops with real tensors."""
     for watcher in _torch_watchers:
         watcher(op, args)
     return run(find_route(op, args), args)
 
 
 def run(route: Route, args: tuple[Any, ...], decline: bool = False) -> Any:
-    """One call by its route. `decline`: raise Declined where a kernel was asked for and none can do it."""
+    """Does one call by its route. `decline`: raise Declined if a kernel was asked for and none can do it."""
     if decline and route.fallback:
         raise Declined(route.op.name, route.reason)
     if route.writes:
@@ -127,63 +128,63 @@ def run(route: Route, args: tuple[Any, ...], decline: bool = False) -> Any:
     route.calls += 1
     try:
         result = route.run(*args)
-    except Exception as error:  # a compiler or a driver may raise anything; it is counted, logged or raised
+    except Exception as error:  # a compiler or a driver may raise anything
         return after_failure(route, error, args, decline)
     if not route.proven and args[route.op.x].numel():
         route.proven = True
     return result
 
 
-#: Autograd cannot see what a kernel writes. It notices by the version counter of the tensor, which this advances.
+#: Advances the version counters of tensors: autograd cannot see in another way that a kernel has written them.
 advance_versions: Callable[[Sequence[Tensor]], None] = torch._C._increment_version
 
 
 def find_route(op: Op, args: tuple[Any, ...]) -> Route:
-    """The route of a call's signature, once the call is known to be right."""
-    table = _table
-    signature = (op.name, *map(_fact, args, op.by_row))
-    route = table.routes.get(signature)
+    """Checks a call, and returns the route of its signature."""
+    current = _current
+    signature = (op.name, *map(_key_of, args, op.by_row))
+    route = current.routes.get(signature)
     if route is None:
         checks.check(op, args)
     else:
         checks.check_shapes(op, args)
     if op.written:
         checks.check_memory(op, args)
-    return _entered(table, _resolve(op, signature, args, table)) if route is None else route
+    return _enter(current, _resolve(op, signature, args, current)) if route is None else route
 
 
-def _entered(table: Table, route: Route) -> Route:
-    """Puts a route into its table. Returns it, or the one that another thread has put there meanwhile."""
+def _enter(current: Routes, route: Route) -> Route:
+    """Adds a route and returns it, or returns the one that another thread has added first."""
     with _lock:
-        if len(table.routes) >= MOST_ROUTES and table is _table:
+        if len(current.routes) >= MOST_ROUTES and current is _current:
             start_over()
-            table = _table
-        route = table.routes.setdefault(route.signature, route)
+            current = _current
+        route = current.routes.setdefault(route.signature, route)
         _alive.add(route)
     _routes_changed()
     return route
 
 
 def is_current(route: Route) -> bool:
-    """Whether the flags are still those that led to this route."""
-    return _table.routes.get(route.signature) is route
+    """Whether the route is current, as it is until the flags change."""
+    return _current.routes.get(route.signature) is route
 
 
 def find_native(op: Op, args: tuple[Any, ...], reason: str) -> Route:
-    """The native route, for a reason that does not follow from the signature."""
+    """The native route, for a reason that is not part of the signature."""
     checks.check(op, args)
-    table, signature = _table, (op.name, reason)
+    current, signature = _current, (op.name, reason)
     expected = settings.get().backend == "native" or bool(kernels.unavailable(args[op.x].device))
-    found = table.routes.get(signature)
-    return found or _entered(table, _native(op, signature, reason, args, fallback=not expected))
+    found = current.routes.get(signature)
+    return found or _enter(current, _native(op, signature, reason, args, fallback=not expected))
 
 
-def _resolve(op: Op, signature: Signature, args: tuple[Any, ...], table: Table) -> Route:
+def _resolve(op: Op, signature: Signature, args: tuple[Any, ...], current: Routes) -> Route:
     wanted = settings.get()
     x = args[op.x]
     if wanted.backend == "native":
         return _native(op, signature, "the native backend was asked for", args, fallback=False)
-    if reason := table.broken.get((op.name, x.dtype, x.shape[-1], x.device)):
+    if reason := current.broken.get((op.name, x.dtype, x.shape[-1], x.device)):
         return _native(op, signature, reason, args, fallback=True)
     try:
         bound = _bind_kernel(op, x.device, args)
@@ -198,12 +199,12 @@ def _writes(op: Op, args: tuple[Any, ...]) -> tuple[int, ...]:
 
 
 def _bind_kernel(op: Op, device: torch.device, args: tuple[Any, ...]) -> kernels.Bound:
-    """What runs a signature on Triton; raises Refusal with the reason where nothing can."""
+    """What runs a signature on Triton. Raises Refusal with the reason if nothing can."""
     if reason := kernels.unavailable(device):
         raise kernels.Refusal(reason)
     try:
         bind = kernels.find(op.kind, op.name)
-    except ImportError as error:  # a Triton that is installed but broken
+    except ImportError as error:  # Triton is installed but broken
         raise kernels.Refusal(f"the Triton kernels cannot be imported: {error}") from error
     if bind is None:
         raise kernels.Refusal(f"{op.name} has no Triton kernel")
@@ -227,8 +228,8 @@ def _native(op: Op, signature: Signature, reason: str, args: tuple[Any, ...], *,
 
 
 def after_failure(route: Route, error: Exception, args: tuple[Any, ...], decline: bool = False) -> Any:
-    """Calls the native op instead, if nothing was written and the kernel is at fault. Otherwise raises the error: the
-    native op would compute from what is left."""
+    """Calls the native op instead, if the kernel is at fault and nothing was written. Otherwise raises the error,
+    because the native op would read arguments that are half written."""
     if isinstance(error, (MemoryError, RecursionError, torch.OutOfMemoryError)) or route.backend == "native":
         raise error
     before_launch = isinstance(error, (kernels.NotLaunched, CompilerError))
@@ -245,8 +246,8 @@ def after_failure(route: Route, error: Exception, args: tuple[Any, ...], decline
     native = Route(op, route.signature, "native", reason, True, op.native, route.writes)
     with _lock:
         if is_current(route):
-            _table.broken[op.name, x.dtype, x.shape[-1], x.device] = reason
-            _table.routes[route.signature] = native
+            _current.broken[op.name, x.dtype, x.shape[-1], x.device] = reason
+            _current.routes[route.signature] = native
             op.plans = tuple(plan for plan in op.plans if plan.route is not route)
         _alive.add(native)
     _routes_changed()
@@ -256,9 +257,10 @@ def after_failure(route: Route, error: Exception, args: tuple[Any, ...], decline
 _route_watchers: list[Callable[[], None]] = []
 
 
-def on_resolve(watcher: Callable[[], None]) -> None:
-    """Calls `watcher` whenever a route is new, or has become another."""
+def on_resolve(watcher: Callable[[], None]) -> Callable[[], None]:
+    """Calls `watcher` whenever a route is new, or has become another. Returns a function that ends that."""
     _route_watchers.append(watcher)
+    return lambda: _route_watchers.remove(watcher)
 
 
 def _routes_changed() -> None:
@@ -266,20 +268,19 @@ def _routes_changed() -> None:
         watcher()
 
 
+@cache
 def log_once(message: str) -> None:
-    """One warning for each message and process."""
-    if message not in _logged:
-        _logged.add(message)
-        log.warning(message)
+    """Logs a warning, once for each message in a process."""
+    log.warning(message)
 
 
 def routes() -> tuple[Route, ...]:
-    """Every signature in use, with its backend, reason and number of calls."""
-    return tuple(_table.routes.values())
+    """The route of every signature in use, with its backend, reason and number of calls."""
+    return tuple(_current.routes.values())
 
 
 def keep_plan(route: Route, plan: Any, most: int) -> None:
-    """Keep a plan with its op until the flags change; of more than `most`, the oldest goes."""
+    """Keeps a plan with its op until the flags change, and drops the oldest beyond `most`."""
     with _lock:
         if is_current(route):
             route.op.plans = (*route.op.plans, plan)[-most:]
@@ -287,10 +288,10 @@ def keep_plan(route: Route, plan: Any, most: int) -> None:
 
 
 def start_over() -> None:
-    """Resolve everything anew, and keep the counts."""
-    global _table
+    """Forgets all routes and plans, and keeps the counts."""
+    global _current
     with _lock:
-        _table = Table()
+        _current = Routes()
         for op in _planned:
             op.plans = ()
 
@@ -301,9 +302,9 @@ settings.on_change(start_over)
 def calls(op: str, backend: str | None = None) -> int:
     """How often `op` was called, on one backend or on all."""
     with _lock:
-        alive = list(_alive)  # held, so that none of them ends before those that have ended are counted
-        while _ended:
-            name, where, number = _ended.popleft()
+        alive = list(_alive)  # references, so that none is deleted before `_deleted` is counted
+        while _deleted:
+            name, where, number = _deleted.popleft()
             _counts[name, where] += number
         seen = Counter(_counts)
         for route in alive:
@@ -312,10 +313,10 @@ def calls(op: str, backend: str | None = None) -> int:
 
 
 def reset() -> None:
-    """Forget all routes and counts."""
+    """Forgets all routes and counts."""
     with _lock:
         start_over()
         for route in _alive:
             route.calls = 0
-        _ended.clear()
+        _deleted.clear()
         _counts.clear()

@@ -1,4 +1,4 @@
-"""What the pages of `verify` and `report` share: one file that needs no other, its style, and its list of facts."""
+"""The frame of the pages of `verify` and `report`: a single file, its style, and a list of facts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ footer { color: #57575f; margin-top: 3rem; border-top: 1px solid #ddd; padding-t
 
 
 def document(title: str, body: str, footer: str, style: str = "") -> str:
-    """The file: `title` is text, `body` and `footer` are HTML."""
+    """The page. `title` is text; `body` and `footer` are HTML."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
@@ -30,5 +30,5 @@ def document(title: str, body: str, footer: str, style: str = "") -> str:
 
 
 def about(facts: Iterable[tuple[str, str]]) -> str:
-    """A list of facts by name; empty ones are left out."""
+    """A list of facts by name, without empty ones."""
     return "<dl>" + "".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in facts if b) + "</dl>"

@@ -1,11 +1,11 @@
-"""The public functions, with the signatures that people already call."""
+"""The public functions, with the signatures that other libraries have."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from norm_plugin import gradients, ops  # noqa: F401 - gradients gives the ops theirs
+from norm_plugin import gradients, ops  # noqa: F401 - importing gradients gives the ops their gradients
 from norm_plugin.call import call
 from norm_plugin.numerics import FP32
 
@@ -39,7 +39,8 @@ def rmsnorm(
     gemma: bool = False,
     variance_size: int | None = None,
 ) -> Tensor:
-    """input / rms(input) * weight, row by row, the rms of the first `variance_size` columns. `out` may be `input`."""
+    """input / rms(input) * weight, row by row. The rms is of the first `variance_size` columns. `out` may be
+    `input`."""
     how = (eps, numerics, gemma, variance_size, enable_pdl)
     if out is None:
         result: Tensor = call(ops.RMSNORM, (input, weight), how)
@@ -57,7 +58,7 @@ def gemma_rmsnorm(
     *,
     numerics: str = FP32.name,
 ) -> Tensor:
-    """rmsnorm with 1 + weight, added in fp32. `out` may be `input` itself."""
+    """rmsnorm with 1 + weight, added in fp32. `out` may be `input`."""
     return rmsnorm(input, weight, eps, out, enable_pdl, numerics=numerics, gemma=True)
 
 
@@ -99,9 +100,9 @@ def add_rmsnorm(
     gemma: bool = False,
     variance_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(rmsnorm(input + residual), input + residual); nothing is changed in place."""
-    tensors = (input, residual, weight)
-    result: tuple[Tensor, Tensor] = call(ops.ADD_RMSNORM, tensors, (eps, numerics, gemma, variance_size, None))
+    """(rmsnorm(input + residual), input + residual). Nothing is written in place."""
+    how = (eps, numerics, gemma, variance_size, None)
+    result: tuple[Tensor, Tensor] = call(ops.ADD_RMSNORM, (input, residual, weight), how)
     return result
 
 
@@ -120,8 +121,7 @@ def layernorm(
     numerics: str = FP32.name,
 ) -> Tensor:
     """(input - mean) / std * weight + bias, row by row."""
-    tensors = (input, weight, bias)
-    result: Tensor = call(ops.LAYERNORM, tensors, (eps, numerics))
+    result: Tensor = call(ops.LAYERNORM, (input, weight, bias), (eps, numerics))
     return result
 
 
@@ -134,8 +134,7 @@ def layernorm_linear(
     eps: float = 1e-6,
 ) -> Tensor:
     """layernorm(x) @ linear_weight.T + linear_bias."""
-    tensors = (x, weight, bias, linear_weight, linear_bias)
-    result: Tensor = call(ops.LAYERNORM_LINEAR, tensors, (eps,))
+    result: Tensor = call(ops.LAYERNORM_LINEAR, (x, weight, bias, linear_weight, linear_bias), (eps,))
     return result
 
 
@@ -152,11 +151,9 @@ def layernorm_fn(
     *,
     numerics: str = FP32.name,
 ) -> Tensor:
-    """The norm of each group of each row, gated by act(z): after the norm, or before it."""
-    tensors = (x, weight, bias, z)
-    result: Tensor = call(
-        ops.GATED_NORM, tensors, (eps, group_size, norm_before_gate, is_rms_norm, activation, numerics)
-    )
+    """The norm of each group of each row, times act(z) after the norm or before it."""
+    how = (eps, group_size, norm_before_gate, is_rms_norm, activation, numerics)
+    result: Tensor = call(ops.GATED_NORM, (x, weight, bias, z), how)
     return result
 
 
@@ -192,8 +189,7 @@ def rmsnorm_quant(
     gemma: bool = False,
 ) -> None:
     """out = rmsnorm(input) / scale, rounded and saturated to out's dtype (fp8 or int8)."""
-    tensors = (out, input, weight, _scale(scale, input))
-    call(ops.RMSNORM_QUANT, tensors, (eps, numerics, gemma, enable_pdl))
+    call(ops.RMSNORM_QUANT, (out, input, weight, _scale(scale, input)), (eps, numerics, gemma, enable_pdl))
 
 
 def fused_add_rmsnorm_quant(
@@ -209,8 +205,8 @@ def fused_add_rmsnorm_quant(
     gemma: bool = False,
 ) -> None:
     """residual += input, in place; out = rmsnorm(residual) / scale. input keeps its values."""
-    tensors = (out, input, residual, weight, _scale(scale, input))
-    call(ops.FUSED_ADD_RMSNORM_QUANT, tensors, (eps, numerics, gemma, enable_pdl))
+    how = (eps, numerics, gemma, enable_pdl)
+    call(ops.FUSED_ADD_RMSNORM_QUANT, (out, input, residual, weight, _scale(scale, input)), how)
 
 
 def rmsnorm_dynamic_quant(
@@ -224,9 +220,9 @@ def rmsnorm_dynamic_quant(
     numerics: str = FP32.name,
     gemma: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(rmsnorm(input) / scales, scales [..., 1]), one scale a row. A residual is added first and updated in place."""
-    tensors = (input, weight, residual, scale_ub)
-    result: tuple[Tensor, Tensor] = call(ops.RMSNORM_DYNAMIC_QUANT, tensors, (eps, quant_dtype, numerics, gemma, None))
+    """(rmsnorm(input) / scales, scales [..., 1]), one scale for each row. A residual is added first, in place."""
+    how = (eps, quant_dtype, numerics, gemma, None)
+    result: tuple[Tensor, Tensor] = call(ops.RMSNORM_DYNAMIC_QUANT, (input, weight, residual, scale_ub), how)
     return result
 
 
@@ -241,11 +237,9 @@ def rmsnorm_block_quant(
     numerics: str = FP32.name,
     gemma: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(rmsnorm(input) / scales, scales [..., N / group_size]). A residual is added first and updated in place."""
-    tensors = (input, weight, residual)
-    result: tuple[Tensor, Tensor] = call(
-        ops.RMSNORM_BLOCK_QUANT, tensors, (eps, group_size, quant_dtype, numerics, gemma, None)
-    )
+    """(rmsnorm(input) / scales, scales [..., N / group_size]). A residual is added first, in place."""
+    how = (eps, group_size, quant_dtype, numerics, gemma, None)
+    result: tuple[Tensor, Tensor] = call(ops.RMSNORM_BLOCK_QUANT, (input, weight, residual), how)
     return result
 
 
@@ -260,5 +254,4 @@ def layernorm_quant(
     numerics: str = FP32.name,
 ) -> None:
     """out = layernorm(input) / scale, rounded and saturated to out's dtype (fp8 or int8)."""
-    tensors = (out, input, weight, bias, _scale(scale, input))
-    call(ops.LAYERNORM_QUANT, tensors, (eps, numerics))
+    call(ops.LAYERNORM_QUANT, (out, input, weight, bias, _scale(scale, input)), (eps, numerics))

@@ -1,8 +1,8 @@
 """The gradients of the ops: the backward ops, and what autograd keeps for them.
 
-A backward op is an op like any other: it has a native twin and a kernel, and dispatch says which of them runs and why.
-Nothing is kept for it but x (of a fused add, the sum that is returned anyway), z and the parameters: the statistics of
-a row cost less to compute again than to read.
+A backward op is an op like any other: it has a native function and a kernel, and dispatch says which of them runs, and
+why. Autograd keeps only x (for a fused add, the sum that is returned anyway), z and the parameters, because the
+statistics of a row cost less to compute again than to read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from norm_plugin import library, ops
 from norm_plugin.dispatch import log_once
 from norm_plugin.library import Arguments, Tensors
 from norm_plugin.native import backward
-from norm_plugin.native.layer import in_the_dtypes_given
+from norm_plugin.native.layer import without_autocast
 from norm_plugin.native.rms import new_output
 from norm_plugin.op import Op
 
@@ -27,7 +27,7 @@ Wanted = tuple[bool, ...]
 
 
 def _declare(native: Callable[..., Any], **declared: Any) -> Op:
-    """A backward op. It can be differentiated in turn, by its tensors: they are its first arguments."""
+    """Declares a backward op. It has a gradient too, for its tensors, which are its first arguments."""
     op = library.declare(BACKWARD_OPS, native, **declared)
     tensors = len(op.tensors)
 
@@ -55,18 +55,18 @@ def _listed(found: Any) -> list[Any]:
 
 
 def _first(count: int) -> Callable[..., Tensors]:
-    """The first `count` arguments are kept."""
+    """Keeps the first `count` arguments."""
     return lambda inputs, output: inputs[:count]
 
 
 def _like(a: Arguments, *names: str) -> list[Tensor]:
-    """A gradient for each of these arguments, unless it is absent or not asked for."""
+    """An empty gradient for each of these arguments that is given and asked for."""
     wanted = [a[name] for name in names if a[name] is not None and a.get(f"{name}_grad", True)]
     return [new_output(t) for t in wanted]
 
 
-def _dealt(found: list[Tensor], *given: bool) -> list[Tensor | None]:
-    """The gradients that a backward op returned, each in its place: those that are not `given` are None."""
+def _in_places(found: list[Tensor], *given: bool) -> list[Tensor | None]:
+    """Puts the gradients that a backward op returned in their places, with None where `given` is False."""
     rest = iter(found)
     return [next(rest) if there else None for there in given]
 
@@ -103,12 +103,12 @@ def _of_sum(
     total: Tensor, weight: Tensor | None, beside: Tensor | None, weight_grad: bool, eps: float, gemma: bool,
     variance_size: int | None, grad: Tensor | None,
 ) -> Tensors:  # fmt: skip
-    """(dtotal, dweight), where `beside` is the gradient of the sum that was returned beside its norm."""
+    """(dtotal, dweight) of norm(total). `beside` is the gradient of the sum, if the op returned it beside its norm."""
     if grad is None:  # the norm was not used
         return beside, None
     weight_grad = weight_grad and weight is not None
     found = torch.ops.norm_plugin.rmsnorm_backward(grad, total, weight, beside, eps, gemma, variance_size, weight_grad)
-    dtotal, dweight = _dealt(found, True, weight_grad)
+    dtotal, dweight = _in_places(found, True, weight_grad)
     return dtotal, dweight
 
 
@@ -122,7 +122,7 @@ library.differentiable(ops.L2NORM, _first(1), _l2norm, "eps")
 
 
 def _rmsnorm_out(input: Tensor, weight: Tensor | None, out: Tensor, *how: Any) -> None:
-    kept = input.clone()  # what the gradient needs must not change, and out may be the input
+    kept = input.clone()  # the gradient needs the input, which out may overwrite
     out.copy_(torch.ops.norm_plugin.rmsnorm(kept, weight, *how))
 
 
@@ -149,16 +149,18 @@ LAYERNORM_BACKWARD = _declare(
 def _layernorm(kept: Any, wanted: Wanted, eps: float, grad: Tensor) -> Tensors:
     input, weight, bias = kept
     asked = [need and p is not None for need, p in zip(wanted[1:3], (weight, bias), strict=True)]
-    return tuple(_dealt(torch.ops.norm_plugin.layernorm_backward(grad, input, weight, bias, eps, *asked), True, *asked))
+    found = torch.ops.norm_plugin.layernorm_backward(grad, input, weight, bias, eps, *asked)
+    return tuple(_in_places(found, True, *asked))
 
 
 def _layernorm_linear(kept: Any, wanted: Wanted, eps: float, grad: Tensor) -> Tensors:
-    """Two matrix products, PyTorch's, and the gradient of the norm, which is computed again for the first of them."""
+    """Two matrix products by PyTorch, and the gradient of the norm. The linear weight's gradient computes the norm
+    again."""
     x, weight, bias, linear_weight = kept
     rows = grad.reshape(-1, grad.shape[-1])
     norm: Tensors = (None, None, None)
     dlinear_weight = None
-    with in_the_dtypes_given(x.device):
+    with without_autocast(x.device):
         if any(wanted[:3]):
             norm = _layernorm((x, weight, bias), wanted, eps, grad @ linear_weight)
         if wanted[3]:
@@ -190,7 +192,7 @@ def _gated_norm(
     found = torch.ops.norm_plugin.gated_norm_backward(
         grad, x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, activation, *asked
     )
-    dx, dz, dweight, dbias = _dealt(found, True, z is not None, *asked)
+    dx, dz, dweight, dbias = _in_places(found, True, z is not None, *asked)
     return dx, dweight, dbias, dz
 
 

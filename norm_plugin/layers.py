@@ -1,8 +1,8 @@
 """nn.Modules with the constructor signatures of vLLM's and SGLang's norms, mamba_ssm's gated norms and torch's.
 
-Nothing is written in place, so they train, compile and export. With the numerics that an engine's layer has, they have
-its bits. An argument that the originals put in different places can only be given by name. What is wrong with a
-constructor's arguments is said by the constructor.
+They write nothing in place, so they train, compile and export. With the numerics of an engine's layer they have the
+bits of that layer. An argument that the originals have in different places is keyword-only. Constructors check their
+arguments.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ Device = torch.device | str | int | None
 
 
 def _check(op: Op, width: int, **arguments: Any) -> None:
-    """The op's own rules, for arguments that are known before the first call."""
+    """Checks arguments that are known before the first call, by the rules of the op."""
     weight = torch.empty(width, device="meta")
     checks.Call("weight", {"weight": weight, **arguments}, op.numerics).check(op.rules)
 
 
 class _Norm(nn.Module):
-    """What all norms share: parameters, either of which may be absent, and how they begin."""
+    """What all norms share: a weight and a bias, which may be absent, and their initial values."""
 
     weight: Tensor | None
     bias: Tensor | None
     first_weight: ClassVar[float] = 1.0
 
     def reset_parameters(self) -> None:
-        """Give the parameters the values that a new module has."""
+        """Gives the parameters the values of a new module."""
         for name, value in (("weight", self.first_weight), ("bias", 0.0)):
             parameter = getattr(self, name, None)
             if parameter is not None:
@@ -47,7 +47,7 @@ class _Norm(nn.Module):
 
 
 class _RowNorm(_Norm):
-    """What the norms of whole rows share: the dimensions that make a row, and eps."""
+    """What the norms of whole rows share: the dimensions that form a row, and eps."""
 
     def __init__(self, normalized_shape: Shape, eps: float | None) -> None:
         super().__init__()
@@ -62,13 +62,13 @@ class _RowNorm(_Norm):
         return self.variance_epsilon
 
     def _eps(self, x: Tensor) -> float:
-        # torch's RMSNorm takes no eps for the eps of the dtype that it computes in
+        # torch's RMSNorm without eps takes the eps of the dtype that it computes in
         return torch.finfo(wide_dtype(x.dtype)).eps if self.variance_epsilon is None else self.variance_epsilon
 
     def _rows(self, name: str, x: Tensor) -> Tensor:
-        """x, checked, as rows."""
+        """Checks x and returns it as rows."""
         last = x.shape[-len(self.normalized_shape) :]
-        if last != self.normalized_shape and self.hidden_size:  # a norm without weight may leave it open: 0
+        if last != self.normalized_shape and self.hidden_size:  # 0: a norm without weight takes any width
             raise ValueError(
                 f"{name} has shape {list(x.shape)}; it must end in {list(self.normalized_shape)}, "
                 f"what this {type(self).__name__} normalizes."
@@ -76,7 +76,7 @@ class _RowNorm(_Norm):
         return self._flat(x)
 
     def _flat(self, t: Tensor) -> Tensor:
-        """t with the normalized dimensions as one."""
+        """t with the normalized dimensions flattened to one."""
         dims = len(self.normalized_shape)
         return t if dims == 1 else t.flatten(-dims)
 
@@ -100,7 +100,7 @@ class _ResidualNorm(_RowNorm):
     def forward(
         self, x: Tensor, residual: Tensor | None = None, post_residual_addition: Tensor | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """norm(x); with a residual (norm(h), h) for h = x + residual + post_residual_addition."""
+        """norm(x). With a residual: (norm(h), h), where h = x + residual + post_residual_addition."""
         rows, eps, size = self._rows("x", x), self._eps(x), self.variance_size_override
         weight = self._flat(self.weight) if self.weight is not None and self.has_weight else None
         if residual is None:
@@ -126,15 +126,15 @@ class _ResidualNorm(_RowNorm):
         checks.same_shape("post_residual_addition", addition, "x", x)
         if addition.dtype != x.dtype:
             raise TypeError(f"post_residual_addition has dtype {addition.dtype}; it must be x's, {x.dtype}. Cast it.")
-        if NUMERICS[self.numerics].output_of_rounded_sum:  # the kernels that round so are given a rounded sum
+        if NUMERICS[self.numerics].output_of_rounded_sum:  # kernels that round this way get a rounded sum
             return x, residual + addition
-        return addition, wide(x) + wide(residual)  # added in SGLang's order, for its bits
+        return addition, wide(x) + wide(residual)  # in SGLang's order, for the same bits
 
 
 class RMSNorm(_ResidualNorm):
-    """RMSNorm of vLLM, SGLang and torch; with a residual, the fused add and norm as a function.
+    """RMSNorm of vLLM, SGLang and torch; with a residual also their fused add and norm, not in place.
 
-    cast_x_before_out_mul is numerics "hf"; fp32_residual widens the residual, so that the one returned is not rounded.
+    cast_x_before_out_mul is numerics "hf". fp32_residual widens the residual, so the returned one is not rounded.
     """
 
     gemma = False
@@ -157,7 +157,7 @@ class RMSNorm(_ResidualNorm):
         x_pad_to_multiple: int = 0,
     ) -> None:
         super().__init__(hidden_size, eps)
-        if isinstance(var_hidden_size, bool):  # torch's third argument, and an int to Python
+        if isinstance(var_hidden_size, bool):  # it is torch's third argument; a bool is an int too
             raise TypeError(f"var_hidden_size is {var_hidden_size}; it must be a size. Name elementwise_affine.")
         if override_orig_dtype is not None:
             raise ValueError(f"override_orig_dtype is {override_orig_dtype}; it must be None. Cast x to that dtype.")
@@ -179,7 +179,7 @@ class RMSNorm(_ResidualNorm):
             self.register_parameter("weight", None)
         elif has_weight:
             self.weight = nn.Parameter(weight)
-        else:  # engines read a weight of ones here, and no checkpoint has it
+        else:  # engines read a weight of ones, which no checkpoint has
             self.register_buffer("weight", weight, persistent=False)
         self.reset_parameters()
 
@@ -244,7 +244,7 @@ class LayerNorm(_RowNorm):
 
 
 class _GatedNorm(_Norm):
-    """What the gated norms share; z None leaves the gate out."""
+    """What the gated norms share. Without z there is no gate."""
 
     is_rms_norm: ClassVar[bool]
     weight: nn.Parameter
@@ -281,13 +281,13 @@ class _GatedNorm(_Norm):
 
 
 class LayerNormGated(_GatedNorm):
-    """LayerNorm of mamba_ssm's gated norms; as there the gate comes after the norm unless told otherwise."""
+    """LayerNorm of mamba_ssm's gated norms. By default the gate comes after the norm, as there."""
 
     is_rms_norm = False
 
 
 class RMSNormGated(_GatedNorm):
-    """RMSNormGated of vLLM; as there the gate comes before the norm unless told otherwise."""
+    """RMSNormGated of vLLM. By default the gate comes before the norm, as there."""
 
     is_rms_norm = True
 

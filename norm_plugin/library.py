@@ -1,6 +1,6 @@
-"""Ops in torch.library: how one is declared, and how it gets a gradient.
+"""Declares ops in torch.library, and gives them gradients.
 
-`torch.ops.norm_plugin.*` is the door for traced, transformed and differentiated code. It ends in `dispatch.call`.
+Traced, transformed and differentiated code calls `torch.ops.norm_plugin.*`, which ends in `dispatch.call`.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ def declare(
     may_be: str = "",
     numerics: Mapping[str, Numerics] | None = None,
 ) -> Op:
-    """Define the op that `native` computes, with its name and signature, and enter it in `ops`. Its kind is the name of
-    its module, which the module of its kernel shares.
+    """Defines the op that `native` computes, with its name and signature, and enters it in `ops`. The module of
+    `native` and the module of its kernel have one name, the kind of the op.
 
-    fake: makes outputs of the right shape and dtype from the named arguments. Without it there is one like what is
-        normalized, or none if `native` returns none.
-    normalized, by_element, one_a_row, shared: the role of each tensor. It is what is normalized, has the same shape,
+    normalized, by_element, one_a_row, shared: the tensors in each role. A tensor is normalized, has the same shape,
         has one number for each row, or is shared by all rows. Several names are one string, as in "weight bias".
     written: the arguments that are written in place, in the order of the arguments
-    may_be: one that is written, and the argument whose memory it may be, as in "out input"
-    numerics: the table of those that the op knows
+    may_be: an argument that is written, and the one whose memory it may be, as in "out input"
+    numerics: the table of the numerics that the op knows
+    fake: makes outputs of the right shape and dtype from the named arguments. Without it the output is like the
+        normalized tensor, or there is none if `native` returns none.
     """
     name = native.__name__
     parameters = inspect.signature(native).parameters
@@ -69,13 +69,11 @@ def declare(
         **dict.fromkeys(shared.split(), Call.per_column),
         **{argument: rule for argument, rule in checks.RULES.items() if argument in arguments},
     }
-    ruleless = {normalized, *(a.name for a in parsed.arguments if "bool" in str(a.type))}  # Call.check has the first
+    ruleless = {normalized, *(a.name for a in parsed.arguments if "bool" in str(a.type))}  # Call.check checks the first
     if unknown := sorted({*arguments} - {*rules} - ruleless):
         raise TypeError(f"{name} has arguments that checks.RULES has no rule for: {', '.join(unknown)}. Add one.")
     if ("numerics" in arguments) != (numerics is not None):
         raise TypeError(f"{name} must have an argument `numerics` and declare the table of those it knows, or neither.")
-    LIBRARY.define(schema)
-    getattr(torch.ops.norm_plugin, name)  # dir(torch.ops.norm_plugin) lists what was asked for
 
     def places(names: str) -> tuple[int, ...]:
         return tuple(map(arguments.index, names.split()))
@@ -96,10 +94,12 @@ def declare(
         may_be=places(may_be),
         numerics=numerics or {},
     )
+    LIBRARY.define(schema)
+    getattr(torch.ops.norm_plugin, name)  # dir(torch.ops.norm_plugin) lists only ops that were looked up
 
     def run(*args: Any) -> Any:
         args = op.complete(args)
-        if forward_ad._current_level >= 0:  # torch would take a derivative without a formula for zero
+        if forward_ad._current_level >= 0:  # torch would take a missing formula for a derivative of 0
             raise NotImplementedError(
                 f"torch.ops.norm_plugin.{op.name} has no formula for forward-mode differentiation; "
                 "call the function of norm_plugin instead, which has one."
@@ -118,23 +118,40 @@ def declare(
     return op
 
 
+#: The types that a schema has other words for.
+TYPES = {
+    "int": "SymInt",
+    "torch.dtype": "ScalarType",
+    "None": "()",
+    "tuple[Tensor, Tensor]": "(Tensor, Tensor)",
+    "list[Tensor]": "Tensor[]",
+}
+
+
 def schema_of(native: Callable[..., Any], written: list[str]) -> str:
-    """The schema of a typed function. What it writes is marked (a!), (b!), in the order of the arguments."""
-    schema = torch.library.infer_schema(native, op_name=native.__name__, mutates_args=written)
-    arguments = list(inspect.signature(native).parameters)
-    for mark, argument in zip("ab", written, strict=False):
-        schema = schema.replace(f"(a{arguments.index(argument)}!)", f"({mark}!)")
-    return schema
+    """The schema of a typed function. What it writes is marked (a!), (b!), in the order of the arguments.
+
+    torch.library.infer_schema writes the same, and makes every import of norm_plugin a tenth slower.
+    """
+    signature, listed = inspect.signature(native), []
+    marks = {name: f"({chr(ord('a') + place)}!)" for place, name in enumerate(written)}
+    for name, p in signature.parameters.items():
+        annotated, optional, _ = p.annotation.partition(" | None")
+        default = f'"{p.default}"' if isinstance(p.default, str) else str(p.default).removeprefix("torch.")
+        shown = f"{TYPES.get(annotated, annotated)}{marks.get(name, '')}{'?' if optional else ''} {name}"
+        listed.append(shown if p.default is p.empty else f"{shown}={default}")
+    returned = signature.return_annotation
+    return f"{native.__name__}({', '.join(listed)}) -> {TYPES.get(returned, returned)}"
 
 
-#: Answers for the first arguments of an op, which are tensors. It gets the tensors that were kept, what is wanted, the
-#: constants, and the gradients of the outputs, which are None where an output has none.
+#: Returns the gradients of the first arguments of an op, which are tensors. It gets the tensors that were kept, which
+#: gradients are wanted, the constants, and the gradients of the outputs (None for an output without one).
 Backward = Callable[..., Tensors]
 
 
 def differentiable(op: Op, keep: Callable[..., Tensors], backward: Backward, *constants: str) -> None:
-    """Give `op` a gradient: `backward(kept, wanted, *constants, *grads)`. `keep(inputs, output)` are the tensors that
-    are kept for it, `constants` the names of other arguments."""
+    """Gives `op` a gradient, `backward(kept, wanted, *constants, *grads)`. `keep(inputs, output)` returns the tensors
+    that it needs; `constants` are the names of the other arguments that it needs."""
     places = tuple(map(op.arguments.index, constants))
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

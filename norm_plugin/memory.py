@@ -1,8 +1,8 @@
-"""Which bytes a tensor covers: whether two tensors share some, and whether one covers some of its own twice.
+"""Which bytes a tensor covers: whether two tensors share bytes, and whether one tensor covers a byte twice.
 
-A tensor is taken as runs of elements that lie side by side, its rows where their stride is 1. Nearly every pair is told
-apart by where it begins and ends, or by where its runs lie between two of the other's; only what is left is looked at
-run by run. All of it is exact, and nothing is read from the tensors' memory.
+A tensor is a set of runs: elements that lie side by side, such as the rows of a tensor whose last stride is 1. For
+nearly every pair of tensors the answer follows from where they begin and end, or from runs that lie between the runs of
+the other. The remaining pairs are compared run by run. All answers are exact, and no tensor's memory is read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Dimensions = list[tuple[int, int]]
 
 
 def _runs(shape: list[int], strides: list[int], itemsize: int) -> tuple[int, Dimensions]:
-    """The bytes of one run, and how the runs lie."""
+    """The bytes of one run, and the dimensions that the runs form."""
     run = itemsize
     dimensions = [(size, stride * itemsize) for size, stride in zip(shape, strides, strict=True) if size > 1]
     dimensions.sort(key=lambda dimension: dimension[1])
@@ -25,7 +25,7 @@ def _runs(shape: list[int], strides: list[int], itemsize: int) -> tuple[int, Dim
 
 
 def span(t: Tensor) -> tuple[int, int]:
-    """The first byte, and the one behind the last; equal for an empty tensor."""
+    """The address of the first byte, and the one after the last; equal for an empty tensor."""
     first = t.data_ptr()
     if t.numel() == 0:
         return first, first
@@ -34,7 +34,7 @@ def span(t: Tensor) -> tuple[int, int]:
 
 
 def _starts(first: int, dimensions: Dimensions) -> Tensor:
-    """Where every run begins, in order."""
+    """The addresses of all runs, in order."""
     found = torch.tensor([first])
     for size, stride in dimensions:
         found = (found[:, None] + torch.arange(size) * stride).flatten()
@@ -42,7 +42,7 @@ def _starts(first: int, dimensions: Dimensions) -> Tensor:
 
 
 def covers_itself(t: Tensor) -> bool:
-    """Whether two elements of `t` are one in memory."""
+    """Whether two elements of `t` share memory."""
     return t.numel() > 1 and _covers_itself(*_runs(list(t.shape), list(t.stride()), t.element_size()))
 
 
@@ -58,7 +58,7 @@ def _covers_itself(run: int, dimensions: Dimensions) -> bool:
 
 
 def may_cover_itself(t: Tensor) -> bool:
-    """Whether a tensor of these strides and inner sizes could cover itself, had it another number of rows."""
+    """Whether a tensor with these strides and inner sizes, and any number of rows, may cover itself."""
     if t.dim() < 2 or 0 in t.shape[1:]:
         return covers_itself(t)
     inner = _runs(list(t.shape[1:]), list(t.stride()[1:]), t.element_size())
@@ -66,13 +66,13 @@ def may_cover_itself(t: Tensor) -> bool:
 
 
 def bytes_of_a_row(t: Tensor) -> int:
-    """How far one entry of the first dimension reaches."""
+    """The bytes from the first to the last element of one entry of the first dimension."""
     reach = sum((size - 1) * stride for size, stride in zip(t.shape[1:], t.stride()[1:], strict=True))
     return (reach + 1) * t.element_size()
 
 
 def packed(t: Tensor) -> bool:
-    """Whether t has the strides of a contiguous tensor, also where a size is 1: then it has them with any rows."""
+    """Whether t has the strides of a contiguous tensor, also in dimensions of size 1, whatever its number of rows."""
     expected = 1
     for size, stride in zip(reversed(t.shape), reversed(t.stride()), strict=True):
         if stride != expected:
@@ -93,7 +93,7 @@ def overlap(a: Tensor, b: Tensor) -> bool:
         (stride,) = strides
         offset = (b_first - a_first) % stride
         if a_run <= stride and a_run <= offset and offset + b_run <= stride:
-            return False  # as columns of one wider tensor do
+            return False  # such as two slices of columns of one tensor
     a_starts, b_starts = _starts(a_first, a_dimensions), _starts(b_first, b_dimensions)
     following = torch.searchsorted(a_starts, b_starts - a_run, right=True)
     there = following < len(a_starts)
@@ -101,13 +101,13 @@ def overlap(a: Tensor, b: Tensor) -> bool:
 
 
 def same_strides(a: Tensor, b: Tensor) -> bool:
-    """Whether tensors of one shape, whatever its first size, lie in the same way."""
+    """Whether tensors of one shape, with any first size, have the same layout."""
     inner = zip(a.shape[1:], a.stride()[1:], b.stride()[1:], strict=True)
     return a.dtype == b.dtype and a.stride()[:1] == b.stride()[:1] and all(n < 2 or s == t for n, s, t in inner)
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether each element of `a` is the same one of `b`."""
+    """Whether each element of `a` and its counterpart in `b` are the same memory."""
     strides = zip(a.shape, a.stride(), b.stride(), strict=True)
     return (
         a.data_ptr() == b.data_ptr()

@@ -1,20 +1,20 @@
-"""The PyTorch that norm_plugin needs. pip is not told: it would move an engine's own torch, and CUDA with it."""
+"""The PyTorch that norm_plugin needs. pip does not know it, because pip would replace an engine's torch, and CUDA."""
 
 from __future__ import annotations
 
 import re
 
-#: The oldest release that the tests and the engines were run with.
+#: The oldest release that the tests and the engines ran with.
 OLDEST_TORCH = (2, 11)
 
 
 def check_torch() -> None:
-    """Raise ImportError where torch is missing or too old."""
+    """Raises ImportError if torch is missing or too old."""
     oldest = ".".join(map(str, OLDEST_TORCH))
     try:
         import torch
     except ModuleNotFoundError as error:
-        if error.name != "torch":  # a torch that is there and lacks something of its own
+        if error.name != "torch":  # torch is there, but lacks a module of its own
             raise
         raise ImportError(
             f"norm_plugin needs PyTorch {oldest} or newer, and there is none here. Install norm_plugin into the "

@@ -1,4 +1,4 @@
-"""Every flag: its name, its values, its default and one line of help. The README's table is made from this one.
+"""Every flag: its name, its values, its default and one line of help. The table in the README is made from it.
 
 Flags are read from the environment once, at the first use; `override` changes them for a block of code.
 """
@@ -21,7 +21,7 @@ FAMILIES = ("rmsnorm", "gemma", "layernorm", "gated", "mixer2", "qknorm")
 
 
 class SettingError(ValueError):
-    """A flag has a value that means nothing, or two flags contradict each other."""
+    """A flag has a wrong value, or two flags contradict each other."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,8 @@ def _families(name: str, text: str) -> frozenset[str]:
 FLAGS: tuple[Flag, ...] = (
     Flag(
         "NORM_PLUGIN", "backend", "`off`, `auto`, `triton`, `native`", "off",
-        "off: the engines stay as they are. auto: Triton where there is a GPU, else native; what no kernel can do is "
-        "the engine's own again. "
-        "Direct calls of the functions take off for auto",
+        "off: the engines stay as they are. auto: Triton where there is a GPU, else native; the engine itself runs "
+        "what no kernel can do. For direct calls of the functions, off means auto",
         partial(_one_of, values=BACKENDS),
     ),
     Flag(
@@ -97,7 +96,7 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "NORM_PLUGIN_STRICT", "strict", "`0`, `1`", "0",
-        "1: what cannot be done as asked raises, with the reason, instead of falling back",
+        "1: a call that cannot be done as asked raises an error with the reason, instead of falling back",
         _switch,
     ),
     Flag(
@@ -112,16 +111,16 @@ FLAGS: tuple[Flag, ...] = (
     ),
     Flag(
         "NORM_PLUGIN_REPORT", "report", "a folder", "",
-        "every engine process keeps a JSON file there of what ran each layer, how often; `norm-plugin report` reads it",
+        "every engine process writes there what ran each layer, and how often, as JSON; `norm-plugin report` reads it",
         lambda name, text: text or None,
     ),
 )  # fmt: skip
 
 
 def read(environ: Mapping[str, str]) -> Settings:
-    """The settings of an environment; a wrong value raises SettingError, which names the flag and its values.
+    """The settings of an environment. A wrong value raises SettingError, which names the flag and its values.
 
-    An empty value is no value: compose files and Helm write one for a variable that nobody has set.
+    An empty value counts as unset: compose files and Helm write one for a variable that nobody has set.
     """
     values = {flag.field: flag.parse(flag.name, environ.get(flag.name) or flag.default) for flag in FLAGS}
     if values["native_layernorm"]:
@@ -140,7 +139,7 @@ def given(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def misspelt(environ: Mapping[str, str]) -> list[str]:
-    """A sentence for each variable that looks like a flag and is none, with the flag that was probably meant."""
+    """A sentence for each variable that only looks like a flag, with the flag that was probably meant."""
     names = {flag.name: flag.name for flag in FLAGS}
     known = {f"NORM_PLUGIN_{flag.field.upper()}": flag.name for flag in FLAGS} | names  # NORM_PLUGIN_BACKEND
     found = []
@@ -153,7 +152,7 @@ def misspelt(environ: Mapping[str, str]) -> list[str]:
 
 
 _current: Settings | None = None
-_asked: Settings | None = None  # by the environment, without any override
+_asked: Settings | None = None  # of the environment, without any override
 _overrides: list[dict[str, object]] = []
 _watchers: list[Callable[[], None]] = []
 _lock = threading.RLock()
@@ -165,13 +164,15 @@ def get() -> Settings:
     return _merged() if current is None else current
 
 
-def on_change(forget: Callable[[], None]) -> None:
-    """Have `forget` called whenever the settings change: for whoever keeps what was derived from them."""
+def on_change(forget: Callable[[], None]) -> Callable[[], None]:
+    """Calls `forget` whenever the settings change: for whoever keeps what was derived from them. Returns a function
+    that ends that."""
     _watchers.append(forget)
+    return lambda: _watchers.remove(forget)
 
 
 def _merged() -> Settings:
-    """The settings from the environment, read once, and from the overrides in force, the latest last."""
+    """The settings of the environment, which is read once, under the overrides in force; the latest override wins."""
     global _current, _asked
     with _lock:
         if _asked is None:
@@ -184,7 +185,7 @@ def _merged() -> Settings:
 
 
 def _changed() -> Settings:
-    """The settings now, once everybody has forgotten what followed from those before."""
+    """Tells every watcher to forget, and returns the new settings."""
     merged = _merged()
     for forget in _watchers:
         forget()
@@ -194,7 +195,7 @@ def _changed() -> Settings:
 @contextmanager
 def override(**fields: object) -> Iterator[Settings]:
     """Other settings for a block of code, as in `override(backend="native", strict=True)`. They hold for the whole
-    process; where blocks of several threads overlap, the one entered last decides, until it ends."""
+    process. If blocks of several threads overlap, the one entered last decides until it ends."""
     with _lock:
         _overrides.append(fields)
         try:
@@ -211,7 +212,7 @@ def override(**fields: object) -> Iterator[Settings]:
 
 
 def _remove(fields: dict[str, object]) -> None:
-    """End this override, and not another that says the same."""
+    """Ends this override, and no other with equal fields."""
     _overrides[:] = [other for other in _overrides if other is not fields]
 
 

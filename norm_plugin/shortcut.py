@@ -1,8 +1,8 @@
-"""The shortcut of eager calls: a signature that already runs on Triton is recognised by one call into C++.
+"""The shortcut of eager calls: one call into C++ recognises a signature that already runs on Triton.
 
 Dynamo's tensor guards compare type, dtype, device, sizes, strides, gradients and everything that could trace or
-transform a call (dispatch keys and modes) at once, in a third of the time that Python takes to ask. They are no public
-interface of torch: where they are missing or differ, every call takes the ordinary road.
+transform a call (dispatch keys and modes) at once, in a third of the time that Python would take. They are no public
+interface of torch. If a torch lacks them or has other ones, every call takes the ordinary road.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ try:
 except ImportError:
     dynamo_guards = None  # type: ignore[assignment]
 
-#: The number of elements of x, and the address of each tensor that is given, in the order of the arguments.
+#: The number of elements of x, and the addresses of the given tensors in the order of the arguments.
 Placed = tuple[int, Sequence[int]]
 
-#: Asks what guards cannot: each of them looks at one tensor. For an op that writes, the answer has the addresses of the
-#: tensors, so that nobody has to ask again.
+#: Compares tensors with each other, because a guard looks at one tensor only. For an op that writes, the answer has the
+#: addresses of the tensors, so that the launch need not ask for them again.
 Agreement = Callable[[tuple[Any, ...]], bool | Placed]
 
-#: A model has few signatures an op; the latest ones are kept.
+#: The latest plans of an op are kept: a model has few signatures of each op.
 MOST_PLANS = 8
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """One recognised signature: which tensors are given, what guards them, and what the other arguments are.
+    """How to recognise one signature: which tensors are given, their guards, and the other arguments.
 
     `unrecorded`: an input required a gradient while gradients were off, which the guards do not ask.
     """
@@ -52,7 +52,7 @@ class Plan:
 
 
 def guard(tensors: list[Tensor], by_row: list[bool]) -> Callable[..., bool] | None:
-    """A check for tensors like these; those that go `by_row` may have any first size."""
+    """A check for tensors like these. Those that are `by_row` may have any first size."""
     sizes = [
         [None if rows and t.dim() > 1 and i == 0 else n for i, n in enumerate(t.shape)]
         for t, rows in zip(tensors, by_row, strict=True)
@@ -62,33 +62,33 @@ def guard(tensors: list[Tensor], by_row: list[bool]) -> Callable[..., bool] | No
         guards: Any = dynamo_guards.TensorGuards
         check: Callable[..., bool] = guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
         return check if check(*tensors) else None
-    except (AttributeError, TypeError, ValueError, RuntimeError):  # another torch, with other guards or none
+    except (AttributeError, TypeError, ValueError, RuntimeError):  # a torch with other guards, or without any
         return None
 
 
 def agreement(op: Op, tensors: tuple[Tensor | None, ...], given: tuple[int, ...]) -> Agreement | None:
-    """What checks.check_shapes and check_memory ask of tensors whose sizes are known to agree but for the first."""
+    """What is left of checks.check_shapes and check_memory, if all sizes but the first are known to be right."""
     x = op.x
     if op.one_a_row:
         rows = [i for i in given if op.by_row[i]]
         return lambda t: all(t[i].shape[:-1] == t[x].shape[:-1] for i in rows)
     alike = [i for i in op.by_element if i in given]
     if any(i in given for i in op.written):
-        return apart(op, tensors, alike, given)
+        return disjoint(op, tensors, alike, given)
     if not alike:
         return None
-    if len(alike) == 1:  # nearly every call: a loop takes twice as long
+    if len(alike) == 1:  # nearly every call; a loop would take twice as long
         other = alike[0]
         return lambda t: t[other].numel() == t[x].numel()
     return lambda t: all(t[i].numel() == t[x].numel() for i in alike)
 
 
-def apart(op: Op, tensors: tuple[Tensor | None, ...], alike: list[int], given: tuple[int, ...]) -> Agreement:
-    """Whether no two of the tensors lie in the same stretch of memory. If two do, the ordinary road looks closer."""
+def disjoint(op: Op, tensors: tuple[Tensor | None, ...], alike: list[int], given: tuple[int, ...]) -> Agreement:
+    """Agrees if no two tensors lie in one stretch of memory. If two do, the ordinary road looks closer."""
     x = op.x
     reach = {i: _reach(t, op.by_row[i]) for i, t in enumerate(tensors) if t is not None}  # in the order of `given`
     others = [i for i in given if i not in (x, *alike)]
-    if len(alike) == 1 and len(others) < 2 and given[0] not in others:  # written out: a loop takes three times as long
+    if len(alike) == 1 and len(others) < 2 and given[0] not in others:  # a loop takes three times as long
         one, two = sorted((x, *alike))
         third = others[0] if others else None
         of_one, of_two = reach[one][0], reach[two][0]
@@ -131,7 +131,7 @@ def _lie_alike(a: Tensor | None, b: Tensor | None) -> bool:
 
 
 def _reach(t: Tensor, by_row: bool) -> tuple[int, int]:
-    """(a, b): for n elements of x, at most a * n + b bytes lie between a tensor's first byte and its last."""
+    """(a, b): if x has n elements, t reaches over at most a * n + b bytes."""
     first, end = memory.span(t)
     if not by_row:
         return 0, end - first
@@ -142,13 +142,13 @@ def _reach(t: Tensor, by_row: bool) -> tuple[int, int]:
 
 
 def remember(op: Op, tensors: tuple[Tensor | None, ...], rest: tuple[Any, ...], route: Route) -> None:
-    """Recognise this signature from now on."""
+    """Makes a plan that recognises this signature from now on."""
     given = tuple(i for i, t in enumerate(tensors) if t is not None)
     present = [t for t in tensors if t is not None]
     if any(i in given and memory.may_cover_itself(tensors[i]) for i in op.written):  # type: ignore[arg-type]
-        return  # whether it does is asked at every call
+        return  # every call must check whether it does
     if any(plan.route is route and plan.given == given and plan.recognises(*present) for plan in op.plans):
-        return  # it is known, and only did not agree
+        return  # its plan exists, and only did not agree
     recognises = guard(present, [op.by_row[i] for i in given])
     if recognises is not None:
         missing = tuple(i for i in range(len(tensors)) if i not in given)

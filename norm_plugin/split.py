@@ -1,4 +1,4 @@
-"""RMSNorm of rows that lie in parts on several ranks: two ops, and an all-reduce between them."""
+"""RMSNorm of rows whose parts lie on several ranks: two ops, and an all-reduce between them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def rmsnorm_of_part(
     *,
     numerics: str = FP32.name,
 ) -> Tensor:
-    """This rank's part of rmsnorm(x * silu(z)): x, z and weight are one of `parts` parts of equal width, and
-    `all_reduce` adds up the sums [..., 1] of all ranks."""
+    """This rank's part of rmsnorm(x * silu(z)). x, z and weight are one of `parts` parts of equal width. `all_reduce`
+    adds up the sums [..., 1] of all ranks."""
     sums = all_reduce(call(ops.SPLIT_SUMS, (x, z), (numerics,)))
     how = (parts * x.shape[-1], eps, numerics)
     result: Tensor = call(ops.SPLIT_RMSNORM, (x, weight, z, sums), how)

@@ -52,7 +52,8 @@ def tested() -> str:
 
 def between(ratios: Iterable[float]) -> str:
     """The least and the largest."""
-    least, largest = (f"{end(ratios):.2f}" for end, ratios in zip((min, max), [list(ratios)] * 2, strict=True))
+    every = sorted(ratios)
+    least, largest = f"{every[0]:.2f}", f"{every[-1]:.2f}"
     return least if least == largest else f"{least} to {largest}"
 
 

@@ -1,1 +1,1 @@
-"""How an output is judged: fp64 oracles, the inputs they are asked about, and distances in ulps."""
+"""Judges outputs: fp64 oracles, the inputs to judge on, bounds, and distances in ulps."""

@@ -1,4 +1,4 @@
-"""`python -m norm_plugin.accuracy`: every op against its fp64 oracle on this machine, as a table."""
+"""`python -m norm_plugin.accuracy` compares every op with its fp64 oracle on this machine, and prints a table."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def rendered(rows: Sequence[Row], notes: Sequence[str]) -> Table:
-    """The rows, with an empty line between two ops; a backend's reason is the number of its note."""
+    """The rows, with an empty line between ops. The reason of a backend is the number of a note."""
     title = "Every op against its fp64 oracle, in ulps of its output"
     shown = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     shown.add_column("op")
@@ -56,7 +56,7 @@ def rendered(rows: Sequence[Row], notes: Sequence[str]) -> Table:
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parsed(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # a pipe has no width; this is what the table needs
+    # a pipe has no width, and the table needs so much
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     begin = time.monotonic()
     rows = []

@@ -1,7 +1,7 @@
-"""How far the arithmetic of an op may put a value off before its last rounding, which costs half an ulp on top.
+"""Bounds of the error of an op's arithmetic before its last rounding, which may cost half an ulp more.
 
-Every bound is an absolute amount per element, in fp64, and follows from the formula: each product, sum and root in
-fp32 is off by a share of the magnitudes that it is made of, and by one subnormal where it underflows. Nothing in a
+Every bound is an absolute amount for each element, in fp64, and follows from the formula: each product, sum and root in
+fp32 has an error that is a share of the magnitudes it is made of, plus one subnormal if it underflows. Nothing in a
 bound is measured.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from norm_plugin.accuracy import oracle
 from norm_plugin.numerics import FP32, GATED_NUMERICS, LAYER_QUANT_NUMERICS
 
-#: How many roundings a value has behind it at most: see the nudges of the oracle.
+#: The most roundings of a value; see the nudges of the oracle.
 ROUNDINGS = 16
 
 #: The least subnormal of fp32.
@@ -21,7 +21,7 @@ SUBNORMAL = 2.0**-149
 
 
 def rounding(dtype: torch.dtype) -> float:
-    """What one rounding may cost, relatively, where inputs have this dtype: below fp32 all is computed in fp32."""
+    """The relative error of one rounding. Inputs of less than fp32 are computed in fp32."""
     return 2.0**-53 if dtype == torch.float64 else 2.0**-24
 
 
@@ -31,7 +31,7 @@ def magnitude(factor: Tensor | float) -> Tensor | float:
 
 
 def product(value: Tensor, dtype: torch.dtype, *factors: Tensor | float, least: float = SUBNORMAL) -> Tensor:
-    """A product: a share of itself, and a subnormal, lost early, that all factors enlarge."""
+    """Of a product: a share of the value, and a subnormal, lost early, which all factors enlarge."""
     lost: Tensor = torch.full_like(value, least)
     for factor in factors:
         lost = lost * (1 + magnitude(factor))
@@ -47,7 +47,7 @@ def rmsnorm(
     variance_size: int | None = None,
     least: float = SUBNORMAL,
 ) -> Tensor:
-    """Of rmsnorm, or of add_rmsnorm where a residual is given, in all numerics."""
+    """Of rmsnorm, or of add_rmsnorm if a residual is given, in all numerics."""
     h = input.double() if residual is None else input.double() + residual.double()
     s, w = oracle.inverse_root(h, eps, variance_size), oracle.factor(weight, gemma)
     return product(h * s * w, input.dtype, s, w, least=least)
@@ -63,7 +63,7 @@ def l2norm(input: Tensor, eps: float = 1e-6, least: float = SUBNORMAL) -> Tensor
 def layernorm(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-6, least: float = SUBNORMAL
 ) -> Tensor:
-    """Of layernorm: what the mean is off by, a share of the centred row, is added to every element of that row."""
+    """Of layernorm. The error of the mean, a share of the centred row, adds to every element of the row."""
     return gated_norm(input, weight, bias, eps=eps, least=least)
 
 
@@ -75,7 +75,7 @@ def layernorm_to_quantise(
     numerics: str = FP32.name,
     least: float = SUBNORMAL,
 ) -> Tensor:
-    """Of the LayerNorm that layernorm_quant quantises: a rounded one is right, or it lay next to a tie."""
+    """Of the LayerNorm that layernorm_quant quantises. A rounded one is exact, unless it lay next to a tie."""
     off = layernorm(input, weight, bias, eps, least)
     if LAYER_QUANT_NUMERICS[numerics].round_before_quant:
         below, above = ends(oracle.layernorm(input, weight, bias, eps), off, input.dtype)
@@ -103,7 +103,7 @@ def gated_norm(
     gate_first = z is not None and not norm_before_gate
     h, s = (x.double() * act if gate_first else x.double()), rstd.repeat_interleave(group_size or x.shape[-1], -1)
     terms = xhat.abs() if is_rms_norm else xhat.abs() + 1
-    if gate_first:  # the gated row is rounded before it is centred, so its size counts and not only its spread
+    if gate_first:  # the gated row is rounded before it is centred, so its size counts, not only its spread
         size = h.unflatten(-1, (-1, group_size or x.shape[-1])).square().mean(-1).sqrt() * rstd
         terms = terms * (1 + 2 * size.repeat_interleave(group_size or x.shape[-1], -1)) + h.abs() * s
     factor, offset = oracle.factor(weight), oracle.offset(bias)
@@ -120,12 +120,12 @@ def gated_norm(
 
 
 def ends(value: Tensor, off: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The least and the largest b(value) where the value may be off: they differ only next to a tie."""
+    """The least and the largest b(value), if the value may be off. They differ only next to a tie."""
     return oracle.rounded(value - off, dtype), oracle.rounded(value + off, dtype)
 
 
 def split_sums(x: Tensor, z: Tensor | None, least: float = SUBNORMAL) -> Tensor:
-    """Of split_sums: twice what a sum leaves under a root, and whatever the squares lose that underflow."""
+    """Of split_sums: twice ROUNDINGS, because no root halves the error, and the loss of squares that underflow."""
     h = oracle.gated_part(x, z)
     off = product(h, x.dtype, x.double(), least=least)
     squares = 2 * h.abs() * off + least
@@ -161,10 +161,10 @@ def layernorm_linear(
     eps: float = 1e-6,
     least: float = SUBNORMAL,
 ) -> Tensor:
-    """Of layernorm_linear: a norm next to a tie may round to either side, and the product sums its terms one by one.
+    """Of layernorm_linear. A norm next to a tie may round to either side, and the product sums its terms one by one.
 
-    torch.nn.functional.linear has its product rounded before the bias is added where cuBLAS has no kernel that does
-    both: on an H100 for 9 of 120 shapes.
+    torch.nn.functional.linear rounds its product before it adds the bias, if cuBLAS has no kernel that does both: on an
+    H100 for 9 of 120 shapes.
     """
     normed, off = oracle.layernorm(x, weight, bias, eps), layernorm(x, weight, bias, eps, least)
     below, above = (v.to(linear_weight.dtype).double() for v in ends(normed, off, x.dtype))

@@ -1,4 +1,4 @@
-"""What is verified: every public function in every numerics it has, with its oracle."""
+"""The cases to judge: every public function in each of its numerics, with its oracle."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin.accuracy import bounds, inputs, oracle
-from norm_plugin.numerics import FP32, GATED_NUMERICS, HF, LAYER_QUANT_NUMERICS, NUMERICS
+from norm_plugin.numerics import FP32, GATED_NUMERICS, LAYER_NUMERICS, LAYER_QUANT_NUMERICS, NUMERICS
 
 ROWS, WIDTH, GROUP, FEATURES = 16, 2048, 128, 64
 EPS = 1e-6
@@ -21,7 +21,7 @@ Outputs = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one call is made of; every op takes its part."""
+    """The tensors of a call. Every op takes those that it needs."""
 
     x: Tensor
     residual: Tensor
@@ -54,7 +54,7 @@ class Inputs:
 class Case:
     """A call of a public function, and its oracle.
 
-    `bound` is how far fp32 may put the first output off before it is rounded; None where it is a product.
+    `bound`: the error of the first output in fp32 before it is rounded. None: the bound of a product.
     """
 
     op: str
@@ -65,43 +65,33 @@ class Case:
     bound: Callable[[Inputs], Tensor] | None = None
 
 
-def rms_cases(numerics: str) -> Iterator[Case]:
+def rms_cases(numerics: str, gemma: bool = False) -> Iterator[Case]:
+    norm = norm_plugin.gemma_rmsnorm if gemma else norm_plugin.rmsnorm
+    fused_norm = norm_plugin.gemma_fused_add_rmsnorm if gemma else norm_plugin.fused_add_rmsnorm
+
     def fused(i: Inputs) -> Outputs:
-        norm_plugin.fused_add_rmsnorm(i.x, i.residual, i.weight, EPS, numerics=numerics)
+        fused_norm(i.x, i.residual, i.weight, EPS, numerics=numerics)
         return i.x, i.residual
 
     def add_oracle(i: Inputs, nudge: float) -> Outputs:
-        return oracle.add_rmsnorm(i.x, i.residual, i.weight, EPS, numerics, nudge=nudge)
+        return oracle.add_rmsnorm(i.x, i.residual, i.weight, EPS, numerics, gemma, nudge=nudge)
 
     yield Case(
-        "rmsnorm", "", numerics,
-        lambda i: (norm_plugin.rmsnorm(i.x, i.weight, EPS, numerics=numerics),),
-        lambda i, nudge: (oracle.rmsnorm(i.x, i.weight, EPS, numerics, nudge=nudge),),
+        norm.__name__, "", numerics,
+        lambda i: (norm(i.x, i.weight, EPS, numerics=numerics),),
+        lambda i, nudge: (oracle.rmsnorm(i.x, i.weight, EPS, numerics, gemma, nudge=nudge),),
     )  # fmt: skip
-    yield Case("fused_add_rmsnorm", "in place", numerics, fused, add_oracle)
-    yield Case(
-        "add_rmsnorm", "", numerics,
-        lambda i: norm_plugin.add_rmsnorm(i.x, i.residual, i.weight, EPS, numerics=numerics),
-        add_oracle,
-    )  # fmt: skip
+    yield Case(fused_norm.__name__, "in place", numerics, fused, add_oracle)
+    if not gemma:
+        yield Case(
+            "add_rmsnorm", "", numerics,
+            lambda i: norm_plugin.add_rmsnorm(i.x, i.residual, i.weight, EPS, numerics=numerics),
+            add_oracle,
+        )  # fmt: skip
 
 
-def gemma_cases() -> Iterator[Case]:
-    def fused(i: Inputs) -> Outputs:
-        norm_plugin.gemma_fused_add_rmsnorm(i.x, i.residual, i.weight, EPS)
-        return i.x, i.residual
-
-    yield Case(
-        "gemma_rmsnorm", "", "fp32",
-        lambda i: (norm_plugin.gemma_rmsnorm(i.x, i.weight, EPS),),
-        lambda i, nudge: (oracle.rmsnorm(i.x, i.weight, EPS, gemma=True, nudge=nudge),),
-    )  # fmt: skip
-    yield Case(
-        "gemma_fused_add_rmsnorm", "in place", "fp32",
-        fused,
-        lambda i, nudge: oracle.add_rmsnorm(i.x, i.residual, i.weight, EPS, gemma=True, nudge=nudge),
-    )  # fmt: skip
-    yield Case(
+def l2norm_case() -> Case:
+    return Case(
         "l2norm", "", "fp32",
         lambda i: (norm_plugin.l2norm(i.x, EPS),),
         lambda i, nudge: (oracle.l2norm(i.x, EPS),),
@@ -118,8 +108,9 @@ def layernorm_case(numerics: str) -> Case:
 
 
 def layer_cases() -> Iterator[Case]:
-    # not `torch`: PyTorch's own, which is thousands of ulps off where the mean is large, is not ours to bound
-    yield layernorm_case(FP32.name)
+    for numerics in LAYER_NUMERICS.values():
+        if not numerics.torch_functions:  # with a large mean it is thousands of ulps off: not ours to bound
+            yield layernorm_case(numerics.name)
     yield Case(
         "layernorm_linear", "", "fp32",
         lambda i: (norm_plugin.layernorm_linear(i.x, i.weight, i.bias, i.linear_weight, i.linear_bias, EPS),),
@@ -164,31 +155,30 @@ def quant_cases(name: str, dtype: torch.dtype, numerics: str) -> Iterator[Case]:
         norm_plugin.fused_add_rmsnorm_quant(out, i.x, i.residual, i.weight, i.scale, EPS, numerics=numerics)
         return (out,)
 
+    def norm(i: Inputs, nudge: float, residual: Tensor | None = None) -> Tensor:
+        return oracle.to_quantise(i.x, i.weight, residual, EPS, numerics, nudge=nudge)
+
+    def by_block(i: Inputs, nudge: float) -> Outputs:
+        values, scales = oracle.by_own_scale(norm(i, nudge).unflatten(-1, (-1, GROUP)), dtype)
+        return values.flatten(-2), scales[..., 0]
+
     yield Case(
         "rmsnorm_quant", name, numerics, static,
-        lambda i, nudge: (
-            oracle.rmsnorm_quant(i.x, i.weight, i.scale, dtype, None, EPS, numerics, nudge=nudge),
-        ),
+        lambda i, nudge: (oracle.quantised(norm(i, nudge), i.scale, dtype),),
     )  # fmt: skip
     yield Case(
         "fused_add_rmsnorm_quant", name, numerics, fused_static,
-        lambda i, nudge: (
-            oracle.rmsnorm_quant(i.x, i.weight, i.scale, dtype, i.residual, EPS, numerics, nudge=nudge),
-        ),
+        lambda i, nudge: (oracle.quantised(norm(i, nudge, i.residual), i.scale, dtype),),
     )  # fmt: skip
     yield Case(
         "rmsnorm_dynamic_quant", name, numerics,
         lambda i: norm_plugin.rmsnorm_dynamic_quant(i.x, i.weight, None, EPS, dtype, numerics=numerics),
-        lambda i, nudge: oracle.rmsnorm_dynamic_quant(
-            i.x, i.weight, None, EPS, dtype, numerics=numerics, nudge=nudge
-        ),
+        lambda i, nudge: oracle.by_own_scale(norm(i, nudge), dtype),
     )  # fmt: skip
     yield Case(
         "rmsnorm_block_quant", name, numerics,
         lambda i: norm_plugin.rmsnorm_block_quant(i.x, i.weight, None, EPS, GROUP, dtype, numerics=numerics),
-        lambda i, nudge: oracle.rmsnorm_block_quant(
-            i.x, i.weight, None, EPS, GROUP, dtype, numerics, nudge=nudge
-        ),
+        by_block,
     )  # fmt: skip
 
 
@@ -198,26 +188,26 @@ def layernorm_quant_case(name: str, dtype: torch.dtype, numerics: str) -> Case:
         norm_plugin.layernorm_quant(out, i.x, i.weight, i.bias, i.scale, EPS, numerics=numerics)
         return (out,)
 
+    def truth(i: Inputs, nudge: float) -> Outputs:
+        norm = oracle.layernorm_to_quantise(i.x, i.weight, i.bias, EPS, numerics, nudge)
+        return (oracle.quantised(norm, i.scale, dtype),)
+
     def bound(i: Inputs) -> Tensor:
         off = bounds.layernorm_to_quantise(i.x, i.weight, i.bias, EPS, numerics) / i.scale.double()
-        quotient = oracle.layernorm_quant(i.x, i.weight, i.bias, i.scale, dtype, EPS, numerics)
-        return off + bounds.product(quotient, torch.float32)
+        return off + bounds.product(truth(i, 0.0)[0], torch.float32)
 
-    return Case(
-        "layernorm_quant", name, numerics, static,
-        lambda i, nudge: (oracle.layernorm_quant(i.x, i.weight, i.bias, i.scale, dtype, EPS, numerics, nudge),),
-        bound,
-    )  # fmt: skip
+    return Case("layernorm_quant", name, numerics, static, truth, bound)
 
 
 def cases() -> list[Case]:
-    """Every public function in every numerics it has."""
+    """Every public function in each of its numerics."""
     found = [case for numerics in NUMERICS for case in rms_cases(numerics)]
-    found += [*gemma_cases(), *layer_cases()]
+    found += [*rms_cases(FP32.name, gemma=True), l2norm_case(), *layer_cases()]
     for numerics in GATED_NUMERICS:
         found += [case for before in (True, False) for case in gated_cases(numerics, before)]
-    for numerics in (FP32.name, HF.name):
-        found += [case for name, dtype in QUANTISED.items() for case in quant_cases(name, dtype, numerics)]
+    for numerics, how in NUMERICS.items():
+        if not how.output_of_rounded_sum:  # what is rounded of a sum, the fused adds above show
+            found += [case for name, dtype in QUANTISED.items() for case in quant_cases(name, dtype, numerics)]
     for numerics in LAYER_QUANT_NUMERICS:
         found += [layernorm_quant_case(name, dtype, numerics) for name, dtype in QUANTISED.items()]
     return sorted(found, key=lambda case: norm_plugin.__all__.index(case.op))

@@ -1,4 +1,4 @@
-"""The inputs that a norm is judged on: classes of values, and layouts of memory. Every one is made from a seed."""
+"""The inputs that a norm is judged on: classes of values. Every one is made from a seed."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ NEAR_FP32_LEAST = 1e-38
 
 
 def randn(shape: Shape, seed: int) -> Tensor:
-    """fp32 normal values, drawn on the CPU so that every device gets the same ones."""
+    """Normal values in fp32, drawn on the CPU so that every device gets the same."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def outliers(shape: Shape, seed: int) -> Tensor:
-    """Normal values with a few channels that are much larger in every row, as language models have them."""
+    """Normal values. A few channels are much larger in every row, as in language models."""
     x: Tensor = randn(shape, seed)
     x[..., ::OUTLIER_EVERY] *= OUTLIER_SCALE
     return x
@@ -35,7 +35,7 @@ def row_scales(shape: Shape, seed: int) -> Tensor:
 
 
 def large_mean(shape: Shape, seed: int) -> Tensor:
-    """Normal values around 100: a variance taken as E[x^2] - E[x]^2 loses its digits here."""
+    """Normal values around 100. A variance computed as E[x^2] - E[x]^2 loses its digits here."""
     return randn(shape, seed) + 100
 
 
@@ -45,7 +45,7 @@ def constant_rows(shape: Shape, seed: int) -> Tensor:
 
 
 def zeros(shape: Shape, seed: int) -> Tensor:
-    """Rows of zeros among normal ones: every second row, the first among them."""
+    """Normal rows; every second one, from the first on, is zero."""
     x = randn(shape, seed)
     x.view(-1, x.shape[-1])[::2] = 0
     return x
@@ -57,7 +57,7 @@ def largest(shape: Shape, seed: int) -> Tensor:
 
 
 def tiny(shape: Shape, seed: int) -> Tensor:
-    """Values whose squares underflow in fp32, so that eps alone is left."""
+    """Values whose squares underflow in fp32, so that only eps is left."""
     return randn(shape, seed) * NEAR_FP32_LEAST
 
 
@@ -105,7 +105,7 @@ CLASSES = FINITE | SPOILED
 def make(
     name: str, shape: Shape, dtype: torch.dtype = torch.float32, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """A contiguous tensor of an input class. What overflows the dtype saturates, inf and NaN stay what they are."""
+    """A contiguous tensor of an input class. Values that overflow the dtype saturate; inf and NaN stay."""
     x = CLASSES[name](shape, seed).double()
     largest_finite = torch.finfo(dtype).max
     return torch.where(x.isinf(), x, x.clamp(-largest_finite, largest_finite)).to(dtype).to(device)
@@ -114,7 +114,7 @@ def make(
 def weights(
     width: int, dtype: torch.dtype = torch.float32, seed: int = 1000, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """A weight around one, as trained norms have it."""
+    """A weight around one, as in trained norms."""
     return (1 + 0.25 * randn([width], seed)).to(dtype).to(device)
 
 
@@ -123,46 +123,3 @@ def biases(
 ) -> Tensor:
     """A bias around zero."""
     return (0.25 * randn([width], seed)).to(dtype).to(device)
-
-
-# --- layouts: the same values in other memory, the last stride always 1 --------------------------------------------
-
-
-def contiguous(x: Tensor) -> Tensor:
-    """Rows one after another."""
-    return x.contiguous()
-
-
-def padded(x: Tensor, pad: int = 8) -> Tensor:
-    """Rows with unused memory between them."""
-    buffer = x.new_full((*x.shape[:-1], x.shape[-1] + pad), 7)
-    buffer[..., : x.shape[-1]] = x
-    return buffer[..., : x.shape[-1]]
-
-
-def qkv_slice(x: Tensor) -> Tensor:
-    """The middle of a wider projection: [T, H, D] is the k of a fused qkv, [T, N] a middle block of columns."""
-    if x.dim() < 2:
-        return padded(x)
-    tokens, row = x.shape[0], math.prod(x.shape[1:])
-    buffer = x.new_full((tokens, 3 * row), 7)
-    buffer[:, row : 2 * row] = x.reshape(tokens, row)
-    return buffer[:, row : 2 * row].view(x.shape)
-
-
-def transposed(x: Tensor) -> Tensor:
-    """The first two of three or more dimensions in the other order in memory."""
-    return x.transpose(0, 1).contiguous().transpose(0, 1) if x.dim() > 2 else padded(x, 16)
-
-
-LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
-    "contiguous": contiguous,
-    "padded": padded,
-    "qkv_slice": qkv_slice,
-    "transposed": transposed,
-}
-
-
-def each_different(*tensors: Tensor) -> list[Tensor]:
-    """The same values, every tensor with strides of its own."""
-    return [padded(x, 8 * (place + 1)) for place, x in enumerate(tensors)]

@@ -1,9 +1,9 @@
-"""Every op in fp64, as the plain formula: what native ops and kernels are both measured against.
+"""The plain formula of every op in fp64, against which native ops and kernels are measured.
 
-An oracle returns the value before its last rounding, so that a correctly rounded result lies within half an ulp of it.
-The roundings that a named numerics puts in the middle are applied where it puts them. fp32 arithmetic may round a
-value that lies next to a tie the other way than fp64 does: `nudge` moves values by that relative amount before each
-such rounding, and a result is right if it agrees with the oracle of one of `NUDGES`.
+An oracle returns the value before its last rounding, so a correctly rounded result lies within half an ulp of it. If a
+numerics rounds in the middle, the oracle rounds there too. Next to a tie, fp32 arithmetic may round to the other side
+than fp64. So `nudge` moves values by that relative amount before each such rounding, and a result is right if it agrees
+with the oracle of one of `NUDGES`.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from norm_plugin.numerics import FP32, GATED_NUMERICS, LAYER_QUANT_NUMERICS, NUMERICS
+from norm_plugin.numerics import FP32, GATED_NUMERICS, LAYER_QUANT_NUMERICS, NUMERICS, Numerics
 
-#: 16 roundings of fp32, in both directions. A sum in pairs over 2^17 squares costs at most 17 roundings, of which the
-#: square root leaves half; the root, the products and eps cost less than the rest.
+#: 16 roundings of fp32, in both directions. A sum in pairs over 2^17 squares costs at most 17 roundings, and the square
+#: root halves their effect. The root, the products and eps cost less than what is left.
 NUDGES: tuple[float, ...] = (0.0, -(2.0**-20), 2.0**-20)
 
-#: (least, largest) value of each quantised dtype, and the least scale of a dynamic quantisation.
+#: The (least, largest) value of each quantised dtype, and its least scale in a dynamic quantisation.
 RANGES: dict[torch.dtype, tuple[float, float]] = {
     torch.float8_e4m3fn: (-448.0, 448.0),
     torch.float8_e5m2: (-57344.0, 57344.0),
@@ -36,26 +36,41 @@ def rounded(value: Tensor, dtype: torch.dtype, nudge: float = 0.0) -> Tensor:
 
 
 def inverse_root(h: Tensor, eps: float, columns: int | None = None) -> Tensor:
-    """1 / sqrt(mean(h^2) + eps) of each row, or of its first columns."""
+    """1 / sqrt(mean(h^2) + eps) of each row, or of its first `columns`."""
     return 1 / (h[..., :columns].square().mean(-1, keepdim=True) + eps).sqrt()
 
 
 def centred(h: Tensor) -> Tensor:
-    """h - mean, twice: the rounding of a large mean would show in ulps of fp64."""
+    """h - mean, twice, because the rounding of a large mean would show in ulps of fp64."""
     h = h - h.mean(-1, keepdim=True)
     return h - h.mean(-1, keepdim=True)
 
 
 def factor(weight: Tensor | None, gemma: bool = False) -> Tensor | float:
-    """What a normalized row is multiplied with."""
+    """The factor of a normalized row."""
     if weight is None:
         return 1.0
     return weight.double() + 1 if gemma else weight.double()
 
 
 def offset(bias: Tensor | None) -> Tensor | float:
-    """What is added to it."""
+    """The offset of a normalized row."""
     return 0.0 if bias is None else bias.double()
+
+
+def weighted(
+    xhat: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    numerics: Numerics,
+    dtype: torch.dtype,
+    nudge: float,
+    gemma: bool = False,
+) -> Tensor:
+    """xhat * w + b; `dtype` is the activation dtype that b() rounds to."""
+    if numerics.round_before_weight:
+        xhat = rounded(xhat, dtype, nudge)
+    return xhat * factor(weight, gemma) + offset(bias)
 
 
 # --- rms ----------------------------------------------------------------------------------------------------------
@@ -73,9 +88,7 @@ def rmsnorm(
     """h * s * w."""
     h = input.double()
     xhat = h * inverse_root(h, eps, variance_size)
-    if NUMERICS[numerics].round_before_weight:
-        xhat = rounded(xhat, input.dtype, nudge)
-    return xhat * factor(weight, gemma)
+    return weighted(xhat, weight, None, NUMERICS[numerics], input.dtype, nudge, gemma)
 
 
 def add_rmsnorm(
@@ -94,9 +107,7 @@ def add_rmsnorm(
     written = rounded(total, residual.dtype, nudge)
     s = inverse_root(written if named.variance_of_rounded_sum else total, eps, variance_size)
     xhat = (written if named.output_of_rounded_sum else total) * s
-    if named.round_before_weight:
-        xhat = rounded(xhat, input.dtype, nudge)
-    return xhat * factor(weight, gemma), total
+    return weighted(xhat, weight, None, named, input.dtype, nudge, gemma), total
 
 
 def l2norm(input: Tensor, eps: float = 1e-6) -> Tensor:
@@ -123,7 +134,7 @@ def layernorm_linear(
     eps: float = 1e-6,
     nudge: float = 0.0,
 ) -> Tensor:
-    """b(layernorm(x)) @ W^T + c, the norm rounded to x's dtype and then to the linear weight's."""
+    """b(layernorm(x)) @ W^T + c. The norm is rounded to the dtype of x, then to that of the linear weight."""
     normed = rounded(rounded(layernorm(x, weight, bias, eps), x.dtype, nudge), linear_weight.dtype)
     return normed @ linear_weight.double().t() + offset(linear_bias)
 
@@ -152,25 +163,11 @@ def gated_norm(
 ) -> Tensor:
     """norm(x) * act(z), or norm(x * act(z)), group by group."""
     xhat, _, _ = normalized_groups(x, z, eps, group_size, norm_before_gate, is_rms_norm, activation)
-    if GATED_NUMERICS[numerics].round_before_weight:
-        y = rounded(rounded(xhat, x.dtype, nudge) * factor(weight) + offset(bias), x.dtype, nudge)
-    else:
-        y = xhat * factor(weight) + offset(bias)
+    named = GATED_NUMERICS[numerics]
+    y = weighted(xhat, weight, bias, named, x.dtype, nudge)
+    if named.round_before_weight:
+        y = rounded(y, x.dtype, nudge)
     return y if z is None or not norm_before_gate else y * gate(z, activation)
-
-
-def gated_statistics(
-    x: Tensor,
-    z: Tensor | None = None,
-    eps: float = 1e-6,
-    group_size: int | None = None,
-    norm_before_gate: bool = True,
-    is_rms_norm: bool = False,
-    activation: str = "silu",
-) -> tuple[Tensor | None, Tensor]:
-    """(mean or None, rstd) of a 2-D x, group-major: all rows of the first group, then all of the second."""
-    _, mean, rstd = normalized_groups(x, z, eps, group_size, norm_before_gate, is_rms_norm, activation)
-    return None if mean is None else torch.cat(mean.unbind(1)), torch.cat(rstd.unbind(1))
 
 
 def normalized_groups(
@@ -219,11 +216,9 @@ def split_rmsnorm(
     numerics: str = FP32.name,
     nudge: float = 0.0,
 ) -> Tensor:
-    """The part's norm, from the sums of whole rows."""
+    """The norm of the part, from the sums of whole rows."""
     xhat = gated_part(x, z) * root_of_sums(sums, full_width, eps)
-    if GATED_NUMERICS[numerics].round_before_weight:
-        xhat = rounded(xhat, x.dtype, nudge)
-    return xhat * factor(weight)
+    return weighted(xhat, weight, None, GATED_NUMERICS[numerics], x.dtype, nudge)
 
 
 # --- quant --------------------------------------------------------------------------------------------------------
@@ -235,11 +230,17 @@ def quantised(y: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def dynamic_scale(y: Tensor, dtype: torch.dtype, upper_bound: Tensor | None = None) -> Tensor:
-    """The largest magnitude along the last dimension over that of the dtype, [..., 1]."""
+    """The largest magnitude along the last dimension over the largest of the dtype, [..., 1]."""
     largest = y.abs().amax(-1, keepdim=True)
     if upper_bound is not None:
         largest = torch.minimum(largest, upper_bound.double())
     return (largest / RANGES[dtype][1]).clamp(min=LEAST_SCALES[dtype])
+
+
+def by_own_scale(y: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(y quantised by its own largest magnitude along the last dimension, that scale [..., 1])."""
+    scale = dynamic_scale(y, dtype)
+    return quantised(y, scale, dtype), scale
 
 
 def to_quantise(
@@ -251,61 +252,12 @@ def to_quantise(
     gemma: bool = False,
     nudge: float = 0.0,
 ) -> Tensor:
-    """The RMSNorm that is quantised: before its last rounding, and with `hf` after it."""
+    """The RMSNorm to quantise: before its last rounding, but with `hf` after it."""
     if residual is None:
         y = rmsnorm(input, weight, eps, numerics, gemma, nudge=nudge)
     else:
         y, _ = add_rmsnorm(input, residual, weight, eps, numerics, gemma, nudge=nudge)
     return rounded(y, input.dtype, nudge) if NUMERICS[numerics].round_before_weight else y
-
-
-def rmsnorm_quant(
-    input: Tensor,
-    weight: Tensor | None,
-    scale: Tensor,
-    dtype: torch.dtype,
-    residual: Tensor | None = None,
-    eps: float = 1e-6,
-    numerics: str = FP32.name,
-    gemma: bool = False,
-    nudge: float = 0.0,
-) -> Tensor:
-    """norm(x) or norm(x + r), by one scale."""
-    return quantised(to_quantise(input, weight, residual, eps, numerics, gemma, nudge), scale, dtype)
-
-
-def rmsnorm_dynamic_quant(
-    input: Tensor,
-    weight: Tensor | None,
-    residual: Tensor | None = None,
-    eps: float = 1e-6,
-    dtype: torch.dtype = torch.float8_e4m3fn,
-    scale_ub: Tensor | None = None,
-    numerics: str = FP32.name,
-    gemma: bool = False,
-    nudge: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """(the quantised norm, its scales [..., 1])."""
-    y = to_quantise(input, weight, residual, eps, numerics, gemma, nudge)
-    scale = dynamic_scale(y, dtype, scale_ub)
-    return quantised(y, scale, dtype), scale
-
-
-def rmsnorm_block_quant(
-    input: Tensor,
-    weight: Tensor | None,
-    residual: Tensor | None = None,
-    eps: float = 1e-6,
-    group_size: int = 128,
-    dtype: torch.dtype = torch.float8_e4m3fn,
-    numerics: str = FP32.name,
-    gemma: bool = False,
-    nudge: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """(the quantised norm, its scales [..., N / group_size])."""
-    y = to_quantise(input, weight, residual, eps, numerics, gemma, nudge).unflatten(-1, (-1, group_size))
-    scale = dynamic_scale(y, dtype)
-    return quantised(y, scale, dtype).flatten(-2), scale[..., 0]
 
 
 def layernorm_to_quantise(
@@ -316,20 +268,6 @@ def layernorm_to_quantise(
     numerics: str = FP32.name,
     nudge: float = 0.0,
 ) -> Tensor:
-    """The LayerNorm that is quantised: before its last rounding, and with `flashinfer_layer` after it."""
+    """The LayerNorm to quantise: before its last rounding, but with `flashinfer_layer` after it."""
     y = layernorm(input, weight, bias, eps)
     return rounded(y, input.dtype, nudge) if LAYER_QUANT_NUMERICS[numerics].round_before_quant else y
-
-
-def layernorm_quant(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    scale: Tensor,
-    dtype: torch.dtype,
-    eps: float = 1e-6,
-    numerics: str = FP32.name,
-    nudge: float = 0.0,
-) -> Tensor:
-    """layernorm(x), by one scale."""
-    return quantised(layernorm_to_quantise(input, weight, bias, eps, numerics, nudge), scale, dtype)

@@ -1,4 +1,4 @@
-"""The comparison of every op with its oracle on one device: a row for each case and dtype."""
+"""Compares every op with its oracle on one device: a row for each case and dtype."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from norm_plugin.accuracy.cases import Case, Inputs, Outputs, cases
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
-#: Classes where fp32 loses nothing to underflow or overflow, so that one bound holds for all of them.
+#: Input classes for which fp32 neither underflows nor overflows, so that one bound holds for all.
 CLASSES = ("normal", "outliers", "row_scales", "large_mean", "zeros")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One case in one dtype, in ulps; `error` and `bound` belong to the element that comes nearest to its own bound."""
+    """One case in one dtype, in ulps. `error` and `bound` are those of the element that comes nearest to its bound."""
 
     op: str
     variant: str
@@ -40,8 +40,8 @@ def judged(
 ) -> tuple[float, float, float]:
     """(error, mean error of the first output, bound) of a call in `dtype`.
 
-    Rounding an exact value costs half an ulp, and what fp32 may be off comes on top. Where a numerics rounds in the
-    middle there is more than one right value, and the nearest one counts.
+    The bound is half an ulp for the rounding, plus the error of fp32. If a numerics rounds in the middle, there is more
+    than one right value, and the nearest counts.
     """
     error, bound, means = 0.0, 0.5, []
     for place, result in enumerate(actual):
@@ -58,7 +58,7 @@ def judged(
 
 
 def row(case: Case, dtype: str, device: torch.device) -> Row:
-    """One case in one dtype, over all classes: the one that comes nearest to its bound speaks for the case."""
+    """One case in one dtype, on all input classes. The class that comes nearest to its bound makes the row."""
     results = []
     for name in CLASSES:
         inputs = Inputs.make(name, DTYPES[dtype])
@@ -82,5 +82,5 @@ def rows(device: torch.device) -> Iterator[Row]:
 
 
 def count() -> int:
-    """How many rows there are."""
+    """The number of rows."""
     return len(cases()) * len(DTYPES)

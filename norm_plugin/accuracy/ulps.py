@@ -1,4 +1,4 @@
-"""Distances between a result and its fp64 oracle, in ulps of the result's dtype."""
+"""Distances between a result and its fp64 oracle, in ulps of the dtype of the result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-#: Digits after the leading one, and the exponents of the least normal and of the largest value.
+#: The digits after the leading one, and the exponents of the least normal and of the largest value.
 FORMATS: dict[torch.dtype, tuple[int, int, int]] = {
     torch.float64: (52, -1022, 1023),
     torch.float32: (23, -126, 127),
@@ -19,14 +19,14 @@ FORMATS: dict[torch.dtype, tuple[int, int, int]] = {
 
 
 class Ulps(NamedTuple):
-    """The worst and the mean distance. inf: a NaN or an inf is not where the oracle has it."""
+    """The largest and the mean distance. inf: the oracle has a NaN where the result has none, or the reverse."""
 
     max: float
     mean: float
 
 
 def size(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """The distance of neighbours of `dtype` at the fp64 `value`; for integers it is 1."""
+    """The distance between neighbours of `dtype` at the fp64 `value`; 1 for integers."""
     if not dtype.is_floating_point:
         return torch.ones_like(value)
     digits, least, largest = FORMATS[dtype]
@@ -36,7 +36,7 @@ def size(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def distance(actual: Tensor, oracle: Tensor) -> Tensor:
-    """Element by element. Two NaNs are 0 apart; inf counts as the power of two that follows the largest value."""
+    """The distance of each element. Two NaNs are 0 apart. inf counts as the power of two after the largest value."""
     if actual.shape != oracle.shape:
         raise ValueError(f"actual has shape {list(actual.shape)} and the oracle {list(oracle.shape)}")
     values, truth = actual.double(), oracle.double()
@@ -50,7 +50,7 @@ def distance(actual: Tensor, oracle: Tensor) -> Tensor:
 
 
 def nearest(actual: Tensor, *oracles: Tensor) -> Tensor:
-    """The distance to the nearest of the oracles, element by element."""
+    """The distance of each element to the nearest of the oracles."""
     apart = distance(actual, oracles[0])
     for oracle in oracles[1:]:
         apart = torch.minimum(apart, distance(actual, oracle))
@@ -66,7 +66,7 @@ def measure(actual: Tensor, *oracles: Tensor) -> Ulps:
 
 
 def excess(actual: Tensor, bound: Tensor, *oracles: Tensor) -> float:
-    """By how many ulps the worst element misses half an ulp plus its `bound`, an absolute amount; 0 is right."""
+    """By how many ulps the worst element exceeds half an ulp plus its `bound` (an absolute amount). 0 is right."""
     if actual.numel() == 0:
         return 0.0
     allowed = 0.5 + (bound / size(oracles[0].double(), actual.dtype)).nan_to_num(0.0, posinf=0.0)

@@ -38,12 +38,12 @@ PASSES = {
 }  # fmt: skip
 ITEMSIZE = 2
 
-#: What the buffers of a decode size may take together: they stay in the L2, where a kernel before has just put them.
+#: What the buffers of a decode size take together: they stay in the L2, where in a model the kernel before put them.
 WARM_BYTES = 16 << 20
 
 
 def warm_buffers(traffic: int) -> int:
-    """How many sets of buffers of a call of that traffic stay in the L2 together."""
+    """How many sets of buffers stay in the L2 together, by the bytes that a call moves."""
     return min(8, max(2, WARM_BYTES // traffic))
 
 
@@ -84,7 +84,7 @@ def decode() -> Iterator[Point]:
 
 
 def cold() -> Iterator[Point]:
-    """Decode sizes of which few enough buffers are larger than the L2."""
+    """The decode sizes at which fewer than MOST_COLD_BUFFERS sets of buffers are larger than the L2."""
     for op in DECODE_OPS:
         for width in COLD_WIDTHS:
             for rows in COLD_ROWS:
@@ -120,7 +120,7 @@ def quant() -> Iterator[Point]:
 
 
 def backward() -> Iterator[Point]:
-    """A forward and its backward; rows beyond the widths of models for the cliff that others have there."""
+    """A forward and its backward; also rows that are longer than a model's, where others become slow."""
     for op in BACKWARD_OPS:
         for width in BACKWARD_WIDTHS:
             yield from (Point("backward", op, rows, width) for rows in BACKWARD_ROWS)
@@ -145,7 +145,7 @@ def points(part: str, quick: bool = False) -> list[Point]:
 
 
 def compiled(point: Point) -> bool:
-    """Whether torch.compile takes part: each of its points costs seconds of compiling, so not at all of them."""
+    """Whether torch.compile takes part. Compiling takes seconds at each point, so it does not at all of them."""
     if point.part in ("decode", "cold"):
         return point.rows == 64 and point.width in (1024, 2048, 4096, 7168, 16384)
     if point.part == "large":

@@ -2,85 +2,75 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
+from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 import norm_plugin
+from norm_plugin.bench.buffers import EPS, Buffers
 from norm_plugin.bench.grid import Point
-from norm_plugin.bench.libraries import LIBRARIES
-from norm_plugin.bench.our_calls import EPS, FP8, Buffers
-from norm_plugin.bench.peers import OUR_NAME, LeftOut, attempt, loaded
+from norm_plugin.bench.libraries import vllm_c
+from norm_plugin.bench.peers import OUR_NAME, LeftOut, attempt
 from norm_plugin.bench.timing import Call, host_time
 
 ROUNDS = 3
 ROWS, WIDTH = 1, 4096
-FLASHINFER = "FlashInfer"
 
 
-def contenders(s: Buffers) -> dict[str, dict[str, Callable[[], Call]]]:
-    """Call -> who -> what makes it, as their users write it: defaults, no `out` unless the call is named so."""
-    x, r, w, b, z, w32, b32, out = s.x, s.r, s.w, s.b, s.z, s.w32, s.b32, s.out
-
-    def flashinfer() -> Any:
-        return importlib.import_module("flashinfer.norm")
-
-    def sgl() -> Any:
-        return importlib.import_module("sgl_kernel")
-
-    def vllm() -> Any:
-        _, why = loaded(next(library for library in LIBRARIES if library.name == "vllm._C"))
-        if why:
-            raise ImportError(why)
-        return torch.ops._C
-
-    def bound(f: Callable[..., Any], *args: Any) -> Call:
-        return lambda: f(*args)
-
+def contenders(s: Buffers) -> dict[str, dict[str, tuple[Any, ...]]]:
+    """Call -> who -> the function and its arguments, as their users write it: no `out` unless the call is named so."""
+    x, r, w, b, out, shape = s.x, s.r, s.w, s.b, s.out, (WIDTH,)
     return {
         "rmsnorm": {
-            OUR_NAME: lambda: bound(norm_plugin.rmsnorm, x, w, EPS),
-            FLASHINFER: lambda: bound(flashinfer().rmsnorm, x, w, EPS),
-            "sgl_kernel": lambda: bound(sgl().rmsnorm, x, w, EPS),
-            "torch.nn.functional": lambda: bound(F.rms_norm, x, (WIDTH,), w, EPS),
+            OUR_NAME: ("norm_plugin:rmsnorm", x, w, EPS),
+            "FlashInfer": ("flashinfer.norm:rmsnorm", x, w, EPS),
+            "sgl_kernel": ("sgl_kernel:rmsnorm", x, w, EPS),
+            "torch.nn.functional": ("torch.nn.functional:rms_norm", x, shape, w, EPS),
         },
         "rmsnorm, out given": {
-            OUR_NAME: lambda: bound(norm_plugin.rmsnorm, x, w, EPS, out),
-            FLASHINFER: lambda: bound(flashinfer().rmsnorm, x, w, EPS, out),
-            "sgl_kernel": lambda: bound(sgl().rmsnorm, x, w, EPS, out),
-            "vllm._C": lambda: bound(vllm().rms_norm, out, x, w, EPS),
+            OUR_NAME: ("norm_plugin:rmsnorm", x, w, EPS, out),
+            "FlashInfer": ("flashinfer.norm:rmsnorm", x, w, EPS, out),
+            "sgl_kernel": ("sgl_kernel:rmsnorm", x, w, EPS, out),
+            "vllm._C": ("torch:ops._C.rms_norm", out, x, w, EPS),
         },
         "fused_add_rmsnorm": {
-            OUR_NAME: lambda: bound(norm_plugin.fused_add_rmsnorm, x, r, w, EPS),
-            FLASHINFER: lambda: bound(flashinfer().fused_add_rmsnorm, x, r, w, EPS),
-            "sgl_kernel": lambda: bound(sgl().fused_add_rmsnorm, x, r, w, EPS),
-            "vllm._C": lambda: bound(vllm().fused_add_rms_norm, x, r, w, EPS),
+            OUR_NAME: ("norm_plugin:fused_add_rmsnorm", x, r, w, EPS),
+            "FlashInfer": ("flashinfer.norm:fused_add_rmsnorm", x, r, w, EPS),
+            "sgl_kernel": ("sgl_kernel:fused_add_rmsnorm", x, r, w, EPS),
+            "vllm._C": ("torch:ops._C.fused_add_rms_norm", x, r, w, EPS),
         },
         "gemma_rmsnorm": {
-            OUR_NAME: lambda: bound(norm_plugin.gemma_rmsnorm, x, w, EPS),
-            FLASHINFER: lambda: bound(flashinfer().gemma_rmsnorm, x, w, EPS),
-            "sgl_kernel": lambda: bound(sgl().gemma_rmsnorm, x, w, EPS),
+            OUR_NAME: ("norm_plugin:gemma_rmsnorm", x, w, EPS),
+            "FlashInfer": ("flashinfer.norm:gemma_rmsnorm", x, w, EPS),
+            "sgl_kernel": ("sgl_kernel:gemma_rmsnorm", x, w, EPS),
         },
         "layernorm": {
-            OUR_NAME: lambda: bound(norm_plugin.layernorm, x, w, b, EPS),
-            FLASHINFER: lambda: bound(flashinfer().layernorm, x, w32, b32, EPS),
-            "torch.nn.functional": lambda: bound(F.layer_norm, x, (WIDTH,), w, b, EPS),
+            OUR_NAME: ("norm_plugin:layernorm", x, w, b, EPS),
+            "FlashInfer": ("flashinfer.norm:layernorm", x, s.w32, s.b32, EPS),
+            "torch.nn.functional": ("torch.nn.functional:layer_norm", x, shape, w, b, EPS),
         },
-        "rmsnorm_fn": {OUR_NAME: lambda: bound(norm_plugin.rmsnorm_fn, x, w, None, z, EPS)},
+        "rmsnorm_fn": {OUR_NAME: ("norm_plugin:rmsnorm_fn", x, w, None, s.z, EPS)},
     }
+
+
+def called(name: str, *args: Any) -> Call:
+    """A call of the function of that name."""
+    if name.startswith("torch:ops._C"):
+        vllm_c()  # its import registers them
+    f = resolve_name(name)
+    return lambda: f(*args)
 
 
 def host_costs() -> tuple[list[dict[str, Any]], list[LeftOut]]:
     """Microseconds of each call and contender, taken in turn for some rounds; the least of the medians."""
     found: list[dict[str, Any]] = []
     left: list[LeftOut] = []
-    for name, makers in contenders(Buffers(Point("host", "rms", ROWS, WIDTH))).items():
+    for name, written in contenders(Buffers(Point("host", "rms", ROWS, WIDTH))).items():
         calls: dict[str, Call] = {}
-        for who, make in makers.items():
-            call, why = attempt(make)
+        for who, how in written.items():
+            call, why = attempt(partial(called, *how))
             if not why:
                 _, why = attempt(call)
             if why:
@@ -115,8 +105,7 @@ def memory() -> list[dict[str, Any]]:
     rows, width = 64, 4096
     s = Buffers(Point("host", "rms", rows, width))
     q = Buffers(Point("host", "qk", rows, 128, None, 32)).x
-    x, r, w, b, z, out, scale, w128 = s.x, s.r, s.w, s.b, s.z, s.out, s.scale, s.normal(128)
-    out8 = torch.empty(rows, width, device="cuda", dtype=FP8)
+    x, r, w, b, z, out, out8, scale, w128 = s.x, s.r, s.w, s.b, s.z, s.out, s.out8, s.scale, s.normal(128)
     plain = rows * width * 2
     calls: dict[str, tuple[Call, int]] = {
         "rmsnorm": (lambda: norm_plugin.rmsnorm(x, w, EPS), plain),
@@ -136,6 +125,6 @@ def memory() -> list[dict[str, Any]]:
     }
     found = []
     for name, (call, output) in calls.items():
-        got, why = attempt(lambda call=call: allocated(call))  # type: ignore[misc]
+        got, why = attempt(partial(allocated, call))
         found.append({"call": name, "allocated": got, "output": output, "error": why})
     return found

@@ -1,15 +1,16 @@
-"""What no kernel gets below: an empty one, and a plain copy of as many bytes."""
+"""Lower bounds of a kernel's time: an empty kernel's, and that of a plain copy of as many bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from norm_plugin.bench.buffers import DTYPE
 from norm_plugin.bench.lower_bound_kernels import copy_kernel, empty_kernel
-from norm_plugin.bench.our_calls import DTYPE
 from norm_plugin.bench.timing import Call, Time, graph_time
 from norm_plugin.kernels.launch import has_pdl
 
@@ -44,13 +45,9 @@ def triton_copy(x: Tensor, y: Tensor, block: int, warps: int, options: dict[str,
     return lambda: copy_kernel[grid](x, y, BLOCK=block, PDL=bool(options), num_warps=warps, **options)
 
 
-def torch_copy(x: Tensor, y: Tensor) -> Call:
-    return lambda: y.copy_(x)
-
-
 def copies(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[str, list[Call]]]:
     """Every variant of a copy, on these pairs of buffers."""
-    yield "torch copy_", [torch_copy(x, y) for x, y in pairs]
+    yield "torch copy_", [partial(y.copy_, x) for x, y in pairs]
     options = pdl_options()
     for block, warps in COPY_BLOCKS:
         calls = [triton_copy(x, y, block, warps, options) for x, y in pairs]

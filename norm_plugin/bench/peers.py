@@ -1,6 +1,6 @@
 """Who takes part at a point: ours and every library that can be imported, runs, and computes the same.
 
-Whoever cannot is left out, and why is kept: nobody is missing silently.
+A library that does not is left out, and the reason is kept.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 
 import torch
 
-from norm_plugin.bench import backward
-from norm_plugin.bench.grid import BACKWARD_OPS, Point, compiled
-from norm_plugin.bench.libraries import COMPILED, LIBRARIES, Library, Makes
-from norm_plugin.bench.our_calls import ALONE, OURS, Buffers, Make, value
+from norm_plugin.bench.backward import trained
+from norm_plugin.bench.buffers import FP8, Buffers, Function
+from norm_plugin.bench.grid import Point, compiled
+from norm_plugin.bench.libraries import COMPILED, LIBRARIES, Functions, Library
+from norm_plugin.bench.our_calls import ALONE, OURS
+from norm_plugin.bench.timing import Call
 
 OUR_NAME = "norm_plugin"
 ALONE_NAME = "norm alone"
@@ -29,10 +31,16 @@ CLOSE, CLOSE_FP8 = 2e-2, 5e-2
 
 @dataclass(frozen=True)
 class Peer:
-    """Someone's way to do an op: `make` gives a call on given buffers, which returns the output."""
+    """Someone's way to do an op."""
 
     name: str
-    make: Make
+    function: Function
+
+    def call(self, buffers: Buffers) -> Call:
+        """Does it on these buffers, and returns the output; with a backward, the outputs and all gradients."""
+        if buffers.point.op.endswith("_backward"):
+            return trained(self.function, buffers)
+        return buffers.call(self.function)
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,8 @@ def attempt(what: Callable[[], Any]) -> tuple[Any, str]:
 
 
 @cache
-def loaded(library: Library) -> tuple[Makes, str]:
-    """(the library's calls, "") or ({}, why it cannot be imported)."""
+def loaded(library: Library) -> tuple[Functions, str]:
+    """(the library's functions, "") or ({}, why it cannot be imported)."""
     try:
         return library.load(), ""
     except (Exception, SystemExit) as error:  # an import may fail in any way
@@ -88,12 +96,12 @@ def unavailable(ops: set[str]) -> list[LeftOut]:
 
 def candidates(point: Point, libraries: tuple[Library, ...] = LIBRARIES) -> list[Peer]:
     """Ours first, then every loaded library that has the op."""
-    found = [Peer(OUR_NAME, (OURS | backward.OURS)[point.op])]
+    found = [Peer(OUR_NAME, OURS[point.op])]
     for library in libraries:
         if point.op in library.ops and (library.name != COMPILED or compiled(point)):
-            makes, _ = loaded(library)
-            if point.op in makes:
-                found.append(Peer(library.name, makes[point.op]))
+            functions, _ = loaded(library)
+            if point.op in functions:
+                found.append(Peer(library.name, functions[point.op]))
     if point.op in ALONE:
         found.append(Peer(ALONE_NAME, ALONE[point.op]))
     return found
@@ -110,8 +118,17 @@ def apart(theirs: list[torch.Tensor], ours: list[torch.Tensor]) -> float:
 
 
 def values(op: str, result: Any) -> list[torch.Tensor]:
-    """What is compared of a call: its output, or with a backward the outputs and all gradients."""
-    return backward.parts(result) if op in BACKWARD_OPS else [value(result)]
+    """What is compared of a call, in fp32: its first output, times its scales where that is quantised; with a backward
+    the outputs and all gradients."""
+    if op.endswith("_backward"):
+        return [t.float() for t in result]
+    if not isinstance(result, tuple):
+        return [result.float()]
+    y = result[0].float()
+    if result[0].dtype != FP8:
+        return [y]
+    scales = result[1]
+    return [(y.unflatten(-1, (scales.shape[-1], -1)) * scales.unsqueeze(-1)).flatten(-2)]
 
 
 def checked(point: Point, peers: list[Peer], buffers: Buffers) -> tuple[list[Peer], list[LeftOut]]:
@@ -120,7 +137,7 @@ def checked(point: Point, peers: list[Peer], buffers: Buffers) -> tuple[list[Pee
     left: list[LeftOut] = []
     ours: list[torch.Tensor] | None = None
     for peer in peers:
-        result, why = attempt(lambda peer=peer: values(point.op, peer.make(buffers)()))  # type: ignore[misc]
+        result, why = attempt(lambda peer=peer: values(point.op, peer.call(buffers)()))  # type: ignore[misc]
         if not why and peer.name == OUR_NAME:
             ours = result
         elif not why and peer.name != ALONE_NAME and ours is not None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from norm_plugin.bench.grid import ITEMSIZE, LARGE_BYTES
 from norm_plugin.bench.peers import ALONE_NAME, OUR_NAME
-from norm_plugin.bench.results import Results, load
+from norm_plugin.bench.results import Results, load, of_part
 from norm_plugin.bench.summary import COPY_BAR
 
 try:
@@ -91,22 +91,18 @@ def width_axis(axes: Axes, widths: Sequence[int], ticks: Sequence[int]) -> None:
         axes.spines[side].set_visible(False)
 
 
-def legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One for the whole figure, ours first."""
+def finished(figure: Figure, axes: Sequence[Axes], title: str, results: Results, part: str) -> Figure:
+    """With a title, and one legend for the whole figure, ours first."""
+    run = results["runs"].get(part, {})
+    where = f"{run.get('gpu', '')}, bf16, {run.get('date', '')[:10]}, commit {run.get('commit', '')[:10]}"
+    figure.suptitle(f"{title}\n{where}", fontsize=13)
     found = {label: handle for a in axes for handle, label in zip(*a.get_legend_handles_labels(), strict=True)}
     order = sorted(found, key=lambda label: (label != "norm_plugin", "fastest" not in label))
     figure.legend(
         [found[label] for label in order], order, loc="lower center", ncols=len(order), frameon=False, fontsize=11
     )
-
-
-def where(results: Results, part: str) -> str:
-    run = results["runs"].get(part, {})
-    return f"{run.get('gpu', '')}, bf16, {run.get('date', '')[:10]}, commit {run.get('commit', '')[:10]}"
-
-
-def of_part(results: Results, part: str, op: str) -> list[dict[str, Any]]:
-    return [point for point in results["points"] if point["part"] == part and point["op"] == op]
+    figure.tight_layout(rect=(0, 0.05, 1, 0.99))
+    return figure
 
 
 def decode(results: Results) -> Figure:
@@ -136,10 +132,8 @@ def decode(results: Results) -> Figure:
                 axes.set_xlabel("N", fontsize=11)
             if column == 0:
                 axes.set_ylabel(f"{rows} row{'s' if rows > 1 else ''}: microseconds", fontsize=11)
-    figure.suptitle(f"Decode sizes: time of one call in a CUDA graph\n{where(results, 'decode')}", fontsize=13)
-    legend(figure, list(grid.flat))
-    figure.tight_layout(rect=(0, 0.05, 1, 0.99))
-    return figure
+    title = "Decode sizes: time of one call in a CUDA graph"
+    return finished(figure, list(grid.flat), title, results, "decode")
 
 
 def percent(point: dict[str, Any], name: str) -> float:
@@ -174,10 +168,8 @@ def large(results: Results) -> Figure:
             axes.set_ylabel("% of the best plain copy", fontsize=11)
     for axes in grid.flat[len(ops) :]:
         axes.set_visible(False)
-    figure.suptitle(f"Large sizes, 64 MB of input: speed beside a plain copy\n{where(results, 'large')}", fontsize=13)
-    legend(figure, list(grid.flat))
-    figure.tight_layout(rect=(0, 0.05, 1, 0.99))
-    return figure
+    title = "Large sizes, 64 MB of input: speed beside a plain copy"
+    return finished(figure, list(grid.flat), title, results, "large")
 
 
 def pictures(results: Results, folder: Path) -> list[Path]:
@@ -185,7 +177,7 @@ def pictures(results: Results, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, make in {"decode": decode, "large": large}.items():
-        if any(point["part"] == name for point in results["points"]):
+        if of_part(results, name):
             figure = make(results)
             path = folder / f"{name}.png"
             figure.savefig(path, dpi=110)

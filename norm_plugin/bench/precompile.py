@@ -19,9 +19,9 @@ from typing import IO
 import torch
 
 from norm_plugin import settings
+from norm_plugin.bench.buffers import Buffers
 from norm_plugin.bench.grid import Point, points, same_kernels
 from norm_plugin.bench.libraries import LIBRARIES, Library
-from norm_plugin.bench.our_calls import Buffers
 from norm_plugin.bench.peers import ALONE_NAME, OUR_NAME, attempt, candidates
 
 WORKERS = 12
@@ -33,7 +33,7 @@ def compile_points(group: list[Point], libraries: tuple[Library, ...], ours: boo
         buffers = Buffers(point)
         for peer in candidates(point, libraries):
             if ours or peer.name not in (OUR_NAME, ALONE_NAME):
-                attempt(lambda peer=peer, buffers=buffers: peer.make(buffers)())  # type: ignore[misc]
+                attempt(lambda peer=peer, buffers=buffers: peer.call(buffers)())  # type: ignore[misc]
 
 
 @dataclass(frozen=True)

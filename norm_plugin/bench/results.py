@@ -92,6 +92,11 @@ def merged(old: Results, new: Results) -> Results:
     }
 
 
+def of_part(results: Results, part: str, op: str | None = None) -> list[dict[str, Any]]:
+    """The points of a part, or of one op there."""
+    return [point for point in results["points"] if point["part"] == part and op in (None, point["op"])]
+
+
 def load(path: Path) -> Results:
     found: Results = json.loads(path.read_text())
     return found

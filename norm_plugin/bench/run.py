@@ -1,7 +1,7 @@
 """Times ours and every peer at every point of a part, on the same buffers, in one process, and writes JSON.
 
-At a point the contenders take turns, A B C A B C, so that a drift of clocks or heat meets all of them; of the medians
-of a contender's rounds the least counts, since whatever disturbs a replayed graph only makes it slower.
+At a point the contenders take turns, A B C A B C, so that a drift of clocks or heat meets all of them. Of a contender's
+rounds the least median counts, since whatever disturbs a replayed graph only makes it slower.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import torch
 from norm_plugin import settings
 from norm_plugin.bench import arguments, precompile, summary
 from norm_plugin.bench import results as stored
+from norm_plugin.bench.buffers import Buffers
 from norm_plugin.bench.grid import COLD_BYTES, COMPILED_NOTE, PARTS, Point, points, same_kernels, warm_buffers
 from norm_plugin.bench.host import host_costs, memory
 from norm_plugin.bench.libraries import LIBRARIES
 from norm_plugin.bench.lower_bounds import Copy, best_copy, floor
-from norm_plugin.bench.our_calls import Buffers
 from norm_plugin.bench.peers import Broken, LeftOut, Peer, attempt, candidates, checked, unavailable
 from norm_plugin.bench.results import Results
 from norm_plugin.bench.timing import Call, Time, graph_time
@@ -52,8 +52,8 @@ def repetitions(point: Point) -> tuple[int, int]:
 
 
 def held(calls: Sequence[Call]) -> list[Call]:
-    """The calls, each of which keeps its last output: an output freed at once would be written where the last one was,
-    and so into the L2, by those who allocate but not by those who are given `out`."""
+    """The calls, each keeping its last output. Else those that allocate would write where their last output was, which
+    the L2 still holds, and those that are given `out` would not."""
     kept: list[object] = [None] * len(calls)
 
     def keeping(i: int, call: Call) -> Call:
@@ -67,7 +67,7 @@ def measure(point: Point, peers: Sequence[Peer], sets: Sequence[Buffers]) -> tup
     replays, launches = repetitions(point)
     rounds: dict[str, list[Time]] = {}
     left: list[LeftOut] = []
-    calls = {peer.name: [peer.make(buffers) for buffers in sets] for peer in peers}
+    calls = {peer.name: [peer.call(buffers) for buffers in sets] for peer in peers}
     for _ in range(ROUNDS):
         for name in list(calls):
             found, why = attempt(lambda name=name: graph_time(held(calls[name]), replays, launches))  # type: ignore[misc]
@@ -165,7 +165,7 @@ class Run:
 
 
 def compile_ahead(run: Run, every: Sequence[Point], quick: bool) -> None:
-    """Others compile what is found on disk again; this process compiles the rest meanwhile."""
+    """Other processes compile what is kept on disk; this one compiles the rest meanwhile."""
     ops = sorted({point.op for point in every})
     workers = precompile.start(run.part, ops, quick)
     run.left_out(unavailable(set(ops)))

@@ -9,7 +9,7 @@ from typing import Any
 
 from norm_plugin.bench.grid import PARTS
 from norm_plugin.bench.peers import ALONE_NAME, OUR_NAME
-from norm_plugin.bench.results import Results
+from norm_plugin.bench.results import Results, of_part
 
 DECODE_BAR, GEOMEAN_BAR = 1.02, 0.80
 COPY_BAR = 0.97
@@ -54,9 +54,9 @@ def of_copy(point: dict[str, Any]) -> float | None:
     return float(point["copy_us"] / point["times"][OUR_NAME]["median"])
 
 
-def terabytes(point: dict[str, Any], name: str = OUR_NAME) -> float:
-    """TB/s of what must be moved."""
-    return float(point["traffic"] / point["times"][name]["median"] / 1e6)
+def terabytes(point: dict[str, Any]) -> float:
+    """Our TB/s of what must be moved."""
+    return float(point["traffic"] / point["times"][OUR_NAME]["median"] / 1e6)
 
 
 def over_alone(point: dict[str, Any]) -> float | None:
@@ -102,7 +102,7 @@ def described(point: dict[str, Any]) -> str:
 
 
 def badness(point: dict[str, Any]) -> float:
-    """What the points of an op are sorted by: the worst is what the bar of its part is about."""
+    """What the points of an op are sorted by: beside a copy at large sizes, beside the fastest peer elsewhere."""
     if OUR_NAME not in point["times"]:
         return math.inf
     copied, compared = of_copy(point), against(point)
@@ -111,15 +111,15 @@ def badness(point: dict[str, Any]) -> float:
     return compared.ratio if compared else 0.0
 
 
-def op_lines(part: str, op: str, points: Sequence[dict[str, Any]], worst: int = 3) -> list[str]:
-    """An op's mean, its failures, and its worst points."""
+def op_lines(part: str, op: str, points: Sequence[dict[str, Any]]) -> list[str]:
+    """An op's mean, its failures, and its three worst points."""
     ratios = [compared.ratio for point in points if (compared := against(point))]
     missing = [point for point in points if failures(point)]
     mean = geomean(ratios)
     bar = part in ("decode", "cold")
     verdict = ("" if mean <= GEOMEAN_BAR else f" (bar {GEOMEAN_BAR:.2f}: MISSED)") if bar and ratios else ""
     lines = [f"{part} {op}: {len(missing)} of {len(points)} points miss a bar; geometric mean {mean:.3f}{verdict}"]
-    for point in sorted(points, key=badness, reverse=True)[:worst]:
+    for point in sorted(points, key=badness, reverse=True)[:3]:
         lines.append(f"    {described(point)}")
     return lines
 
@@ -162,9 +162,8 @@ def lines(results: Results) -> list[str]:
     """The whole summary."""
     found: list[str] = []
     for part in PARTS:
-        points = [point for point in results["points"] if point["part"] == part]
-        for op in dict.fromkeys(point["op"] for point in points):
-            found += op_lines(part, op, [point for point in points if point["op"] == op])
+        for op in dict.fromkeys(point["op"] for point in of_part(results, part)):
+            found += op_lines(part, op, of_part(results, part, op))
     if results["host"]:
         found += ["host cost of one eager call, 1 x 4096:", *host_lines(results["host"])]
     if results["memory"]:

@@ -9,12 +9,11 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from norm_plugin.bench.grid import PARTS
 from norm_plugin.bench.peers import OUR_NAME
-from norm_plugin.bench.results import Results, load
-from norm_plugin.bench.summary import Against, against, failures, geomean, of_copy, over_alone, terabytes
+from norm_plugin.bench.results import Results, load, of_part
+from norm_plugin.bench.summary import against, failures, geomean, of_copy, over_alone, terabytes
 
 #: The decode sizes that are shown one by one.
 SHOWN_ROWS = (1, 64)
@@ -28,22 +27,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
 
 
-def of_part(results: Results, part: str) -> list[dict[str, Any]]:
-    return [point for point in results["points"] if point["part"] == part]
-
-
-def compared(points: Sequence[dict[str, Any]]) -> list[Against]:
-    return [found for point in points if (found := against(point))]
-
-
 def overview(results: Results) -> str:
     """Each op of each part: how many points, the mean and the worst of ours over the fastest peer."""
     rows = []
     for part in PARTS:
-        points = of_part(results, part)
-        for op in dict.fromkeys(point["op"] for point in points):
-            chosen = [point for point in points if point["op"] == op]
-            pairs = compared(chosen)
+        for op in dict.fromkeys(point["op"] for point in of_part(results, part)):
+            chosen = of_part(results, part, op)
+            pairs = [found for point in chosen if (found := against(point))]
             if not pairs:
                 continue
             worst = max(pairs, key=lambda pair: pair.ratio)
@@ -62,8 +52,8 @@ def decode(results: Results, op: str) -> str:
     """Microseconds of an op at some decode sizes, everyone's."""
     points = [
         point
-        for point in of_part(results, "decode")
-        if point["op"] == op and point["rows"] in SHOWN_ROWS and point["width"] in SHOWN_WIDTHS
+        for point in of_part(results, "decode", op)
+        if point["rows"] in SHOWN_ROWS and point["width"] in SHOWN_WIDTHS
     ]
     points.sort(key=lambda point: (point["rows"], point["width"]))
     names = list(dict.fromkeys(name for point in points for name in point["times"]))
@@ -119,7 +109,7 @@ def markdown(results: Results) -> str:
     """All tables for which there are numbers, each with a line that says what it is."""
     parts = ["Ours over the fastest peer at each point, by op:", overview(results)]
     for op in SHOWN_OPS:
-        if any(point["op"] == op for point in of_part(results, "decode")):
+        if of_part(results, "decode", op):
             parts += [f"Decode, {op}, microseconds in a CUDA graph:", decode(results, op)]
     if of_part(results, "large"):
         parts += ["Large sizes, percent of the best plain copy of as many bytes (TB/s):", large(results)]

@@ -48,7 +48,7 @@ def graph_time(calls: Sequence[Call], replays: int = 25, launches: int = 64) -> 
 
 
 def host_time(call: Call, calls: int = 300, repeats: int = 9) -> Time:
-    """Host microseconds of issuing one call eagerly: the GPU is given little enough to stay ahead."""
+    """Host microseconds of one eager call. There are few enough of them between two waits that the GPU keeps up."""
     call()
     found = []
     for _ in range(repeats):

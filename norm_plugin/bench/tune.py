@@ -1,7 +1,7 @@
 """Make the table of launch configurations for the GPU at hand: every candidate is timed, the best of each width kept.
 
-A configuration may not depend on the number of rows, so one is chosen for all of them: that with the least geometric
-mean of its times over the best time found, at decode sizes and large ones.
+A configuration may not depend on the number of rows, so one is chosen for all of them, decode sizes and large ones: the
+one whose times over the best times found have the least geometric mean.
 """
 
 from __future__ import annotations
@@ -16,33 +16,40 @@ import torch
 from triton.runtime.errors import OutOfResources
 
 from norm_plugin import dispatch
-from norm_plugin.bench.calls import CALLS, DTYPE
-from norm_plugin.bench.grid import warm_buffers
+from norm_plugin.bench import tuning
+from norm_plugin.bench.buffers import DTYPE, Buffers
+from norm_plugin.bench.grid import Point, warm_buffers
+from norm_plugin.bench.our_calls import OURS
 from norm_plugin.bench.timing import graph_time
 from norm_plugin.bench.tuning import Measured, compile_together, grouped
 from norm_plugin.kernels import configs
 
+#: Table -> the op that is timed for it.
+OPS = {
+    "rms": "rms", "add": "add", "layer": "layer", "gated": "gated",
+    "static": "static_quant", "token": "token_quant", "block": "block_quant",
+}  # fmt: skip
 WIDTHS = (
     64, 128, 256, 512, 1024, 1280, 1536, 2048, 2880, 4096, 5120, 5376, 7168, 8192, 12288, 16384, 18432, 32768, 65536,
     131072,
 )  # fmt: skip
 DECODE_ROWS = (1, 16, 64, 256)
-#: Up to here the next kernel is let in after the row is read, beyond at once: what was better at nearly every width.
+#: In rows up to this size the next kernel may start after the row is read, in longer ones at once: that was faster at
+#: nearly every width.
 LATE_BYTES = 8192
 LARGE_BYTES = (4 << 20, 64 << 20)
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One entry of a table, for one width."""
-
-    table: str
-    width: int
+class Candidate(tuning.Candidate):
     warps: int
     rows: int
     late: int
     lean: int
     vector: int
+
+    def point(self, rows: int) -> Point:
+        return Point("tune", OPS[self.table], rows, self.width)
 
 
 def candidates(table: str, width: int) -> Iterator[Candidate]:
@@ -75,20 +82,21 @@ def compile_all(chunk: list[Candidate]) -> None:
         with forced(c), suppress(OutOfResources):
             dispatch.reset()
             for rows in (2, 132 * c.lean * c.rows + 1):  # the kernel that reads weights with the row, and the lean one
-                CALLS[c.table][0](rows, c.width)()
+                point = c.point(rows)
+                Buffers(point).call(OURS[point.op])()
     torch.cuda.synchronize()
 
 
 def measure(c: Candidate) -> Measured[Candidate]:
     """The times of one candidate."""
     times = {}
-    make, passes = CALLS[c.table]
     with forced(c):
         dispatch.reset()
         for rows in row_counts(c.width):
-            traffic = rows * c.width * DTYPE.itemsize * passes
-            large = traffic >= 32 << 20
-            calls = [make(rows, c.width) for _ in range(3 if large else warm_buffers(int(traffic)))]
+            point = c.point(rows)
+            large = point.traffic >= 32 << 20
+            count = 3 if large else warm_buffers(point.traffic)
+            calls = [Buffers(point).call(OURS[point.op]) for _ in range(count)]
             times[rows] = graph_time(calls, replays=12, launches=6 if large else 64).median
     return Measured(c, times)
 
@@ -106,12 +114,10 @@ def choose(measured: Iterable[Measured[Candidate]]) -> Measured[Candidate]:
     return min(found, key=lambda m: cost(m, best))
 
 
-def tune(
-    tables: Iterable[str] = tuple(CALLS), widths: Iterable[int] = WIDTHS, workers: int = 12
-) -> list[Measured[Candidate]]:
+def tune(tables: Iterable[str] = tuple(OPS), widths: Iterable[int] = WIDTHS) -> list[Measured[Candidate]]:
     """All measurements, for `table` to choose from."""
     every = [c for table in tables for width in widths for c in candidates(table, width)]
-    compile_together(compile_all, every, workers)
+    compile_together(compile_all, every)
     found = []
     for candidate in every:
         with suppress(OutOfResources):  # what needs more shared memory or registers than there are is no candidate
@@ -120,7 +126,7 @@ def tune(
 
 
 def table(measured: Iterable[Measured[Candidate]]) -> dict[str, list[list[int]]]:
-    """Family -> entries for configs.json. A width between two measured ones takes the wider one's entry."""
+    """Table -> entries for configs.json. A width between two measured ones takes the wider one's entry."""
     entries: dict[str, list[list[int]]] = {}
     for (table, width), group in grouped(measured):
         c = choose(group).candidate

@@ -1,21 +1,24 @@
 """The table of the backward kernels' launch configurations for the GPU at hand: every candidate is timed.
 
-The backward op alone is timed; its number of rows changes no configuration, so one is chosen for the sizes of training
-in the mean.
+The backward op alone is timed. A configuration may not depend on the number of rows, so the one is chosen that is best
+in the mean of ROWS.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from triton.runtime.errors import OutOfResources
 
 from norm_plugin import dispatch, settings
-from norm_plugin.bench.calls import DTYPE, normal
+from norm_plugin.bench import tuning
+from norm_plugin.bench.buffers import DTYPE, EPS, Buffers
+from norm_plugin.bench.grid import Point
 from norm_plugin.bench.timing import Call, graph_time
 from norm_plugin.bench.tuning import Measured, compile_together, grouped
 from norm_plugin.gradients import GATED_NORM_BACKWARD, LAYERNORM_BACKWARD, RMSNORM_BACKWARD
@@ -24,23 +27,19 @@ from norm_plugin.kernels import backward_configs as configs
 TABLES = ("rms", "add", "layer", "gated")
 WIDTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 ROWS = (4096, 16384)
-EPS = 1e-6
-WORKERS = 12
 
-#: Fewer elements a thread than this leave too little to do between two barriers; more do not fit its registers. Half as
-#: many are the most for programs of many warps.
+#: Elements a thread. Fewer leave it too little to do between two barriers; more do not fit its registers. Programs of 8
+#: warps and more have at most half of MOST.
 FEWEST, MOST = 8, 64
 
-#: Warps a multiprocessor.
+#: Warps that a multiprocessor is kept busy with.
 BUSY = (16, 24, 32)
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One entry of a table, for one width; no entry means the parts of rows beyond the table."""
+class Candidate(tuning.Candidate):
+    """No entry means the parts of rows beyond the table."""
 
-    table: str
-    width: int
     entry: tuple[int, ...]
 
 
@@ -62,16 +61,15 @@ def candidates(table: str, width: int) -> Iterator[Candidate]:
 
 
 def call(table: str, rows: int, width: int) -> Call:
-    g, x, w = normal(rows, width), normal(rows, width), normal(width)
+    s = Buffers(Point("tune", f"{table}_backward", rows, width))
     if table == "layer":
-        b = normal(width)
-        return lambda: dispatch.call(LAYERNORM_BACKWARD, g, x, w, b, EPS, True, True)
+        return partial(dispatch.call, LAYERNORM_BACKWARD, s.dy, s.x, s.w, s.b, EPS, True, True)
     if table == "gated":
-        z = normal(rows, width)
         how = (EPS, None, True, True, "silu", True, True)
-        return lambda: dispatch.call(GATED_NORM_BACKWARD, g, x, w, None, z, *how)
-    a = normal(rows, width) if table == "add" else None
-    return lambda: dispatch.call(RMSNORM_BACKWARD, g, x, w, a, EPS, False, None, True)
+        return partial(dispatch.call, GATED_NORM_BACKWARD, s.dy, s.x, s.w, None, s.z, *how)
+    return partial(
+        dispatch.call, RMSNORM_BACKWARD, s.dy, s.x, s.w, s.dr if table == "add" else None, EPS, False, None, True
+    )
 
 
 def compile_all(chunk: list[Candidate]) -> None:
@@ -84,13 +82,13 @@ def compile_all(chunk: list[Candidate]) -> None:
     torch.cuda.synchronize()
 
 
-def measure(c: Candidate, made: Callable[[int], Sequence[Call]]) -> dict[int, float]:
+def measure(c: Candidate, calls: dict[int, list[Call]]) -> dict[int, float]:
     """Microseconds by number of rows; none where the kernel cannot run."""
     times = {}
     with configs.forced(*c.entry), suppress(OutOfResources, dispatch.BackendError):
         dispatch.reset()
         for rows in ROWS:
-            times[rows] = graph_time(made(rows), replays=7, launches=6).median
+            times[rows] = graph_time(calls[rows], replays=7, launches=6).median
     return times
 
 
@@ -103,18 +101,18 @@ def tune(tables: Iterable[str] = TABLES, widths: Iterable[int] = WIDTHS) -> list
     """All measurements, for `table` to choose from; what cannot run here is not among them."""
     places = [(table, width) for table in tables for width in widths]
     every = [c for place in places for c in candidates(*place)]
-    compile_together(compile_all, every, WORKERS)
+    compile_together(compile_all, every)
     measured = []
     with torch.no_grad(), settings.override(backend="triton", strict=True):
         for table, width in places:
-            buffers = {rows: [call(table, rows, width) for _ in range(3)] for rows in ROWS}
-            found = (Measured(c, measure(c, buffers.__getitem__)) for c in candidates(table, width))
+            calls = {rows: [call(table, rows, width) for _ in range(3)] for rows in ROWS}
+            found = (Measured(c, measure(c, calls)) for c in candidates(table, width))
             measured += [m for m in found if len(m.times) == len(ROWS)]
     return measured
 
 
 def table(measured: Iterable[Measured[Candidate]]) -> dict[str, list[list[int]]]:
-    """Family -> entries for backward_configs.json; a width whose best are the parts of rows has none."""
+    """Table -> entries for backward_configs.json; a width whose best are the parts of rows has none."""
     entries: dict[str, list[list[int]]] = {}
     for (table, width), group in grouped(measured):
         best = {rows: min(m.times[rows] for m in group) for rows in ROWS}

@@ -5,16 +5,17 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
+
+WORKERS = 12
 
 
-class Candidate(Protocol):
+@dataclass(frozen=True)
+class Candidate:
     """One entry of a table, for one width."""
 
-    @property
-    def table(self) -> str: ...
-    @property
-    def width(self) -> int: ...
+    table: str
+    width: int
 
 
 C = TypeVar("C", bound=Candidate)
@@ -28,10 +29,10 @@ class Measured(Generic[C]):
     times: dict[int, float]
 
 
-def compile_together(compile_all: Callable[[list[C]], None], every: Sequence[C], workers: int) -> None:
+def compile_together(compile_all: Callable[[list[C]], None], every: Sequence[C]) -> None:
     """Fill Triton's cache in processes of their own: compiling takes most of the time."""
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        pool.map(compile_all, [list(every[i :: workers * 4]) for i in range(workers * 4)], chunksize=1)
+    with multiprocessing.get_context("spawn").Pool(WORKERS) as pool:
+        pool.map(compile_all, [list(every[i :: WORKERS * 4]) for i in range(WORKERS * 4)], chunksize=1)
 
 
 def grouped(measured: Iterable[Measured[C]]) -> list[tuple[tuple[str, int], list[Measured[C]]]]:

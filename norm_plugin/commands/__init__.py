@@ -1,1 +1,1 @@
-"""The verbs of the command line that have a file of their own."""
+"""The verbs of the command line, and what they share."""

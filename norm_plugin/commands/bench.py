@@ -11,14 +11,12 @@ from norm_plugin.commands.terminal import Console, Text
 
 
 def add(verbs: Any) -> None:
-    """Add the verb and its options."""
     options = verbs.add_parser("bench", help="time ours and every peer", description=arguments.DESCRIPTION)
     arguments.add(options)
     options.set_defaults(do=run)
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Run the verb."""
     need_gpu()
     from norm_plugin.bench import run as benchmark  # it imports Triton, which a machine without a GPU may not have
     from norm_plugin.bench import summary

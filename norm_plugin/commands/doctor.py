@@ -1,4 +1,4 @@
-"""norm-plugin doctor: what is installed, what is hooked, what bypasses the hooks, and how exact every op is."""
+"""norm-plugin doctor: says what is installed, what is hooked, what bypasses the hooks, and how exact every op is."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from norm_plugin.commands.errors import DIFFERENT, save
 from norm_plugin.commands.terminal import Console, Table, escape
-from norm_plugin.verify.health import Health, before_start, examine, line
+from norm_plugin.verify.health import Health, examine, line
 
 DESCRIPTION = (
     "Says what is installed, which hooks of the installed engines are live or missing, what will go past them, and "
@@ -20,11 +20,8 @@ DESCRIPTION = (
 )
 EXIT_CODES = "exit codes: 0 nothing is wrong; 1 something is, and is named; 2 it could not look, with the reason"
 
-__all__ = ["add", "before_start", "examine", "line", "run", "show", "typed", "write"]
-
 
 def add(verbs: Any) -> None:
-    """Add the verb and its options."""
     options = verbs.add_parser(
         "doctor", help="check this machine and its engines", description=DESCRIPTION, epilog=EXIT_CODES
     )
@@ -41,7 +38,6 @@ def typed(options: argparse.Namespace) -> list[str]:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """Run the verb."""
     health = examine(typed(options), probe=not options.no_probe)
     if options.json:
         write(health, options.json)
@@ -50,7 +46,6 @@ def run(options: argparse.Namespace, console: Console) -> int:
 
 
 def write(health: Health, path: str) -> None:
-    """Write everything as JSON."""
     save(Path(path), json.dumps({**asdict(health), "well": health.well}, indent=1) + "\n")
 
 

@@ -28,7 +28,6 @@ def save(path: Path, text: str) -> None:
 
 
 def need_gpu() -> None:
-    """Refuse to measure without a GPU."""
     import torch
 
     if not torch.cuda.is_available():

@@ -9,8 +9,7 @@ from typing import Any
 
 from norm_plugin.commands.errors import CommandError
 from norm_plugin.commands.terminal import Console, Table, Text, escape, printable
-from norm_plugin.patching import catalog, work
-from norm_plugin.patching.errors import PatchError
+from norm_plugin.patching import PatchError, catalog, work
 from norm_plugin.patching.site import DISTRIBUTIONS, Site, find
 
 DESCRIPTION = (
@@ -26,7 +25,6 @@ ACTIONS = {
 
 
 def add(verbs: Any) -> None:
-    """Add the verb and its actions."""
     options = verbs.add_parser("patch", help="source patches for engines that you build", description=DESCRIPTION)
     actions = options.add_subparsers(dest="action", required=True, metavar="list|check|apply|revert")
     for action, about in ACTIONS.items():
@@ -47,7 +45,6 @@ def _folder(text: str) -> Path:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Run one action."""
     try:
         site = find(options.engine, options.site)
         {"list": listed, "check": checked, "apply": applied, "revert": reverted}[options.action](options, site, console)
@@ -76,9 +73,8 @@ def listed(options: argparse.Namespace, site: Site, console: Console) -> None:
 
 
 def checked(options: argparse.Namespace, site: Site, console: Console) -> None:
-    """Print what apply would do."""
     names = _names(options, site)
-    files = work.check(site, names).record.files
+    files = work.check(site, names).files
     _told(options, site, console, "would be applied", names, [path for path, c in files.items() if c.before != c.after])
 
 
@@ -92,7 +88,6 @@ def applied(options: argparse.Namespace, site: Site, console: Console) -> None:
 
 
 def reverted(options: argparse.Namespace, site: Site, console: Console) -> None:
-    """Take patches back."""
     _told(options, site, console, "reverted", work.revert(site, options.names or None), [])
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any
 
 #: Stands for an opening bracket that is no markup.
@@ -18,7 +19,6 @@ def escape(markup: str) -> str:
 
 
 def bare(text: str) -> str:
-    """The text without its markup."""
     return re.sub(r"\[[a-z /]*\]", "", text).replace(_BRACKET, "[")
 
 
@@ -47,7 +47,6 @@ class Table:
         self.rows: list[list[str]] = []
 
     def add_column(self, heading: str = "", justify: str = "left", **look: Any) -> None:
-        """Add a column."""
         self.headings.append(heading)
         self.right.append(justify == "right")
 
@@ -56,27 +55,12 @@ class Table:
         self.rows.append([bare(str(cell)) for cell in cells] + [""] * (len(self.headings) - len(cells)))
 
     def __str__(self) -> str:
-        lines = [line for row in [self.headings, *self.rows] for line in _lines(row)]
+        rows = [[cell.split("\n") for cell in row] for row in [self.headings, *self.rows]]
+        lines = [line for row in rows for line in zip_longest(*row, fillvalue="")]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        shown = ["  ".join(self._padded(line, widths)).rstrip() for line in lines]
+        pads = [f"{'>' if right else '<'}{width}" for right, width in zip(self.right, widths, strict=True)]
+        shown = ["  ".join(map(format, line, pads)).rstrip() for line in lines]
         return "\n".join([bare(self.title), *shown] if self.title else shown)
-
-    def _padded(self, line: Iterable[str], widths: list[int]) -> Iterator[str]:
-        for cell, width, right in zip(line, widths, self.right, strict=True):
-            yield cell.rjust(width) if right else cell.ljust(width)
-
-
-def _lines(row: list[str]) -> list[list[str]]:
-    cells = [cell.split("\n") for cell in row]
-    height = max(map(len, cells))
-    return [[cell[i] if i < len(cell) else "" for cell in cells] for i in range(height)]
-
-
-class Status:
-    """The status line of a running command. Nothing is shown: plain text has no line that changes."""
-
-    def update(self, status: str) -> None:
-        """Show nothing."""
 
 
 class Console:
@@ -94,10 +78,12 @@ class Console:
         print(*(bare(one) if isinstance(one, str) else one for one in shown), file=file, flush=self.stderr)
 
     def print_json(self, json: str) -> None:
-        """Print JSON as it is."""
         print(json, file=sys.stderr if self.stderr else sys.stdout)
 
     @contextmanager
-    def status(self, status: str) -> Iterator[Status]:
-        """A status line as long as the block runs."""
-        yield Status()
+    def status(self, status: str) -> Iterator[Console]:
+        """A status line as long as the block runs: nothing is shown, as plain text has no line that changes."""
+        yield self
+
+    def update(self, status: str) -> None:
+        """Show nothing."""

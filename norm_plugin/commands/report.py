@@ -23,7 +23,6 @@ DESCRIPTION = (
 
 
 def add(verbs: Any) -> None:
-    """Add the verb and its options."""
     options = verbs.add_parser("report", help="say which layer ran what, and why", description=DESCRIPTION)
     options.add_argument("folder", type=Path, nargs="?", metavar="FOLDER", help="what NORM_PLUGIN_REPORT names")
     options.add_argument("--engine", choices=ENGINES, help="run this engine now")
@@ -37,7 +36,6 @@ def add(verbs: Any) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Run the verb."""
     if (options.folder is None) == (options.engine is None):
         raise CommandError("give a FOLDER that a server has written, or --engine to run one.", WRONG_ARGUMENT)
     processes, others = (ran(options), {}) if options.engine else read(options.folder)

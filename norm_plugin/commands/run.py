@@ -13,6 +13,7 @@ from norm_plugin.commands import doctor
 from norm_plugin.commands.errors import NOT_RUN, WRONG_ARGUMENT, CommandError
 from norm_plugin.commands.terminal import Console, escape
 from norm_plugin.engines import report_file
+from norm_plugin.verify.health import before_start
 from norm_plugin.verify.served import plan, served
 
 DESCRIPTION = (
@@ -25,7 +26,6 @@ EXIT_CODES = "exit codes: 2 the command was not started, with the reason; else t
 
 
 def add(verbs: Any) -> None:
-    """Add the verb and its options."""
     options = verbs.add_parser("run", help="serve with the plugin on", description=DESCRIPTION, epilog=EXIT_CODES)
     options.add_argument("--backend", choices=("auto", "triton", "native"), help="default: NORM_PLUGIN, or auto")
     options.add_argument("--report", metavar="FOLDER", help="sets NORM_PLUGIN_REPORT")
@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         os.environ["NORM_PLUGIN"] = "auto"
     errors = Console(stderr=True, highlight=False)
     command_of = served(command, os.environ)
-    found = doctor.before_start(command_of.engine if command_of else None, probe=not options.no_probe)
+    found = before_start(command_of.engine if command_of else None, probe=not options.no_probe)
     if options.json:
         doctor.write(found, options.json)
     if found.well:

@@ -1,4 +1,4 @@
-"""Lets a signal end a command as an error does: temporary folders are removed, and processes are waited for."""
+"""Makes a signal end a command as an error does: with temporary folders removed, and processes waited for."""
 
 from __future__ import annotations
 

@@ -21,7 +21,6 @@ BACKWARD = "warps rows programs stages"
 
 
 def add(verbs: Any) -> None:
-    """Add the verb and its options."""
     options = verbs.add_parser("tune", help="make the launch configurations of this GPU", description=DESCRIPTION)
     options.add_argument("--backward", action="store_true", help="of the backward kernels")
     options.add_argument("--json", type=Path, metavar="FILE", help="default configs.json or backward_configs.json")
@@ -29,7 +28,6 @@ def add(verbs: Any) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> None:
-    """Run the verb."""
     need_gpu()
     import torch
 

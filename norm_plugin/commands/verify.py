@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from norm_plugin import settings
+from norm_plugin.commands.doctor import typed
 from norm_plugin.commands.errors import DIFFERENT, NOT_RUN, WRONG_ARGUMENT, CommandError, save
 from norm_plugin.commands.terminal import Console, escape
 from norm_plugin.engines import ENGINES
 from norm_plugin.settings import FLAGS
 from norm_plugin.tiny_models import checkpoint
-from norm_plugin.verify import backends, page
+from norm_plugin.verify import health, page
 from norm_plugin.verify.models import find_models as find_models  # report asks here too
 from norm_plugin.verify.models import names
 from norm_plugin.verify.outcome import Outcome
 from norm_plugin.verify.prompts import PROMPTS
 from norm_plugin.verify.runs import Plan, Run, execute, workplace
-from norm_plugin.verify.served import COMPILED, EAGER, Served, plan, served
+from norm_plugin.verify.served import COMPILED, EAGER, Served, number, plan, served
 from norm_plugin.verify.terminal import show
 from norm_plugin.verify.verdict import Verdict, judged
 
@@ -62,7 +63,6 @@ LARGE = {"vllm": f"kv_cache_memory_bytes={4 << 30}", "sglang": "mem_fraction_sta
 
 
 def add(verbs: Any) -> None:
-    """Add the verb and its options."""
     options = verbs.add_parser(
         "verify", help="show that a patched engine answers as before", description=DESCRIPTION, epilog=EXIT_CODES
     )
@@ -77,6 +77,9 @@ def add(verbs: Any) -> None:
                          help="default: bfloat16; of a command, its own")  # fmt: skip
     options.add_argument("--prompts", type=Path, metavar="FILE", help="a JSON list of texts or of lists of token ids")
     options.add_argument("--max-tokens", type=positive, default=16, metavar="N", help="tokens an answer, default 16")
+    options.add_argument(
+        "--tp", type=positive, metavar="N", help="tensor parallelism, default 1; of a command, its own"
+    )
     modes = options.add_mutually_exclusive_group()
     modes.add_argument("--eager", dest="mode", action="store_const", const=EAGER,
                        help="as --enforce-eager; the default without a command")  # fmt: skip
@@ -98,7 +101,6 @@ def positive(text: str) -> int:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """Run the verb."""
     for path in (options.json, options.html):
         if path and not os.access(path.parent, os.W_OK):  # now, and not after three runs
             raise CommandError(f"{path} cannot be written: {path.parent} is not a folder, or not yours to write in.")
@@ -109,8 +111,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     check_engine(options.engine, options.python)
     folders = [find_models(model, options.engine, device) for model in options.model]
     arguments = ["--dtype", options.dtype, "--device", device, "--mode", options.mode]
-    if command:
-        arguments += ["--served", json.dumps(command.words)]
+    arguments += ["--served", json.dumps(command.words)] if command else ["--tp", str(options.tp)]
     if device == "cuda" and not all(model.startswith("tiny:") for model in options.model):
         options.set = [LARGE[options.engine], *options.set]
     arguments += ["--max-tokens", str(options.max_tokens), *(["--set", *options.set] if options.set else [])]
@@ -146,23 +147,24 @@ def exit_code(verdicts: list[Verdict]) -> int:
 
 def what_is_served(options: argparse.Namespace) -> Served | None:
     """The command that serves, whose engine, model and mode go into the options; None if there is none."""
-    words = options.command[1:] if options.command[:1] == ["--"] else options.command
+    words = typed(options)
     if not words:
         if options.engine is None:
             raise CommandError("give --engine, or the command that you serve with after --.", WRONG_ARGUMENT)
         options.model, options.mode = options.model or ["tiny:llama"], options.mode or EAGER
-        options.dtype = options.dtype or "bfloat16"
+        options.dtype, options.tp = options.dtype or "bfloat16", options.tp or 1
         return None
     command = served(words, os.environ)
     if command is None:
         raise CommandError(f"{shlex.join(words)} starts no engine that is known: {', '.join(ENGINES)}.", WRONG_ARGUMENT)
-    for name in ("engine", "model", "mode"):
+    for name in ("engine", "model", "mode", "tp"):
         if getattr(options, name) is not None:
             raise CommandError(f"the command says what the {name} is; leave that option out.", WRONG_ARGUMENT)
     if command.model is None:
         raise CommandError(f"{shlex.join(words)} names no model. Put it first, or after --model.", WRONG_ARGUMENT)
     options.engine, options.model, options.mode = command.engine, [command.model], command.mode
     options.dtype = options.dtype or "auto"
+    options.tp = number(command.words, "--tensor-parallel-size", "-tp", "--tp-size", "--tp")
     wanted = settings.read(patched_flags(options.backend))
     print(f"norm-plugin verify: {plan(command, wanted, os.environ)}.", file=sys.stderr)
     return command
@@ -170,7 +172,7 @@ def what_is_served(options: argparse.Namespace) -> Served | None:
 
 def check_backend(backend: str, device: str, dtype: str = "") -> None:
     """Refuse a backend that would not run here. `dtype`: of a model whose answers are to be compared."""
-    if reason := backends.why_not(backend, device, dtype):
+    if reason := health.why_not(backend, device, dtype):
         raise CommandError(f"--backend {backend} cannot run: {reason}")
 
 
@@ -193,7 +195,6 @@ def find_device() -> str:
 
 
 def find_prompts(path: Path | None) -> list[Any]:
-    """The user's prompts, or our own."""
     if path is None:
         return list(PROMPTS)
     try:
@@ -222,7 +223,7 @@ def patched_flags(backend: str) -> dict[str, str]:
 
 @contextmanager
 def watching(name: str, plan: Plan) -> Iterator[Callable[[str, float], None]]:
-    """Shows the progress of an engine on standard error."""
+    """Show the progress of an engine on standard error."""
     console = Console(stderr=True, highlight=False)
     begin = time.monotonic()
     with console.status(f"{name}: starting {plan.engine}") as status:
@@ -253,6 +254,7 @@ def facts(options: argparse.Namespace, device: str, patched: Outcome, seconds: f
         "device": device,
         "dtype": patched.dtype,
         "mode": patched.mode,
+        "tp": options.tp,
         "prompts": len(patched.answers),
         "max_tokens": options.max_tokens,
         "floor": options.floor or ("order" if device == "cpu" else "batches"),

@@ -1,1 +1,1 @@
-"""Other people's calls on our ops: one module for each project, with that project's names and argument names."""
+"""The ops under the names of other projects: a module for each project, with its function and argument names."""

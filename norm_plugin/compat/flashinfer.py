@@ -1,8 +1,8 @@
 """FlashInfer's norms: `import norm_plugin.compat.flashinfer as flashinfer`, or in place of `flashinfer.norm`.
 
-The public functions have FlashInfer's names and arguments already; only its LayerNorms name them otherwise, and it
-rounds one of them before it is quantised. Where
-FlashInfer takes one dtype, two ranks and no CPU tensor, these take what the public functions take.
+The public functions have FlashInfer's names and arguments already. Only its LayerNorms name their arguments
+differently, and FlashInfer rounds one of them before it quantises it. These functions take all dtypes, ranks and
+devices that the public functions take; FlashInfer takes one dtype, two ranks and no CPU tensor.
 """
 
 from __future__ import annotations

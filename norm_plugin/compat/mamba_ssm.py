@@ -1,6 +1,6 @@
-"""mamba_ssm's gated norms, as in `mamba_ssm.ops.triton.layernorm_gated`; FLA, vLLM and SGLang have them by these names.
+"""mamba_ssm's gated norms, as in `mamba_ssm.ops.triton.layernorm_gated`. FLA, vLLM and SGLang use the same names.
 
-The functions are the public ones, with mamba_ssm's arguments and those that the others added behind them.
+The functions are the public ones. They have mamba_ssm's arguments first, then those that the others added.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LayerNorm = LayerNormGated
 
 
 class RMSNorm(RMSNormGated):
-    """RMSNormGated with mamba_ssm's order: the gate comes after the norm unless told otherwise."""
+    """RMSNormGated with mamba_ssm's default: the gate comes after the norm."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ def _layer_norm_fwd(
     is_rms_norm: bool = False,
     activation: str = "swish",
 ) -> tuple[Tensor, Tensor | None, Tensor]:
-    """(out, mean, rstd) of a 2-D x, always in PyTorch; statistics are group-major, and mean is None for RMSNorm."""
+    """(out, mean, rstd) of a 2-D x, always in PyTorch. Statistics are group-major; mean is None for RMSNorm."""
     if x.dim() != 2:
         raise ValueError(f"x has shape {list(x.shape)}; it must be 2-D. Flatten its leading dimensions.")
     if out is not None:
@@ -70,7 +70,8 @@ def rms_norm_ref(
     norm_before_gate: bool = True,
     upcast: bool = True,
 ) -> Tensor:
-    """The formula in PyTorch: in fp32 with one rounding, or without `upcast` in x's dtype, rounded at every step."""
+    """The formula in PyTorch: in fp32 with one rounding, or without `upcast` in the dtype of x, rounded at every
+    step."""
     if upcast:
         return rmsnorm_fn_native(x, weight, bias, z, eps, group_size, norm_before_gate)
     gate = None if z is None else F.silu(z)

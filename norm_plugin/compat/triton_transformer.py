@@ -1,4 +1,4 @@
-"""triton-transformer's `layernorm`: a scale and no shift, with an option against overflow."""
+"""triton-transformer's `layernorm`: it scales and does not shift, and has an option against overflow."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from norm_plugin.native import layer
 
 
 def layernorm(x: Tensor, gamma: Tensor, eps: float = 1e-5, use_triton: bool = False, stable: bool = False) -> Tensor:
-    """layernorm(x) * gamma, or with `stable` that of x / max(x), row by row.
+    """layernorm(x) * gamma, row by row. `stable` divides each row by its maximum first.
 
-    use_triton leaves the backend to the flags, which count what ran and why; without it PyTorch runs. For rows whose
-    maximum is 0 or negative, `native.layer.divided_by_max` says what is computed.
+    With use_triton the flags choose the backend, and routes count the calls; without it PyTorch runs. See
+    `native.layer.divided_by_max` for rows whose maximum is 0 or negative.
     """
     _check(x, gamma, eps)
     h = layer.divided_by_max(x) if stable else x
@@ -21,7 +21,7 @@ def layernorm(x: Tensor, gamma: Tensor, eps: float = 1e-5, use_triton: bool = Fa
 
 
 def _check(x: Tensor, gamma: Tensor, eps: float) -> None:
-    """The rules of the op, in this function's names."""
+    """Checks by the rules of the op, with the argument names of this function."""
     call = checks.Call("x", {"x": x, "gamma": gamma})
     call.given(tensors=call.arguments, required=call.arguments)
     call.normalized("x", x)

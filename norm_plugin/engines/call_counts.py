@@ -25,15 +25,17 @@ from norm_plugin.engines.model_layers import Layer, Why, norms
 MOST_ROWS = 2048
 BEYOND = f"(beyond the first {MOST_ROWS} layers)"
 
-Key = tuple[str, int, str]
+#: The op of an all-reduce that is left to the engine, before a norm.
+ALLREDUCE = "allreduce"
 
+Key = tuple[str, int, str]
 
 #: The reason for a layer that has a hook.
 NOT_CALLED = "not called so far"
 
 
 @dataclass(eq=False)
-class Row(forwards.InTurn):
+class Row(report_file.Counted):
     """The calls of one op by one layer that were left to the engine for one reason, or that ours ran (reason "").
 
     `inputs`: the (dtype, width, strides) seen at calls 1, 2, 4, 8 and so on. `text`: its JSON, and when that was made.
@@ -109,13 +111,17 @@ def name_layers(model: nn.Module, why: Why = lambda layer: "", called: str = "")
         _changed()
 
 
+def name_layer(layer: Layer) -> None:
+    """Note the name of a layer that is no norm, whose calls are counted too."""
+    with _lock:
+        _layers.setdefault(layer.weight, layer)
+
+
 def layers() -> tuple[Layer, ...]:
-    """All norms of all models that were loaded."""
     return tuple(_known)
 
 
 def rows() -> tuple[Row, ...]:
-    """All rows of this process."""
     return tuple(_rows.values())
 
 

@@ -51,7 +51,8 @@ def replacement(
     `ours` has the parameters `layer` and `x`, or, in place of a function, `x` and `weight`. A compiler that traces the
     method sees `ours` only with `in_graphs`. Layers of families that NORM_PLUGIN_OPS leaves out run `original`.
     """
-    parameters = tuple(inspect.signature(ours).parameters)
+    places = {name: place for place, name in enumerate(inspect.signature(ours).parameters)}
+    of_x, of_weight = places["x"], places.get("weight")
     left_out = [family for family in families if not asked(family)]
 
     @wraps(original)
@@ -67,22 +68,22 @@ def replacement(
         except Declined as declined:
             answer = LeftToEngine(declined.op, declined.reason)
         if not compiling:
-            _count_left(answer, parameters, args, named)
+            _count_left(answer, of_x, of_weight, args, named)
         return original(*args, **named)
 
     forward.__module__ = ours.__module__  # whoever looks at the class sees whose method it has
     return forward
 
 
-def _count_left(left: LeftToEngine, parameters: tuple[str, ...], args: tuple[Any, ...], named: dict[str, Any]) -> None:
+def _count_left(
+    left: LeftToEngine, of_x: int, of_weight: int | None, args: tuple[Any, ...], named: dict[str, Any]
+) -> None:
     """Count the call, or raise under NORM_PLUGIN_STRICT=1; without rows there is nothing that could differ."""
-
-    def argument(name: str) -> Any:
-        place = parameters.index(name)
-        return args[place] if place < len(args) else named.get(name)
-
-    weight = argument("weight") if "weight" in parameters else getattr(args[0], "weight", None)
-    x = argument("x")
+    x = args[of_x] if of_x < len(args) else named.get("x")
+    if of_weight is None:
+        weight = getattr(args[0], "weight", None)
+    else:
+        weight = args[of_weight] if of_weight < len(args) else named.get("weight")
     x = x if isinstance(x, Tensor) else weight
     if not isinstance(x, Tensor):
         return

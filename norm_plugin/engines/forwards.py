@@ -8,29 +8,15 @@ order, a process that is killed may lose the last call of each layer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from norm_plugin.engines import report_file
-
-
-@dataclass(eq=False, kw_only=True)
-class InTurn(report_file.Counted):
-    """What is called in turn: a layer's calls, or a CUDA graph.
-
-    `forward`: the number of the forward in which it was last called. `ends`: whether it ends a forward, None as long
-    as that is unknown.
-    """
-
-    forward: int = 0
-    ends: bool | None = None
-
+from norm_plugin.engines.report_file import Counted
 
 now = 1
-_latest = InTurn()
+_latest = Counted()
 _written = _latest
 
 
-def called(one: InTurn) -> None:
+def called(one: Counted) -> None:
     """Note that `one` was called, and write the counts if that may have ended a forward."""
     global now, _latest, _written
     before = _latest

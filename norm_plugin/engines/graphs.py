@@ -15,22 +15,17 @@ import torch
 
 from norm_plugin.engines import forwards
 from norm_plugin.engines.installed_hooks import InstalledHooks
+from norm_plugin.engines.report_file import Counted
 
 #: Where a torch.cuda.CUDAGraph keeps its Graph.
 _ATTRIBUTE = "_norm_plugin_graph"
 
 
 @dataclass(eq=False)
-class Graph(forwards.InTurn):
+class Graph(Counted):
     """A captured graph: `held` says how often each layer is called in it; its own `calls` are its replays."""
 
     held: dict[Any, int]
-
-    def replay(self) -> None:
-        """Count one replay."""
-        self.calls += 1
-        if self.place >= 0:
-            forwards.called(self)
 
 
 _graphs: dict[frozenset[tuple[Any, int]], Graph] = {}
@@ -38,7 +33,6 @@ _hooks: InstalledHooks | None = None
 
 
 def captured() -> tuple[Graph, ...]:
-    """All graphs that were captured."""
     return tuple(_graphs.values())
 
 
@@ -54,29 +48,22 @@ def follow(begin: Callable[[], None], end: Callable[[], dict[Any, int]], changed
         def capture_end(graph: Any, *args: Any, **kwargs: Any) -> Any:
             calls = end()
             result = original(graph, *args, **kwargs)
-            setattr(graph, _ATTRIBUTE, _of(calls))
+            setattr(graph, _ATTRIBUTE, _graphs.setdefault(frozenset(calls.items()), Graph(calls)))
             changed()
             return result
 
         return capture_end
 
-    def replaying(original: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(original)
-        def replay(graph: Any, *args: Any, **kwargs: Any) -> Any:
-            known = getattr(graph, _ATTRIBUTE, None)
-            if known is not None:
-                known.replay()
-            return original(graph, *args, **kwargs)
-
-        return replay
+    def replayed(result: None, graph: Any) -> None:
+        known: Graph | None = getattr(graph, _ATTRIBUTE, None)
+        if known is not None:
+            known.calls += 1
+            if known.place >= 0:
+                forwards.called(known)
 
     _hooks.after("capture_begin", torch.cuda.CUDAGraph, "capture_begin", lambda *call, **named: begin())
     _hooks.replace("capture_end", torch.cuda.CUDAGraph, "capture_end", ending)
-    _hooks.replace("replay", torch.cuda.CUDAGraph, "replay", replaying)
-
-
-def _of(calls: dict[Any, int]) -> Graph:
-    return _graphs.setdefault(frozenset(calls.items()), Graph(calls))
+    _hooks.after("replay", torch.cuda.CUDAGraph, "replay", replayed)
 
 
 def forget() -> None:

@@ -10,7 +10,6 @@ from norm_plugin.dispatch import Route
 #: The dtype, width and strides of an input.
 Input = tuple[str, int, tuple[int, ...]]
 
-
 #: Ops that write their arguments, and the same ops with new outputs, which run where a caller keeps its arguments.
 WITH_NEW_OUTPUTS = {"fused_add_rmsnorm": "add_rmsnorm"}
 
@@ -43,10 +42,9 @@ def _numerics(route: Route) -> str:
 
 def _configuration(route: Route) -> str:
     """How the kernel of the norm is launched, which is the first that a route launches."""
-    return _described(route.bound.launches[0]) if route.bound is not None and route.bound.launches else ""
-
-
-def _described(launch: Any) -> str:
+    if route.bound is None or not route.bound.launches:
+        return ""
+    launch: Any = route.bound.launches[0]
     words = [f"{launch.warps} warps"]
     config = getattr(launch, "config", None)
     if config is not None:

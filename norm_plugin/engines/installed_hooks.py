@@ -26,7 +26,7 @@ class InstalledHooks:
         """Replace `owner.name` by make(the original). A name that does not exist is a missing hook, not an error."""
         before = inspect.getattr_static(owner, name, _ABSENT)
         if before is _ABSENT:
-            self.missed(hook, f"{_name_of(owner)} has no {name}")
+            self.missing[hook] = f"{_name_of(owner)} has no {name}"
             return False
         own = name in vars(owner)  # an inherited attribute is deleted again, so that no copy of it stays behind
         setattr(owner, name, make(getattr(owner, name)))
@@ -38,7 +38,7 @@ class InstalledHooks:
         """Replace the method of a layer's class; a class that the module does not have is a missing hook."""
         owner = getattr(module, layer, None)
         if owner is None:
-            self.missed(layer, f"{module.__name__} has no {layer}")
+            self.missing[layer] = f"{module.__name__} has no {layer}"
             return False
         return self.replace(layer, owner, method, make)
 
@@ -59,10 +59,6 @@ class InstalledHooks:
     def on_undo(self, undo: Callable[[], None]) -> None:
         """Call `undo` when the hooks are taken back."""
         self._undo.append(undo)
-
-    def missed(self, hook: str, reason: str) -> None:
-        """Note that this hook could not be set, so the engine's own norm stays."""
-        self.missing[hook] = reason
 
     def undo(self) -> None:
         """Restore everything, the last change first."""

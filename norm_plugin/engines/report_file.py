@@ -26,9 +26,8 @@ from typing import Any
 
 from norm_plugin import settings
 from norm_plugin.engines import command_line, versions
-from norm_plugin.engines.report_reader import FORMAT, read
-
-__all__ = ["Counted", "ReportError", "close", "forked", "is_intact", "read", "unwritable", "write", "write_counts"]
+from norm_plugin.engines.report_reader import FORMAT
+from norm_plugin.engines.report_reader import read as read  # whoever knows the file writes and reads it here
 
 log = logging.getLogger("norm_plugin")
 
@@ -38,10 +37,15 @@ CELL = 16
 
 @dataclass(eq=False, kw_only=True)
 class Counted:
-    """Something with a count in the file: `calls`, written at offset `place`, or nowhere if that is -1."""
+    """A layer's calls or a CUDA graph: `calls` is its count, written at offset `place`, or nowhere if that is -1.
+
+    `forward`: the number of the forward that called it last. `ends`: whether it ends a forward, None if unknown.
+    """
 
     calls: int = 0
     place: int = -1
+    forward: int = 0
+    ends: bool | None = None
 
 
 class ReportError(OSError):

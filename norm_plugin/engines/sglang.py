@@ -93,7 +93,7 @@ def _apply(hook: HookModule, hooks: InstalledHooks, module: ModuleType) -> None:
     try:
         hook(module, hooks)
     except (AttributeError, ImportError, TypeError, ValueError) as error:
-        hooks.missed(module.__name__, f"{type(error).__name__}: {error}")
+        hooks.missing[module.__name__] = f"{type(error).__name__}: {error}"
 
 
 # --- where SGLang dispatches to -----------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def _where_tested(hook: HookModule) -> HookModule:
         if _method():
             hook(module, hooks)
         else:
-            hooks.missed(module.__name__, "this machine has norms of its own (AMX, ROCm, NPU, XPU or MUSA)")
+            hooks.missing[module.__name__] = "this machine has norms of its own (AMX, ROCm, NPU, XPU or MUSA)"
 
     return hook_or_miss
 

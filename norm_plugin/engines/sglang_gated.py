@@ -21,17 +21,7 @@ from norm_plugin.engines.installed_hooks import InstalledHooks
 from norm_plugin.numerics import ACTIVATIONS, TORCH_HF
 
 
-def hook_layernorm_gated(module: ModuleType, hooks: InstalledHooks) -> None:
-    """sglang...fla.layernorm_gated, of Qwen3.5, Mamba2 and models like it, and Ling."""
-    _replace_function("layernorm_gated", module, hooks, _layernorm_gated)
-
-
-def hook_fused_norm_gate(module: ModuleType, hooks: InstalledHooks) -> None:
-    """sglang...fla.fused_norm_gate, of Qwen3-Next and Kimi: a function of the same name with other arguments."""
-    _replace_function("fused_norm_gate", module, hooks, _fused_norm_gate)
-
-
-def _replace_function(hook: str, module: ModuleType, hooks: InstalledHooks, ours: Callable[..., Answer]) -> None:
+def _replace_function(hook: str, ours: Callable[..., Answer], module: ModuleType, hooks: InstalledHooks) -> None:
     """Replace `rms_norm_gated` in its module, and in the modules that have imported it by name."""
     name, families = "rms_norm_gated", ("gated",)
     original = getattr(module, name, None)
@@ -94,6 +84,13 @@ def _fused_norm_gate(
     out = calls.gated_norm(rows, weight, bias, g, eps, activation=activation)
     call_counts.count("gated_norm", x, weight)
     return out.reshape(x.shape)
+
+
+#: sglang...fla.layernorm_gated, of Qwen3.5, Mamba2 and models like it, and Ling.
+hook_layernorm_gated = partial(_replace_function, "layernorm_gated", _layernorm_gated)
+
+#: sglang...fla.fused_norm_gate, of Qwen3-Next and Kimi: a function of the same name with other arguments.
+hook_fused_norm_gate = partial(_replace_function, "fused_norm_gate", _fused_norm_gate)
 
 
 def hook_mixer2(module: ModuleType, hooks: InstalledHooks, method: str) -> None:

@@ -7,8 +7,7 @@ import logging
 from pathlib import Path
 
 from norm_plugin.engines.installed_hooks import InstalledHooks
-from norm_plugin.patching import catalog
-from norm_plugin.patching.errors import PatchError
+from norm_plugin.patching import PatchError, catalog
 from norm_plugin.patching.work import stands
 
 log = logging.getLogger("norm_plugin")

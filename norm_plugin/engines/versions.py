@@ -1,7 +1,8 @@
-"""The versions and the GPU that a process runs on, for those who read its report elsewhere."""
+"""The versions and the GPU that a process runs on, and a hash of norm_plugin itself."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import platform
 from functools import cache
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import norm_plugin
 from norm_plugin.version import __version__
 
 
@@ -31,6 +33,18 @@ def version_of(distribution: str, otherwise: str = "not installed") -> str:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return otherwise
+
+
+@cache
+def fingerprint() -> str:
+    """A hash of our sources and launch configurations: an engine's compile cache would reuse code of others."""
+    found = hashlib.sha256()
+    root = Path(norm_plugin.__file__).parent
+    for folder in (".", "native", "kernels", "engines"):
+        for path in sorted((root / folder).glob("*.*")):
+            if path.suffix in (".py", ".json"):
+                found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 @cache

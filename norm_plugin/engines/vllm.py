@@ -29,11 +29,12 @@ from norm_plugin.engines import (
     source_patches,
     vllm_ir,
     vllm_layers,
+    vllm_ranks,
 )
 from norm_plugin.engines.common import Answer, Forward, asked, replacement
-from norm_plugin.engines.fingerprint import fingerprint
 from norm_plugin.engines.installed_hooks import InstalledHooks, installed
 from norm_plugin.engines.on_import import after_import
+from norm_plugin.engines.versions import fingerprint
 from norm_plugin.op import Op
 
 log = logging.getLogger("norm_plugin")
@@ -84,7 +85,7 @@ def register() -> None:
         _install(hooks, wanted)
     except (AttributeError, ImportError, TypeError, ValueError, AssertionError) as error:  # a vLLM of another build
         hooks.undo()
-        hooks.missed("everything", f"{type(error).__name__}: {error}")
+        hooks.missing["everything"] = f"{type(error).__name__}: {error}"
     source_patches.note(hooks, "vllm")
     source_patches.warn(hooks)
     _say_what_is_missing(hooks)
@@ -130,12 +131,19 @@ def _join_log(hooks: InstalledHooks) -> None:
 def _install(hooks: InstalledHooks, wanted: settings.Settings) -> None:
     from vllm import envs
 
-    if getattr(envs, "VLLM_BATCH_INVARIANT", False):
-        hooks.missed("everything", "VLLM_BATCH_INVARIANT=1 is a promise of vLLM's own norms")
-        return
     vllm_layers.forget_choices()
     calls.prepare()
     _mark_compiled_code(hooks, envs)
+    if getattr(envs, "VLLM_BATCH_INVARIANT", False):
+        hooks.missing["everything"] = "VLLM_BATCH_INVARIANT=1 is a promise of vLLM's own norms"
+    else:
+        _install_norms(hooks, wanted)
+    for module, name, replace in vllm_ranks.places(hooks):
+        _when_there(hooks, module, name, replace)
+    _when_there(hooks, _LOADERS, "layer names", partial(_watch_loaders, hooks))
+
+
+def _install_norms(hooks: InstalledHooks, wanted: settings.Settings) -> None:
     has_ir = importlib.util.find_spec("vllm.ir") is not None
     if has_ir and "rmsnorm" in wanted.ops:
         vllm_ir.install(hooks, first=wanted.scope == "all")
@@ -146,7 +154,6 @@ def _install(hooks: InstalledHooks, wanted: settings.Settings) -> None:
             _when_there(hooks, hook.module, hook.layer, partial(_replace_forward, hooks, hook, in_graphs))
     if wanted.scope == "all":
         hooks.on_undo(dispatch.on_torch_call(_count_compiled))
-    _when_there(hooks, _LOADERS, "layer names", partial(_watch_loaders, hooks))
 
 
 def _when_there(hooks: InstalledHooks, module: str, name: str, do: Callable[[ModuleType], None]) -> None:
@@ -156,14 +163,14 @@ def _when_there(hooks: InstalledHooks, module: str, name: str, do: Callable[[Mod
     except ModuleNotFoundError:  # a package above it does not exist
         found = None
     if found is None:
-        hooks.missed(name, f"there is no {module}")
+        hooks.missing[name] = f"there is no {module}"
         return
 
     def attempt(imported: ModuleType) -> None:
         try:
             do(imported)
         except (AttributeError, TypeError, ValueError) as error:  # vLLM's import must go on
-            hooks.missed(name, f"{type(error).__name__}: {error}")
+            hooks.missing[name] = f"{type(error).__name__}: {error}"
         _say_what_is_missing(hooks)
 
     hooks.on_undo(after_import(module, attempt))
@@ -216,17 +223,26 @@ def _loaded(hooks: InstalledHooks, model: nn.Module, *args: Any, **named: Any) -
     vllm_layers.forget_choices()
     qk_norms.learn(model)
     path = getattr(getattr(config, "model_config", None), "model", "")
-    call_counts.name_layers(model, _why(hooks, model), str(path))
-    log.info("norm_plugin in %s; %s has %s", hooks.line(), type(model).__name__, _kinds(hooks, model))
+    why = _why(hooks, model)
+    call_counts.name_layers(model, why, str(path))
+    if config is not None:
+        vllm_ranks.loaded(hooks, model, config, _compiled(model))
+    layers = model_layers.described(model_layers.norms(model, why)) or "no norm layers"
+    log.info("norm_plugin in %s; %s has %s", hooks.line(), type(model).__name__, layers)
 
 
 COMPILED = "compiled by vLLM"
 
 
+def _compiled(model: nn.Module) -> set[int]:
+    """The ids of the modules that vLLM compiles."""
+    parts = [part for part in model.modules() if getattr(part, "do_not_compile", True) is False]
+    return {id(layer) for part in parts for layer in part.modules()}
+
+
 def _why(hooks: InstalledHooks, model: nn.Module) -> model_layers.Why:
     """Returns what answers why a layer of this model has no hook."""
-    parts = [part for part in model.modules() if getattr(part, "do_not_compile", True) is False]
-    compiled = {id(layer) for part in parts for layer in part.modules()}
+    compiled = _compiled(model)
 
     def why(layer: nn.Module) -> str:
         return _not_hooked(hooks, layer) or (COMPILED if id(layer) in compiled else "")
@@ -243,9 +259,3 @@ def _not_hooked(hooks: InstalledHooks, layer: nn.Module) -> str:
         return model_layers.why_no_hook(layer, (), "", "")
     missing = next((hooks.missing[name] for name in ("everything", hook.layer) if name in hooks.missing), "")
     return model_layers.why_no_hook(layer, hook.families, missing, "" if hook.function else "forward")
-
-
-def _kinds(hooks: InstalledHooks, model: nn.Module) -> str:
-    """The norm layers of a model by class, for the log."""
-    why = _why(hooks, model)
-    return model_layers.described(model_layers.norms(model, why)) or "no norm layers"

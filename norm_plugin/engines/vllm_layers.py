@@ -103,18 +103,28 @@ def known_numerics(x: Tensor, residual: Tensor | None, weight: Tensor | None, ep
     return found
 
 
+def arguments_of_rms_norm(
+    layer: Any, x: Tensor, residual: Tensor | None
+) -> tuple[Tensor | None, float, str, int | None] | str:
+    """The weight, eps, numerics and size of a RMSNorm's call; or why ours do not take it."""
+    given = layer.pass_weight if residual is None else layer.pass_weight_add
+    weight: Tensor | None = layer.weight if given else None
+    if weight is not None and weight.dtype != x.dtype and weight.dtype != torch.float32:
+        return f"x has dtype {x.dtype} and the weight {weight.dtype}"
+    eps, size = layer.variance_epsilon, layer.variance_size_override
+    return weight, eps, known_numerics(x, residual, weight, eps, size), size
+
+
 def rms_norm(layer: Any, x: Any, residual: Tensor | None = None, *rest: Any, **others: Any) -> Answer:
     """RMSNorm. With a residual, x and the residual may be overwritten, as vLLM's own kernels do."""
     op = "rmsnorm" if residual is None else "fused_add_rmsnorm"
     reason = why_not(rest, others, x, residual)
     if reason:
         return LeftToEngine(op, reason)
-    given = layer.pass_weight if residual is None else layer.pass_weight_add
-    weight: Tensor | None = layer.weight if given else None
-    if weight is not None and weight.dtype != x.dtype and weight.dtype != torch.float32:
-        return LeftToEngine(op, f"x has dtype {x.dtype} and the weight {weight.dtype}")
-    eps, size = layer.variance_epsilon, layer.variance_size_override
-    numerics = known_numerics(x, residual, weight, eps, size)
+    arguments = arguments_of_rms_norm(layer, x, residual)
+    if isinstance(arguments, str):
+        return LeftToEngine(op, arguments)
+    weight, eps, numerics, size = arguments
     if residual is None:
         normed = calls.rmsnorm(x, weight, eps, numerics, size=size)
         count(op, x, weight)

@@ -1,4 +1,4 @@
-"""The ops in Triton, a module for each kind. Nothing here imports triton before a call needs a kernel."""
+"""The Triton kernels, a module for each kind of op. triton is imported only when a call needs a kernel."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Bound:
-    """What a kernel has for one signature: `run` does a call; `launches` are what it launches, the norm itself first.
+    """What runs the calls of one signature: `run` does a call through `launches`, the first of which is the norm.
 
-    `at` does the same by the addresses of the tensors, which the shortcut knows, or says that it has done nothing.
+    `at` does a call by the addresses of its tensors, which the shortcut knows. It returns False if it did nothing.
     """
 
     run: Callable[..., Any]
@@ -28,7 +28,7 @@ class Bound:
     at: Callable[[Any, tuple[Any, ...]], bool] | None = None
 
 
-#: Given the arguments of a first call, a kernel answers with what runs it and every later call of its signature.
+#: Gets the arguments of the first call of a signature. Returns what runs this call and all later ones.
 Kernel = Callable[..., Bound]
 
 
@@ -37,7 +37,7 @@ class Refusal(Exception):
 
 
 class NotLaunched(Exception):
-    """A kernel failed before its launch began, as its cause says: nothing was written."""
+    """A kernel failed before its launch began, so nothing was written. Its cause says why."""
 
 
 def interpreted() -> bool:
@@ -58,7 +58,7 @@ def unavailable(device: torch.device) -> str:
 
 @cache
 def find(kind: str, op: str) -> Kernel | None:
-    """The kernel of an op, or None where there is none."""
+    """The kernel of an op, or None."""
     if importlib.util.find_spec(f"norm_plugin.kernels.{kind}") is None:
         return None
     kernels: dict[str, Kernel] = importlib.import_module(f"norm_plugin.kernels.{kind}").KERNELS

@@ -17,24 +17,24 @@ from norm_plugin.kernels.launch import KernelLaunch, gpu_of, processors, use_pdl
 from norm_plugin.native.rms import new_output
 
 
-def dense(grad: Tensor, beside: Tensor) -> bool:
-    """Whether an incoming gradient has to be copied to be read: autograd may send any strides (of a sum, all are 0)."""
+def must_be_copied(grad: Tensor, beside: Tensor) -> bool:
+    """Whether an incoming gradient must be copied first: autograd may send any strides (only zeros, for a sum)."""
     scattered = grad.shape[-1] > 1 and grad.stride(-1) != 1
     return scattered or layout([grad, beside]) is None
 
 
 def dense_copy(t: Tensor) -> Tensor:
-    """A copy that can be read. Tensor.contiguous returns a single row as it is, with strides that mean nothing."""
+    """A copy with dense rows. Tensor.contiguous would not copy a single row, whose row stride may be anything."""
     return new_output(t).copy_(t)
 
 
 def on_nvidia(device: torch.device) -> bool:
-    """Whether a kernel may have PTX in it, and a bound for its registers."""
+    """Whether a kernel may contain PTX and limit its registers."""
     return device.type == "cuda" and torch.version.hip is None
 
 
 class Backward:
-    """The launches of one signature: the gradients of rows, with partial sums, and the sums of those."""
+    """The launches of one signature: statistics of wide rows, gradients with partial sums, and the sum of the parts."""
 
     def __init__(
         self, grad: Tensor, x: Tensor, z: Tensor | None, added: Tensor | None, weight: Tensor | None,
@@ -42,8 +42,8 @@ class Backward:
         l2: bool = False, gemma: bool = False, gate_first: bool = False, sigmoid: bool = False,
     ) -> None:  # fmt: skip
         refuse_strange(x, z, weight, bias)
-        self.copy_grad = dense(grad, x)
-        self.copy_added = added is not None and dense(added, x)
+        self.copy_grad = must_be_copied(grad, x)
+        self.copy_added = added is not None and must_be_copied(added, x)
         grad = dense_copy(grad) if self.copy_grad else grad
         added = dense_copy(added) if added is not None and self.copy_added else added
         refuse_strange(grad, added)
@@ -86,11 +86,11 @@ class Backward:
         self.sum = KernelLaunch(sum_kernel, configs.SUM_WARPS, (), x.device, pdl, of, lambda m: sums)
 
     def bound(self, run: Callable[..., Any]) -> Bound:
-        """`run`, which calls these launches."""
+        """`run`, and the launches that it uses."""
         return Bound(run, tuple(launch for launch in (self.rows, self.statistics, self.sum) if launch is not None))
 
     def blocks(self, m: int) -> int:
-        """How many blocks of consecutive rows there are: as many as tiles where nothing is summed over them."""
+        """The number of blocks of consecutive rows. If no sum over rows is wanted, each tile is a block."""
         tiles = -(-m // self.config.rows)
         if not (self.weight or self.bias):
             return tiles

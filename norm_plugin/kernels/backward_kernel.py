@@ -1,17 +1,17 @@
 """The backward kernels: the gradient of a norm of each group of a row, gated or not, with or without a mean.
 
-Row by row, for h = x (or x * act(z), where the gate comes first), its mean and scale s, xhat = (h - mean) * s:
+For each row, with h = x (or x * act(z), if the gate comes first), its mean, its scale s and xhat = (h - mean) * s:
 
-    d     = dy (or dy * act(z), where the gate comes last)       what reaches the weight and the bias
+    d     = dy (or dy * act(z), if the gate comes last)       what reaches the weight and the bias
     dh    = s * (d * w - mean(d * w)) - xhat * (s * mean(d * w * xhat))
     dw, db = the sums over the rows of d * xhat, d
 
-Written so, of what is as large as dh only two things are rounded, by a fused multiply-add each: the difference in its
-brackets (where there is no mean, d * w), and dh itself.
+In this form only two dh-sized values are rounded, each by one fused multiply-add: the difference in the brackets
+(d * w, if there is no mean), and dh itself.
 
-A program takes a block of consecutive rows and keeps its part of both sums in registers; `sum_kernel` adds up the
-parts. So no sum depends on which program was first. Where a program has one part of many rows, its blocks are so long
-that what a sum loses to its roundings is summed beside it, and `sum_kernel` does so always.
+A program takes a block of consecutive rows and keeps its part of both sums in registers. `sum_kernel` adds up the
+parts, so no sum depends on which program came first. `sum_kernel` compensates its sums; this kernel does so where a
+program has one part of many rows, because its blocks are long.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def backward_kernel(
     d0, d1, d2, e0, e1, e2, eps,
     tile: tl.constexpr, recipe: tl.constexpr,
 ):  # fmt: skip
-    """DX (and DZ) of a block of rows, A added to DX; PW and PB take the block's part of the sums, [blocks, groups * n].
+    """Writes DX (with A added) and DZ of a block of rows, and its part of the sums to PW and PB [blocks, groups * n].
 
-    A program does one group in one of `parts` ranges of columns. With one part, the statistics of a row are computed
-    here; with more, `statistics_kernel` has written them to STATS. `flat`: a thread has all rows of its columns.
+    A program does one group in one of `parts` ranges of columns. With one part it computes the statistics of a row;
+    with more, `statistics_kernel` has written them to STATS. `flat`: a thread has all rows of its columns.
     """
     WIDE: tl.constexpr = tile.block * tile.chunks
     blocks = tl.num_programs(0) // (recipe.groups * tile.parts)
@@ -137,7 +137,7 @@ def backward_kernel(
                     in_row = mask_of(c, lane, True, False, tile)
                     w = anew(weights[c], zero, tile.fence) if tile.hold else read_raw(W + w_at + cols, in_row)
                 d, dw = reaching(gs[c], zs[c], w, recipe)
-                x = xs[c] if recipe.rms else anew(xs[c], zero, tile.fence)  # of a row with a mean, for the second time
+                x = xs[c] if recipe.rms else anew(xs[c], zero, tile.fence)  # a row with a mean is used a second time
                 h = normed(x, zs[c], recipe)
                 if not recipe.rms:
                     h = h - mean
@@ -156,7 +156,7 @@ def backward_kernel(
                 )
                 left, s, shift, share = layer_statistics(total, square, gradient, product, eps, tile.n)
         if tile.rows > 1:
-            s = tl.where(inside, s, 0.0)  # of a row that is not there, 0 * inf would spoil the sums
+            s = tl.where(inside, s, 0.0)  # a row that does not exist would spoil the sums by 0 * inf
 
         pull = s * share
         weight_next = ()

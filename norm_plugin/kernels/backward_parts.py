@@ -1,4 +1,4 @@
-"""What surrounds the backward kernel: its formulas, the statistics of rows too wide for it, and the last sum."""
+"""The parts of the backward: the formulas of its kernel, the statistics of rows too wide for it, and the last sum."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from norm_plugin.kernels.constants import constants
 
 @constants
 class Tile(NamedTuple):
-    """How a program holds `rows` rows of `n` columns, or of one of `parts` of them: in `chunks` of `block` columns.
-    `stages`, `hold` and `flat` are as in backward_configs, `levels` and `align` as in a forward tile. `fence`: the
-    compiler is kept from holding values in fp32, see `anew`. `pdl`: launched dependently."""
+    """How a program holds `rows` rows of `n` columns (or one of `parts` parts of them): in `chunks` of `block` columns.
+    `stages`, `hold` and `flat` are as in backward_configs, `levels` and `align` as in a forward tile. `fence`: see
+    `anew`. `pdl`: launched dependently."""
 
     n: int
     parts: int
@@ -61,7 +61,7 @@ def add_fours(a0, a1, a2, a3, b0, b1, b2, b3):
 
 @triton.jit
 def two_sum(a, b):
-    """(a + b, what its rounding lost)."""
+    """(a + b, what its rounding lost), by Knuth."""
     total = a + b
     of_b = total - a
     return total, (a - (total - of_b)) + (b - of_b)
@@ -69,20 +69,20 @@ def two_sum(a, b):
 
 @triton.jit
 def add_exactly(a, a_lost, b, b_lost):
-    """The sum of two sums, each with what it has lost to its roundings."""
+    """The sum of two compensated sums."""
     total, lost = two_sum(a, b)
     return total, a_lost + b_lost + lost
 
 
 @triton.jit
 def settled(total, lost):
-    """A sum with what it has lost; the sum alone where that is not finite, and nothing was lost but NaN."""
+    """total + lost; total alone if it is not finite, because then lost is NaN."""
     return tl.where(lost == lost, total + lost, total)
 
 
 @triton.jit
 def with_rows(total, lost, rows, FLAT: tl.constexpr, EXACT: tl.constexpr):
-    """A sum over the rows (and what it has lost, where it is EXACT) with the rows of a tile."""
+    """Adds the rows of a tile to a sum over rows. EXACT: the sum is compensated, and `lost` is what it lost so far."""
     rows = tl.sum(rows, axis=0, keep_dims=True) if FLAT else rows
     if EXACT:
         total, off = two_sum(total, rows)
@@ -96,7 +96,7 @@ def with_rows(total, lost, rows, FLAT: tl.constexpr, EXACT: tl.constexpr):
 def gate_slope(z, SIGMOID: tl.constexpr):
     """The derivative of act at z."""
     s = tl.sigmoid(z)
-    rest = tl.sigmoid(-z)  # 1 - s, with all of its digits
+    rest = tl.sigmoid(-z)  # 1 - s, without cancellation
     return s * rest if SIGMOID else s + z * s * rest
 
 
@@ -109,8 +109,8 @@ def mask_of(c: tl.constexpr, lane, inside, MANY: tl.constexpr, tile: tl.constexp
 
 @triton.jit
 def anew(raw, zero, FENCE: tl.constexpr):
-    """The same value, taken for another by the compiler, which cannot know that `zero` is 0. It would otherwise keep a
-    value in fp32, from where it was made of the raw one until it is used again, in twice as many registers."""
+    """The same value, which the compiler takes for another one, because it cannot know that `zero` is 0. Otherwise it
+    would keep the fp32 value until its next use, in twice as many registers as the raw one."""
     if FENCE and raw.dtype.primitive_bitwidth == 16 and raw.shape[1] > 1:  # two at once
         xor: tl.constexpr = "xor.b32 $0, $1, $2;"
         raw = tl.inline_asm_elementwise(xor, "=r,r,r", [raw, zero.to(tl.int16)], dtype=raw.dtype, is_pure=True, pack=2)
@@ -119,7 +119,7 @@ def anew(raw, zero, FENCE: tl.constexpr):
 
 @triton.jit
 def normed(x, z, recipe: tl.constexpr):
-    """What is normalized: x, or the gated x."""
+    """The normalized value: x, or the gated x."""
     h = x.to(tl.float32)
     if recipe.gate_first:
         h = h * gate(z.to(tl.float32), recipe.sigmoid)
@@ -140,7 +140,7 @@ def reaching(g, z, w, recipe: tl.constexpr):
 
 @triton.jit
 def average(total, N: tl.constexpr, L2: tl.constexpr):
-    """total / N; of the l2 norm, which has no mean in it, the total."""
+    """total / N, or total for the l2 norm, which takes no mean."""
     return total if L2 else mean_of(total, N)
 
 
@@ -153,7 +153,7 @@ def rms_statistics(squares, products, eps, N: tl.constexpr, L2: tl.constexpr):
 
 @triton.jit
 def layer_statistics(sums, squares, gradients, products, eps, N: tl.constexpr):
-    """(what is left of the mean, s, mean(d * w), mean(d * w * xhat)) from sums of a row that is almost centred."""
+    """(rest of the mean, s, mean(d * w), mean(d * w * xhat)), from the sums of an almost centred row."""
     left = mean_of(sums, N)
     s = tl.rsqrt(mean_of(squares, N) - left * left + eps)
     shift = mean_of(gradients, N)
@@ -165,7 +165,7 @@ def statistics_kernel(
     DY, X, Z, W, STATS, M, n1, n2, g0, g1, g2, x0, x1, x2, z0, z1, z2, eps,
     UNROLL: tl.constexpr, tile: tl.constexpr, recipe: tl.constexpr,
 ):  # fmt: skip
-    """What has to be known of a row that does not fit registers before its gradient: a plane of STATS for each."""
+    """Writes the statistics of rows that do not fit registers to STATS, one plane for each statistic."""
     rows = tl.program_id(0) // recipe.groups + tl.zeros([1, 1], tl.int32)
     group = tl.program_id(0) % recipe.groups
     w_at = group * tile.n
@@ -175,7 +175,7 @@ def statistics_kernel(
     lane = tl.arange(0, tile.block)[None, :]
     wait_for_producer(tile.pdl, True)
     mean = tl.zeros([1, 1], tl.float32)
-    if not recipe.rms:  # any value near the row's serves as a first mean: that of its beginning
+    if not recipe.rms:  # any value near the row's mean serves as a first mean: here that of its first chunk
         begin = read_raw(Z + z_at + lane, lane < tile.n) if Z is not None else None
         mean = tl.sum(normed(read_raw(X + x_at + lane, lane < tile.n), begin, recipe), axis=1, keep_dims=True)
         mean = mean * (1.0 / min(tile.n, tile.block))
@@ -218,7 +218,7 @@ def statistics_kernel(
 def sum_kernel(
     PW, PB, DW, DB, M, eps, N: tl.constexpr, COLUMNS: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """DW and DB = the sums of the M rows of PW and PB, of N columns, rounded once. (Every launch has an eps.)"""
+    """DW and DB = the sums of the M rows of PW and PB, rounded once. eps is unused: every launch has one."""
     PLACES: tl.constexpr = (N + COLUMNS - 1) // COLUMNS
     cols = tl.program_id(0) % PLACES * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     wait_for_producer(PDL, False)

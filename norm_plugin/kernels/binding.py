@@ -1,4 +1,4 @@
-"""From the tensors of a first call to its launch: what is refused, where the rows lie, and which tile holds them."""
+"""Makes a launch from the tensors of a first call: what is refused, where the rows lie, and which tile holds them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the rows of several tensors lie: sizes of the inner leading dimensions, and strides for each tensor."""
+    """Where the rows of several tensors lie: sizes of the inner leading dimensions, and strides of each tensor."""
 
     levels: int
     sizes: tuple[int | None, int | None]
@@ -29,14 +29,14 @@ class Layout:
 
     @property
     def integers(self) -> tuple[int | None, ...]:
-        """What a kernel is given of it."""
+        """The integers that a kernel gets."""
         return (*self.sizes, *(stride for strides in self.strides for stride in strides))
 
 
 def layout(tensors: Sequence[Tensor | None]) -> Layout | None:
-    """The common layout of tensors of one shape, with as few levels as their strides allow; None beyond three.
+    """The layout of tensors of one shape, with as few levels as their strides allow; None if that is more than three.
 
-    The first dimension is never looked at but for its stride: a batch of one lies like any other.
+    The size of the first dimension has no effect, so a batch of one row has the layout of any batch.
     """
     present = [t for t in tensors if t is not None]
     shape = list(present[0].shape[:-1]) or [1]
@@ -62,7 +62,7 @@ def layout(tensors: Sequence[Tensor | None]) -> Layout | None:
 
 
 def refuse_strange(*tensors: Tensor | None) -> None:
-    """Raise Refusal for what no kernel here can read."""
+    """Refuses tensors that no kernel here can read."""
     for t in tensors:
         if t is None:
             continue
@@ -72,15 +72,18 @@ def refuse_strange(*tensors: Tensor | None) -> None:
             raise Refusal(f"the last stride is {t.stride(-1)}, and the kernels read rows of stride 1")
 
 
-def refuse_numerics(numerics: Numerics, known: Sequence[str]) -> None:
-    """Raise Refusal where a kernel that knows these fields of a numerics would ignore another."""
-    for one in fields(numerics):
-        if one.name not in (*DESCRIPTION, *known) and getattr(numerics, one.name) != one.default:
-            raise Refusal(f"the kernel cannot do what {one.name} says of numerics {numerics.name!r}")
+def roundings(recipe: Any, numerics: Numerics, unread: str = "") -> dict[str, bool]:
+    """The fields of a numerics that a kernel's recipe has too. Raises Refusal where another one is set, or `unread`,
+    which this use of the kernel ignores."""
+    every = {one.name: getattr(numerics, one.name) for one in fields(numerics) if one.name not in DESCRIPTION}
+    for name, value in every.items():
+        if value and (name == unread or name not in recipe._fields):
+            raise Refusal(f"the kernel cannot do what {name} says of numerics {numerics.name!r}")
+    return {name: value for name, value in every.items() if name in recipe._fields}
 
 
 def layout_or_refuse(*tensors: Tensor | None) -> Layout:
-    """The common layout, or a Refusal."""
+    """The layout, or a Refusal."""
     found = layout(tensors)
     if found is None:
         raise Refusal("the rows do not lie on a grid of at most three strides")
@@ -88,19 +91,16 @@ def layout_or_refuse(*tensors: Tensor | None) -> Layout:
 
 
 def bind_rows(
-    kernel: Any, table: str, recipe: Any, numerics: Numerics, known: Sequence[str], rows: Sequence[Tensor | None],
-    columns: Sequence[Tensor | None], *, width: int | None = None, pdl: bool | None = None,
-    in_place: Mapping[int, int] = NOTHING,
+    kernel: Any, table: str, recipe: Any, rows: Sequence[Tensor | None], columns: Sequence[Tensor | None], *,
+    width: int | None = None, pdl: bool | None = None, in_place: Mapping[int, int] = NOTHING,
 ) -> Launch:  # fmt: skip
-    """The launch of a kernel for a signature, from tensors that have it; raises Refusal.
+    """The launch of a kernel for the signature of these tensors, or a Refusal.
 
-    `known` are the fields of a numerics that the kernel reads. `rows` lie row by row, x first and the output last;
-    `columns` have a number for each column.
+    `rows` lie row by row, x first and the output last; `columns` have a number for each column.
     """
     x = rows[0]
     assert x is not None
     refuse_strange(*rows[:-1], *columns)
-    refuse_numerics(numerics, known)
     width = x.shape[-1] if width is None else width
     made, laid = config(table, width, x.element_size(), gpu_of(x.device)), layout_or_refuse(*rows)
     tile = Tile(

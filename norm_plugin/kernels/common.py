@@ -1,4 +1,4 @@
-"""What every kernel shares: where a row lies, the gate, the quantised store, and the dependent launch."""
+"""What the kernels share: where a row lies, the gate, rounding to a quantised dtype, and the dependent launch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 @triton.jit
 def row_start(row, n1, n2, s0, s1, s2, tile: tl.constexpr):
-    """The offset of flat row number `row` in a tensor of 1 to 3 leading dimensions, in elements.
+    """The offset, in elements, of flat row number `row` in a tensor of 1 to 3 leading dimensions.
 
     n1 and n2 are the sizes of the second and third leading dimension; `tile.align` divides every stride.
     """
@@ -27,16 +27,16 @@ def row_start(row, n1, n2, s0, s1, s2, tile: tl.constexpr):
 
 @triton.jit
 def aligned(stride, ALIGN: tl.constexpr):
-    """A stride in 64 bits, which the compiler knows to be a multiple of ALIGN, and so reads rows in vectors."""
+    """A stride in 64 bits, which the compiler knows to be a multiple of ALIGN: so it reads rows in vectors."""
     wide = tl.multiple_of(stride.to(tl.int64), ALIGN)
-    if stride.dtype == tl.int64:  # an argument as it is: what is said of one is forgotten
+    if stride.dtype == tl.int64:  # an argument: Triton forgets a multiple_of on one
         wide = stride // ALIGN * ALIGN
     return wide
 
 
 @triton.jit
 def wait_for_producer(PDL: tl.constexpr, LATE: tl.constexpr):
-    """Before this, nothing may be read, not even a weight, and nothing written."""
+    """Before this, a kernel may read nothing, not even a weight, and write nothing."""
     if PDL:
         gdc_wait()
         if not LATE:
@@ -45,7 +45,7 @@ def wait_for_producer(PDL: tl.constexpr, LATE: tl.constexpr):
 
 @triton.jit
 def release_consumer(PDL: tl.constexpr, LATE: tl.constexpr):
-    """Let the next kernel start: it waits itself until this one has finished and its writes are visible."""
+    """Lets the next kernel start. It waits until this one has finished and the writes are visible."""
     if PDL and LATE:
         gdc_launch_dependents()
 
@@ -58,13 +58,13 @@ def add_pairs(a0, a1, b0, b1):
 
 @triton.jit
 def mean_of(total, N: tl.constexpr):
-    """total / N; a product where that is exact."""
+    """total / N, as a product if that is exact."""
     return total * (1.0 / N) if N & (N - 1) == 0 else tl.div_rn(total, tl.zeros_like(total) + N)
 
 
 @triton.jit
 def chunk_mask(cols, in_batch, PARTIAL: tl.constexpr, MANY: tl.constexpr, N: tl.constexpr):
-    """The mask of a chunk of `cols`: None where every lane is inside, since a masked load costs instructions."""
+    """The mask of a chunk of `cols`. None if every lane is inside, because a masked load costs instructions."""
     if PARTIAL and MANY:
         mask = (cols < N) & in_batch
     elif PARTIAL:
@@ -82,13 +82,13 @@ def mask_of(c: tl.constexpr, lane, in_batch, MANY: tl.constexpr, tile: tl.conste
     return chunk_mask(c * tile.block + lane, in_batch, c * tile.block + tile.block > tile.n, MANY, tile.n)
 
 
-#: How long a value that is read should stay in the cache: until it is read again, or no longer. 0 wishes nothing.
+#: Whether a value should stay in the cache after it is read. 0 asks for neither.
 KEEP, DROP = tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
 def read_raw(places, mask, STAY: tl.constexpr = 0):
-    """Values as they are, which takes half the registers of fp32; 0 where the mask is off."""
+    """Values in their own dtype, which takes half the registers of fp32; 0 where the mask is off."""
     if mask is None:
         x = tl.load(places)
     elif STAY == KEEP:
@@ -102,15 +102,14 @@ def read_raw(places, mask, STAY: tl.constexpr = 0):
 
 @triton.jit
 def read(places, mask, STAY: tl.constexpr = 0):
-    """The same in fp32."""
+    """Values in fp32."""
     return read_raw(places, mask, STAY).to(tl.float32)
 
 
 @triton.jit
 def expect(P, at, first, tile: tl.constexpr):
-    """Have a weight or bias that is read with the row brought to the L2 cache during the wait, by the first program
-    that reads it: all of them at once would stand in line. No value is read: a preceding kernel may still be writing
-    it."""
+    """Brings a weight or bias to the L2 cache during the wait, if it is read with the row. Only the first program asks:
+    the requests of all would queue up. No value is read, because a preceding kernel may still be writing it."""
     if P is not None and tile.with_row and tile.pdl and first:
         LINE: tl.constexpr = 1024 // P.dtype.element_ty.primitive_bitwidth  # 128 bytes
         LINES: tl.constexpr = (triton.next_power_of_2(tile.block * tile.chunks) + LINE - 1) // LINE
@@ -121,7 +120,7 @@ def expect(P, at, first, tile: tl.constexpr):
 
 @triton.jit
 def read_with_row(P, at, lane, tile: tl.constexpr):
-    """All chunks of a weight or bias that is read with the row, so that they are there when its sum is."""
+    """All chunks of a weight or bias that is read with the row, so that they arrive while the row is summed."""
     chunks = ()
     if P is not None and tile.with_row:
         for c in tl.static_range(tile.chunks):
@@ -132,13 +131,14 @@ def read_with_row(P, at, lane, tile: tl.constexpr):
 
 @triton.jit
 def by_column(P, at, chunks, c: tl.constexpr, lane, tile: tl.constexpr):
-    """A weight's or bias's chunk c: read with the row, or now; None where there is none."""
+    """Chunk c of a weight or bias: from `chunks` if it was read with the row, else read now. None without a weight."""
     if P is None:
         w = None
     elif tile.with_row:
         w = chunks[c]
     else:
-        w = read(P + at + c * tile.block + lane, mask_of(c, lane, True, False, tile))
+        cols = c * tile.block + lane  # added to the address as a whole: in parts it takes eight registers more
+        w = read(P + at + cols, mask_of(c, lane, True, False, tile))
     return w
 
 
@@ -153,8 +153,8 @@ def gate(z, SIGMOID: tl.constexpr):
 def quotient(y, inverse, by, FP8_UNIT: tl.constexpr):
     """y / by, correctly rounded; `inverse` is 1 / by, correctly rounded.
 
-    A division takes a dozen instructions; a product and one step of Newton's give the same bits in four, with a fused
-    multiply-add (Markstein, IBM J. Res. Dev. 34, 1990). Where an infinity makes that NaN, the product is the quotient.
+    A division takes a dozen instructions. A product and one Newton step with fused multiply-adds give the same bits in
+    four (Markstein, IBM J. Res. Dev. 34, 1990). If an infinity makes the step NaN, the product is the quotient.
     """
     if FP8_UNIT:
         near = y * inverse
@@ -167,9 +167,9 @@ def quotient(y, inverse, by, FP8_UNIT: tl.constexpr):
 
 @triton.jit
 def cast(y, QMAX: tl.constexpr, dtype: tl.constexpr, FP8_UNIT: tl.constexpr):
-    """y rounded to nearest even and saturated to an fp8 dtype or int8. NaN stays NaN, where the dtype has one.
+    """y rounded to nearest even and saturated to an fp8 dtype or int8. NaN stays NaN if the dtype has one.
 
-    FP8_UNIT: the GPU converts to fp8 itself, and saturates in the same instruction.
+    FP8_UNIT: the GPU converts to fp8 and saturates in one instruction.
     """
     if dtype == tl.int8:
         y = tl.minimum(tl.maximum(y, -128.0), 127.0)
@@ -187,5 +187,5 @@ def larger(a, b):
 
 @triton.jit
 def largest_of(y, axis: tl.constexpr):
-    """The largest magnitude along an axis that stays, NaN if there is one."""
+    """The largest magnitude along an axis, which is kept; NaN if one value is."""
     return tl.reduce(tl.abs(y), axis, larger, keep_dims=True)

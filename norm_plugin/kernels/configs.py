@@ -1,10 +1,11 @@
 """Launch configurations: data, a function of (table, N, element size, GPU), never of the number of rows.
 
-A row is held by `warps` warps in chunks of BLOCK columns, one load of `vector` bytes a thread and chunk; a program has
-`rows` rows. The order of a row's sum follows from these alone, so a row's result cannot depend on the batch around it.
-`late` says when the next kernel may start beside this one: after the row is read, or at once. `lean` is the number of
-programs per multiprocessor from which on weights are read after the row's sum, not with it, so that more programs fit
-(0: never). Neither changes a bit, so the second may look at the batch.
+A program has `rows` rows. `warps` warps hold a row in chunks of BLOCK columns, one load of `vector` bytes for each
+thread and chunk. These alone decide the order of a row's sum, so a row's result cannot depend on the batch around it.
+
+`late` says when the next kernel may start beside this one: after the row is read, or at once. `lean` is for large
+batches: from that many programs per multiprocessor on, weights are read after the row's sum, not with the row, so that
+more programs fit (0: never). Neither changes a bit, so `lean` may depend on the batch.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-#: The bytes of a row that one program holds in registers; what is before them is read a second time for the output.
+#: The bytes of a row that one program holds in registers. The part before them is read again for the output.
 HELD_BYTES = 98304
 
-#: How many of the chunks that are read twice are read at once.
+#: Of the chunks that are read twice, so many are read at once.
 UNROLL = 4
 
-#: The most elements a thread may hold for its weight to be read with the row, and held beside it.
+#: A weight is read with the row, and held beside it, if a thread holds at most so many elements.
 WITH_ROW_ELEMENTS = 32
 
 
@@ -40,19 +41,19 @@ class Config:
     lean: int
 
 
-#: GPU -> table -> entries, of which the first number is the largest row in bytes; "default" is any other GPU.
+#: GPU -> table -> entries. The first number of an entry is the largest row in bytes. "default" is any other GPU.
 Tables = dict[str, dict[str, list[list[int]]]]
 
 
 def load(name: str) -> Tables:
-    """The tables of a file beside this one."""
+    """The tables in a file beside this one."""
     found: Tables = json.loads(resources.files("norm_plugin.kernels").joinpath(name).read_text())
     return found
 
 
 @cache
 def tables() -> Tables:
-    """Of entries [largest row in bytes, warps, rows, late, lean, vector]."""
+    """Their entries are [largest row in bytes, warps, rows, late, lean, vector]."""
     return load("configs.json")
 
 
@@ -65,7 +66,7 @@ def config(table: str, width: int, itemsize: int, gpu: str) -> Config:
 
 
 def entries(of: Tables, gpu: str, table: str) -> list[list[int]]:
-    """A GPU's entries of a table, or those of any other GPU."""
+    """The entries of a table for a GPU, or the default ones."""
     return of.get(gpu, {}).get(table) or of["default"][table]
 
 
@@ -74,7 +75,7 @@ _forced: list[int] | None = None
 
 @contextmanager
 def forced(*entry: int) -> Iterator[None]:
-    """One entry of a table for everything that is bound meanwhile: for whoever measures them."""
+    """Binds all launches in the block with one entry of a table, to measure it."""
     global _forced
     _forced = [0, *entry]
     try:
@@ -86,7 +87,7 @@ def forced(*entry: int) -> Iterator[None]:
 def make(
     table: str, width: int, itemsize: int, warps: int, rows: int, late: int, lean: int, vector: int = 16
 ) -> Config:  # fmt: skip
-    """The configuration that a table's entry stands for: the rest follows from the width."""
+    """The configuration of a table's entry: the rest of it follows from the width."""
     power = 1 << (width - 1).bit_length()
     block = power if rows > 1 else min(power, warps * 32 * max(1, vector // itemsize))
     chunks = -(-width // block)
@@ -97,5 +98,5 @@ def make(
 
 
 def bytes_held(table: str, itemsize: int) -> int:
-    """Register bytes an element: a row as it is, with its gate, or the fp32 sum of a row and its residual."""
+    """The register bytes of an element: of x, of x and its gate, or of the fp32 sum of x and a residual."""
     return {"add": 4, "gated": 2 * itemsize}.get(table, itemsize)

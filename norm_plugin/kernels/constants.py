@@ -1,7 +1,7 @@
-"""What a kernel knows when it is compiled: how its rows are laid out (a tile), and what it computes of them (a recipe).
+"""The constants of a kernel: how a program holds its rows (a tile), and what it computes (a recipe).
 
-Both are named tuples: Triton makes one kernel for each value of all their fields, and can write them as JSON, which it
-does for whoever listens to its compiler (vLLM's monitor does).
+Both are named tuples. Triton compiles a kernel for each combination of their fields. It can also write named tuples as
+JSON, which it does for listeners of its compiler, such as vLLM's monitor.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ Group = TypeVar("Group")
 
 
 def constants(group: type[Group]) -> type[Group]:
-    """A named tuple whose fields are constants in a kernel. Triton before 3.9 reads a bare number as a run-time value;
-    the interpreter wants it bare."""
+    """Makes the fields of a named tuple constants in a kernel. Triton before 3.9 takes a bare number for a run-time
+    value, but its interpreter needs bare numbers."""
     for place, name in enumerate(group._fields):  # type: ignore[attr-defined]
         bare = itemgetter(place)
         setattr(group, name, property(bare if interpreted() else partial(wrapped, bare)))
@@ -28,15 +28,15 @@ def constants(group: type[Group]) -> type[Group]:
 
 
 def wrapped(bare: Callable[[Any], Any], group: Any) -> tl.constexpr:
-    """A field of a group, as the compiler wants it."""
+    """A field of a group, as a constant of the compiler."""
     return tl.constexpr(bare(group))
 
 
 @constants
 class Tile(NamedTuple):
-    """How a program holds `rows` rows of `n` columns: in `chunks` of `block` columns, of which the last `held` stay in
-    registers and the others are read twice, `unroll` at once. `with_row`: the weight is read with the row, not after
-    its sum. `levels` and `align` are of the rows' Layout. `pdl`: launched dependently; `late`: see configs."""
+    """How a program holds `rows` rows of `n` columns: in `chunks` of `block` columns. The last `held` chunks stay in
+    registers; the others are read twice, `unroll` at once. `with_row`: the weight is read with the row, not after its
+    sum. `levels` and `align` come from the Layout of the rows. `pdl`: launched dependently. `late`: see configs."""
 
     n: int
     block: int

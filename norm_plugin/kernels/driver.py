@@ -1,9 +1,8 @@
-"""Launching a compiled kernel through the CUDA driver, with its arguments packed once.
+"""Launches a compiled kernel through the CUDA driver, with arguments that are packed once.
 
-Triton's launcher parses some forty arguments a launch. Here they lie packed in memory, as the driver wants them; a
-launch writes the pointers (the number of rows and eps where they differ from those of the launch before) and calls
-cuLaunchKernelEx. What the driver says of the kernel's parameters (cuFuncGetParamInfo) must agree with what is packed,
-or this road is not taken.
+Triton's launcher parses some forty arguments at each launch. Here they lie packed in memory, as the driver wants them.
+A launch writes only the pointers (and the number of rows and eps, if they have changed) and calls cuLaunchKernelEx. If
+the driver describes other parameters of the kernel (cuFuncGetParamInfo) than those that are packed, Triton launches it.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Unsupported(Exception):
 
 @cache
 def driver() -> Any:
-    """The CUDA driver. The GIL is kept through its calls, so that no thread can repack arguments under way."""
+    """The CUDA driver. Its calls keep the GIL, so that no other thread can repack the arguments meanwhile."""
     try:
         library = ctypes.PyDLL("libcuda.so.1")
         library.cuFuncGetParamInfo, library.cuLaunchKernelEx  # noqa: B018 - a driver before 12.4 lacks the first
@@ -56,7 +55,7 @@ def driver() -> Any:
 
 
 def parameter_sizes(function: int) -> list[int]:
-    """What the driver says of the kernel's parameters, in bytes."""
+    """The sizes of the kernel's parameters in bytes, by the driver."""
     sizes: list[int] = []
     offset, size = ctypes.c_size_t(), ctypes.c_size_t()
     while True:
@@ -69,17 +68,17 @@ def parameter_sizes(function: int) -> list[int]:
 Launcher = Callable[[int, int, float, Sequence[int]], None]
 
 
-#: The number of programs that a launch takes for m rows.
+#: The number of programs for m rows.
 Programs = Callable[[int], int]
 
 
 def launcher(
     compiled: Any, slots: Sequence[int], integers: tuple[int, ...], programs: Programs, threads: int, pdl: bool
 ) -> Launcher:
-    """launch(stream, m, eps, addresses) for a kernel of pointers, m, `integers` and eps, in this order.
+    """Returns launch(stream, m, eps, addresses), for a kernel that takes pointers, m, `integers` and eps in this order.
 
-    `slots` says for each pointer which of the addresses it is: what is written in place is an input too. Triton appends
-    two scratch pointers, which these kernels do not use.
+    `slots` says which address each pointer takes: a tensor that is written in place is two pointers. Triton appends two
+    scratch pointers, which these kernels do not use.
     """
     pointers = max(slots) + 1
     function, metadata = getattr(compiled, "function", None), getattr(compiled, "metadata", None)
@@ -93,7 +92,7 @@ def launcher(
         raise Unsupported("the kernel wants scratch memory")
 
     order = [*slots, pointers, *range(pointers + 2, pointers + 2 + len(integers)), pointers + 1]
-    order += [pointers + 2 + len(integers)] * 2  # both scratch pointers: one zero
+    order += [pointers + 2 + len(integers)] * 2  # both scratch pointers are one zero
     m_at, integers_at = 8 * pointers, 8 * (pointers + 2)
     fill = struct.Struct(f"={pointers}Q").pack_into
     fill_m_and_eps = struct.Struct("=qf").pack_into
@@ -110,12 +109,12 @@ def launcher(
         arguments = (ctypes.byref(config), ctypes.c_void_p(function), places, None)
         return [partial(fill, values, 0), values, config, arguments, None]
 
-    free = [pack()]  # a thread takes one for itself: it could be interrupted between packing and launching
+    free = [pack()]  # each thread takes its own: another may run between packing and launching
 
     def launch(stream: int, m: int, eps: float, addresses: Sequence[int]) -> None:
         try:
             packed = free.pop()
-        except IndexError:  # another thread has it
+        except IndexError:  # another thread holds it
             packed = pack()
         fill_addresses, values, config, arguments, last = packed
         fill_addresses(*addresses)

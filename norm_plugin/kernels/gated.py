@@ -1,4 +1,4 @@
-"""The gated norms on their Triton kernel: which calls it refuses, and how it is launched."""
+"""Binds the gated norms to their Triton kernel: which calls it refuses, and how it is launched."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from norm_plugin.kernels import Bound, Kernel
-from norm_plugin.kernels.binding import bind_rows
+from norm_plugin.kernels.binding import bind_rows, roundings
 from norm_plugin.kernels.gated_kernel import Recipe, gated_kernel
 from norm_plugin.kernels.launch import Launch, has_fp8_unit
 from norm_plugin.native.rms import maker_of_outputs
@@ -19,15 +19,16 @@ def bind(
     *, group: int | None = None, rms: bool = False, gate_first: bool = False, sigmoid: bool = False,
     qmax: float | None = None, full_width: int = 0,
 ) -> Launch:  # fmt: skip
-    """The launch for a signature, from tensors that have it; without an `out`, of the sums of squares."""
+    """The launch for the signature of these tensors. Without `out`, it computes sums of squares."""
     width = x.shape[-1] if group is None else group
+    unread = "round_before_quant" if qmax is None else "round_before_weight"
     recipe = Recipe(
         groups=x.shape[-1] // width, rms=rms, gate_first=z is not None and gate_first, sigmoid=sigmoid,
-        round_before_weight=numerics.round_before_weight, round_before_quant=numerics.round_before_quant,
         qmax=1.0 if qmax is None else qmax, full_width=full_width, fp8_unit=has_fp8_unit(x.device),
+        **roundings(Recipe, numerics, unread),
     )  # fmt: skip
-    table, known = "gated" if rms else "layer", ["round_before_weight" if qmax is None else "round_before_quant"]
-    return bind_rows(gated_kernel, table, recipe, numerics, known, (x, z, out), (weight, bias), width=width)
+    table = "gated" if rms else "layer"
+    return bind_rows(gated_kernel, table, recipe, (x, z, out), (weight, bias), width=width)
 
 
 def bind_gated_norm(

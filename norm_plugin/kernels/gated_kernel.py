@@ -1,5 +1,5 @@
-"""The gated norm kernel: LayerNorm or RMSNorm of each group of a row, gated before or after; also plain LayerNorm, and
-RMSNorm of rows that lie in parts on several ranks."""
+"""The gated norm kernel: LayerNorm or RMSNorm of each group of a row, with the gate before or after it. Also plain
+LayerNorm, and RMSNorm of rows whose parts lie on several ranks."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from norm_plugin.kernels.constants import constants
 
 @constants
 class Recipe(NamedTuple):
-    """What the kernel computes of each of `groups` groups of a row. `qmax`: the largest value of a quantised output.
-    `full_width`: the columns of a row whose parts lie on several ranks. `fp8_unit`: the GPU converts to fp8 itself."""
+    """What the kernel computes for each of `groups` groups of a row. `qmax`: the largest value of a quantised output.
+    `full_width`: the columns of a whole row, if its parts lie on several ranks. `fp8_unit`: the GPU converts to fp8."""
 
     groups: int
     rms: bool
@@ -46,7 +46,7 @@ class Recipe(NamedTuple):
 
 @triton.jit
 def load_gated(X, Z, x_at, z_at, cols, mask, recipe: tl.constexpr, STAY: tl.constexpr = 0):
-    """One chunk of x in fp32, gated already where the gate comes first."""
+    """One chunk of x in fp32, multiplied by the gate if the gate comes first."""
     h = read(X + x_at + cols, mask, STAY)
     if Z is not None and recipe.gate_first:
         h = h * gate(read(Z + z_at + cols, mask, STAY), recipe.sigmoid)
@@ -55,7 +55,7 @@ def load_gated(X, Z, x_at, z_at, cols, mask, recipe: tl.constexpr, STAY: tl.cons
 
 @triton.jit
 def finish(Y, xhat, w, b, z, inverse, dtype: tl.constexpr, recipe: tl.constexpr):
-    """xhat * w + b, gated where the gate z comes last, quantised where there is a scale, and rounded."""
+    """xhat * w + b, then the gate z if it comes last, the quantisation if there is a scale, and the rounding."""
     y = xhat
     if recipe.round_before_weight:
         y = y.to(dtype).to(tl.float32)
@@ -79,8 +79,8 @@ def gated_kernel(
     X, Z, W, B, Y, S, SUMS, M, n1, n2, x0, x1, x2, z0, z1, z2, y0, y1, y2, eps,
     tile: tl.constexpr, recipe: tl.constexpr,
 ):  # fmt: skip
-    """Y = norm of M groups in all; S is the scale of a quantised Y. Of rows in parts, SUMS are the sums of squares of
-    the whole rows; without a Y, it takes those of the parts."""
+    """Y = norm of M groups in all. S is the scale of a quantised Y. For rows in parts, SUMS has the sums of squares of
+    whole rows; without a Y, the kernel writes those of its parts to SUMS."""
     index = tl.program_id(0) * tile.rows + tl.arange(0, tile.rows)[:, None]
     in_batch = index < M
     index = tl.minimum(index, M - 1)
@@ -99,12 +99,12 @@ def gated_kernel(
     sums = tl.zeros([tile.rows, tile.block], tl.float32)
     squares = tl.zeros([tile.rows, tile.block], tl.float32)
     GATE_LAST: tl.constexpr = Z is not None and not recipe.gate_first
-    SUMMED: tl.constexpr = SUMS is None or Y is None  # else the sums are given
+    SUMMED: tl.constexpr = SUMS is None or Y is None  # otherwise the sums are given
     AGAIN: tl.constexpr = tile.chunks - tile.held  # whole chunks, read a second time for the output
     mean = tl.zeros([tile.rows, 1], tl.float32)
     if AGAIN > 0 and SUMMED:
         if not recipe.rms:
-            # Any value near the row's serves as a first mean; the first chunk's is within sqrt(chunks) deviations.
+            # Any value near the mean serves as a first mean; that of the first chunk is within sqrt(chunks) deviations.
             mean = tl.sum(load_gated(X, Z, x_at, z_at, lane, in_batch, recipe), axis=1, keep_dims=True)
             mean = mean * (1.0 / tile.block)
         for start in tl.range(0, AGAIN, tile.unroll):
@@ -125,6 +125,8 @@ def gated_kernel(
             held += (load_gated(X, Z, x_at, z_at, cols, mask, recipe),)
         else:
             held += (read_raw(X + x_at + cols, mask),)
+        if Y is None:  # at once: nothing else needs the row
+            squares += held[c - AGAIN].to(tl.float32) * held[c - AGAIN].to(tl.float32)
         if GATE_LAST:  # read with x, not after the reduction: one memory latency instead of two
             gates += (read_raw(Z + z_at + cols, mask),)
     weights = read_with_row(W, w_at, lane, tile)
@@ -136,7 +138,7 @@ def gated_kernel(
             sums += held[c].to(tl.float32)
         mean = mean_of(tl.sum(sums, axis=1, keep_dims=True), tile.n)
         sums = tl.zeros([tile.rows, tile.block], tl.float32)
-    if SUMMED:
+    if SUMMED and Y is not None:
         for c in tl.static_range(AGAIN, tile.chunks):
             off = held[c - AGAIN].to(tl.float32)
             if not recipe.rms:
@@ -151,7 +153,7 @@ def gated_kernel(
         left = tl.zeros([tile.rows, 1], tl.float32)
         if SUMMED and recipe.rms:
             variance = mean_of(tl.sum(squares, axis=1, keep_dims=True), tile.n)
-        elif SUMMED:  # what the first mean left in the centred row is taken off as well, in the same reduction
+        elif SUMMED:  # the same reduction also corrects the first mean
             left, variance = tl.reduce((sums, squares), 1, add_pairs, keep_dims=True)
             left = mean_of(left, tile.n)
             variance = mean_of(variance, tile.n) - left * left
@@ -166,8 +168,9 @@ def gated_kernel(
             w = by_column(W, w_at, weights, c, lane, tile)
             b = by_column(B, w_at, biases, c, lane, tile)
             z = gates[c - AGAIN] if GATE_LAST else None
-            tl.store(Y + y_at + cols, finish(Y, xhat, w, b, z, inverse, dtype, recipe), mask=mask)
-        if AGAIN > 0:  # from the end: what was read last is what the L2 cache still holds
+            y = finish(Y, xhat, w, b, z, inverse, dtype, recipe)
+            tl.store(Y + y_at + cols, y, mask=mask)
+        if AGAIN > 0:  # from the end, because the L2 cache still holds what was read last
             for back in tl.range(0, AGAIN, tile.unroll):
                 for u in tl.static_range(tile.unroll):
                     cols = ((AGAIN - 1) // tile.unroll * tile.unroll - back + u) * tile.block + lane

@@ -1,9 +1,8 @@
-"""Launching a kernel with little host time, and falling back to Triton's own launch where that is not possible.
+"""Launches kernels with little host time, through the CUDA driver; Triton's JIT launches the rest.
 
-Triton's JIT binds, specialises and looks up its arguments anew at every launch. All of that follows from the
-signature, so it is done once: later calls hand the driver plain pointers (see `driver`). Whatever the compiled kernel
-was not specialised for (a pointer off its 16-byte alignment, a stride beyond 32 bits, another device) goes through
-the JIT.
+At every launch the JIT binds, specialises and looks up its arguments. All of that follows from the signature, so here
+it is done once, and later calls hand the driver plain pointers (see `driver`). Calls that the compiled kernel was not
+specialised for (a pointer off its 16-byte alignment, a stride beyond 32 bits, another device) go through the JIT.
 """
 
 from __future__ import annotations
@@ -27,13 +26,13 @@ from norm_plugin.kernels.constants import Tile
 
 VECTOR_BYTES = 16
 DIRECT_LIMIT = 2**31
-MOST_ROWS = 2**31 - 64  # the rows of a last program that is not full are counted as well, in 32 bits
+MOST_ROWS = 2**31 - 64  # 32 bits, which also count the missing rows of the last program
 
-#: No pointer of a kernel is always another one.
+#: For a kernel that writes nothing in place.
 NOTHING: Mapping[int, int] = {}
 
 _address: Callable[[Tensor], int] = Tensor.data_ptr
-_current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
+current_device: Callable[[], int] = getattr(torch._C, "_cuda_getDevice", torch.cuda.current_device)
 raw_stream: Callable[[int], int] = getattr(
     torch._C, "_cuda_getCurrentRawStream", lambda index: torch.cuda.current_stream(index).cuda_stream
 )
@@ -50,7 +49,7 @@ def has_fp8_unit(device: torch.device) -> bool:
 
 
 def use_pdl(asked: bool | None, device: torch.device) -> bool:
-    """Whether to launch dependently: the call's own word first, then the flag's; never where the GPU cannot."""
+    """Whether to launch dependently: as the call asks, else as the flag says; never on a GPU that cannot."""
     wanted = settings.get().pdl if asked is None else asked
     return wanted is not False and has_pdl(device)
 
@@ -64,28 +63,28 @@ def gpu_of(device: torch.device) -> str:
 
 
 def hooked() -> bool:
-    """Whether someone (a profiler) wants to see Triton's launches; then they are Triton's."""
+    """Whether a hook (of a profiler) wants to see launches: then Triton must do them."""
     hook: Any = knobs.runtime.launch_enter_hook
     try:  # costs less than getattr with a default
         return bool(hook.calls)
-    except AttributeError:  # a function in place of the chain of them, or nothing
+    except AttributeError:  # None, or one function instead of a chain of them
         return hook is not None
 
 
-#: Triton's interpreter has one grid for all threads.
+#: All threads of Triton's interpreter share one grid, so they take turns.
 _one_at_a_time = threading.RLock()
 
 
 @cache
 def processors(device: torch.device) -> int:
-    """The number of multiprocessors; few where a batch is only to be larger than they are."""
+    """The number of multiprocessors; on a CPU 2, so that the tests' batches are large ones."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 class KernelLaunch:
-    """One kernel for one signature: everything but pointers, the number of rows and eps is fixed.
+    """A kernel for one signature: only the pointers, the number of rows and eps change from call to call.
 
-    `integers` say where the rows lie. `in_place` says which pointers are always others.
+    `integers` say where the rows lie. `in_place` maps a pointer to the one that it always equals.
     """
 
     def __init__(
@@ -109,9 +108,9 @@ class KernelLaunch:
             self.options["maxnreg"] = registers
         self.lean: KernelLaunch | None = None
         self.lean_from = MOST_ROWS + 1
-        self.compiled: set[tuple[bool, ...]] = set()  # the alignments of pointers that Triton has compiled for
+        self.compiled: set[tuple[bool, ...]] = set()  # which pointers were aligned when Triton compiled
         self.direct: driver.Launcher | None = None
-        self.different: Callable[[Sequence[Tensor | None]], Sequence[Any]] = tuple  # the pointers that are given, once
+        self.different: Callable[[Sequence[Tensor | None]], Sequence[Any]] = tuple  # each tensor once
         self.direct_reason = ""
         self.index = device.index
         if device.type != "cuda" or torch.version.hip is not None:
@@ -128,10 +127,9 @@ class KernelLaunch:
             self.of_many_rows(m, eps, pointers)
 
     def at(self, m: int, eps: float, addresses: Sequence[int]) -> bool:
-        """Launch through the driver, with the pointers at these addresses (each once, in the kernel's order); whether
-        it did. If not, nothing has happened."""
+        """Launches through the driver, with each address once, in the kernel's order. Returns False if it cannot."""
         direct = self.direct
-        if direct is None or not 0 < m < self.lean_from or _current_device() != self.index or hooked():
+        if direct is None or not 0 < m < self.lean_from or current_device() != self.index or hooked():
             return False
         for address in addresses:
             if address % VECTOR_BYTES:
@@ -152,7 +150,7 @@ class KernelLaunch:
                 self(m, eps, *pointers)
 
     def through_jit(self, m: int, eps: float, pointers: Sequence[Tensor | None]) -> None:
-        """Triton's own launch, which specialises for whatever it is given. What can fail is done before it."""
+        """Triton's own launch, which specialises for any arguments. All that can fail happens before it."""
         aligned = tuple(p is None or p.data_ptr() % VECTOR_BYTES == 0 for p in pointers)
         arguments, named = (*pointers, m, *self.integers, float(eps)), self.constants | self.options
         grid = (self.programs(m),)
@@ -163,12 +161,12 @@ class KernelLaunch:
             self.kernel[grid](*arguments, **named)
 
     def current(self) -> AbstractContextManager[None]:
-        """The device of the tensors is the current one."""
+        """Makes the device of the tensors the current one."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def compile(self, grid: tuple[int], arguments: tuple[Any, ...], named: dict[str, Any], aligned: bool) -> None:
-        """Compile and load the kernel for such arguments, and launch it through the driver from now on if they are
-        aligned. Raises NotLaunched."""
+        """Compiles and loads the kernel for these arguments, or raises NotLaunched. If all pointers are aligned, the
+        driver launches it from now on."""
         try:
             compiled = self.kernel.warmup(*arguments, grid=grid, **named)
             if compiled is not None:  # the interpreter compiles nothing
@@ -181,7 +179,7 @@ class KernelLaunch:
             raise NotLaunched(f"{type(error).__name__}: {error}") from error
 
     def prepare_direct(self, compiled: Any, arguments: tuple[Any, ...]) -> None:
-        """Launch through the driver from now on, or say why not."""
+        """Prepares launches through the driver, or keeps the reason why there can be none."""
         given = [i for i, p in enumerate(arguments) if isinstance(p, Tensor)]
         different = [i for i in given if i not in self.in_place]
         slots = [different.index(self.in_place.get(i, i)) for i in given]
@@ -192,14 +190,14 @@ class KernelLaunch:
             self.direct_reason = str(reason)
             log_once(f"kernels are launched by Triton itself, which takes longer: {reason}")
         else:
-            self.different = itemgetter(*different)  # of one it would make no tuple; every kernel here has two
+            self.different = itemgetter(*different)  # a tuple, because every kernel has at least two tensors
             self.direct = direct
 
 
 class Launch(KernelLaunch):
-    """A kernel whose programs take a few rows each, as a table's entry says.
+    """A kernel whose programs take a few rows each, as the table's entry says.
 
-    A large batch goes to a `lean` launch, of the same kernel that reads its weights when it needs them.
+    A large batch goes to the `lean` launch: the same kernel, which reads its weights only when it needs them.
     """
 
     def __init__(

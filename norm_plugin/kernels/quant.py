@@ -1,4 +1,4 @@
-"""The norms with a quantised output, on the kernels of their norms: the quantisation is in the same pass."""
+"""Binds the norms with a quantised output: the kernels of the norms quantise in the same pass."""
 
 from __future__ import annotations
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from norm_plugin.kernels import Bound, Kernel, Refusal
-from norm_plugin.kernels.binding import refuse_numerics, refuse_strange
+from norm_plugin.kernels.binding import refuse_strange, roundings
 from norm_plugin.kernels.constants import Tile
-from norm_plugin.kernels.launch import KernelLaunch, raw_stream, use_pdl
+from norm_plugin.kernels.launch import KernelLaunch, processors, raw_stream, use_pdl
 from norm_plugin.kernels.ranks_kernel import Exchange, ranks_kernel
 from norm_plugin.kernels.rms_kernel import NO_QUANT, Recipe
 from norm_plugin.native.rms import new_output
@@ -20,9 +20,9 @@ from norm_plugin.numerics import NUMERICS
 from norm_plugin.ranks import workspace as workspaces
 from norm_plugin.ranks.workspace import VECTOR, Workspace
 
-#: The most bytes of a row, and how many vectors of it a chunk has. The sum's order follows from it, and from nothing
-#: that a call may change.
-LANES = [(2048, 128), (4096, 256), (8192, 512), (16384, 512), (2**31, 1024)]
+#: Of few rows, each is held by many threads, so that it is through soon; of more, by a quarter as many, so that more
+#: rows are under way. FEW is the number of rows for each multiprocessor; the others are of the vectors of a chunk.
+FEW, MOST_LANES, LEAST_LANES = 2, 512, 128
 
 #: From how many bytes of all rows on a group of so many ranks takes two shots.
 TWO_SHOT_BYTES = {3: 2**20, 4: 2**19, 5: 2**18, 6: 2**18, 7: 2**18, 8: 2**17}
@@ -34,18 +34,20 @@ _forced: dict[str, Any] = {}
 
 
 @contextmanager
-def forced(lanes: int | None = None, two_shot_bytes: int | None = None) -> Iterator[None]:
-    """Other choices for everything that is bound meanwhile: for whoever measures or tests them."""
-    _forced.update(lanes=lanes, two_shot_bytes=two_shot_bytes)
+def forced(**choices: Any) -> Iterator[None]:
+    """Other choices (lanes, two_shot_bytes) for everything that is bound meanwhile: for whoever measures or tests
+    them."""
+    _forced.update(choices)
     try:
         yield
     finally:
         _forced.clear()
 
 
-def lanes_of(row_bytes: int) -> int:
-    """The vectors of a chunk."""
-    return _forced.get("lanes") or next(lanes for most, lanes in LANES if row_bytes <= most)
+def lanes_of(vectors: int, many: bool) -> int:
+    """The vectors of a chunk. No bit depends on it."""
+    power = 1 << (vectors - 1).bit_length()
+    return _forced.get("lanes") or max(LEAST_LANES, min(MOST_LANES, power // 4 if many else power))
 
 
 def two_shot_rows(workspace: Workspace, row_bytes: int) -> int:
@@ -58,37 +60,36 @@ def two_shot_rows(workspace: Workspace, row_bytes: int) -> int:
 
 def launches(
     workspace: Workspace, input: Tensor, others: list[Tensor | None], recipe: Recipe, pdl: bool | None
-) -> tuple[KernelLaunch, KernelLaunch]:
-    """The launches of one shot and of two."""
+) -> tuple[KernelLaunch, KernelLaunch, KernelLaunch]:
+    """The launches of few rows, of many, and of many in two shots."""
     width, itemsize = input.shape[-1], input.element_size()
     row_bytes = width * itemsize
-    refuse_strange(input)
-    for other in others:
-        if other is not None:
-            refuse_strange(other)
+    refuse_strange(input, *others)
     if row_bytes % VECTOR:
         raise Refusal(f"rows of {width} {input.dtype} are no whole number of vectors of {VECTOR} bytes")
     if row_bytes > workspace.row_bytes:
         raise Refusal(f"a row takes {row_bytes} bytes, and ranks.prepare made room for {workspace.row_bytes}")
-    lanes = lanes_of(row_bytes)
-    chunks = -(-row_bytes // (VECTOR * lanes))
     with_pdl = use_pdl(pdl, input.device)
-    tile = Tile(
-        n=width, block=lanes * VECTOR // itemsize, chunks=chunks, unroll=1, held=chunks, with_row=True, rows=1,
-        levels=1, align=16, pdl=with_pdl, late=True,
-    )  # fmt: skip
 
-    def launch(two_shot: bool) -> KernelLaunch:
+    def launch(many: bool, two_shot: bool) -> KernelLaunch:
+        lanes = lanes_of(row_bytes // VECTOR, many)
+        chunks = -(-row_bytes // (VECTOR * lanes))
+        tile = Tile(
+            n=width, block=lanes * VECTOR // itemsize, chunks=chunks, unroll=1, held=chunks, with_row=True, rows=1,
+            levels=1, align=16, pdl=with_pdl, late=True,
+        )  # fmt: skip
         at_once = max(1, WORDS_AT_ONCE // 4 // workspace.size)
         exchange = Exchange(workspace.size, two_shot, lanes, min(at_once, chunks))
         constants = {"tile": tile, "recipe": recipe, "exchange": exchange}
         integers = (workspace.rank, workspace.channels, workspace.row_bytes)
         channels = workspace.channels
-        return KernelLaunch(
+        made = KernelLaunch(
             ranks_kernel, lanes // 32, integers, input.device, with_pdl, constants, lambda m: min(m, channels)
         )
+        made.options["enable_fp_fusion"] = False  # a fused product is rounded otherwise: lanes would change bits
+        return made
 
-    return launch(False), launch(True)
+    return launch(False, False), launch(True, False), launch(True, True)
 
 
 def bind(
@@ -97,19 +98,13 @@ def bind(
 ) -> Bound:  # fmt: skip
     """What runs a signature. With post_weight, the sum is normalized before it is added."""
     workspace = workspaces.find(group)
-    known = NUMERICS[numerics]
-    refuse_numerics(known, Recipe._fields)
     recipe = Recipe(
-        gemma=gemma,
-        variance_of_rounded_sum=known.variance_of_rounded_sum,
-        output_of_rounded_sum=known.output_of_rounded_sum,
-        round_before_weight=known.round_before_weight,
-        weight_before_scale=known.weight_before_scale,
-        l2=False, quant=NO_QUANT, group=1, qmax=1.0, min_scale=1.0, fp8_unit=False,
+        gemma=gemma, l2=False, quant=NO_QUANT, group=1, qmax=1.0, min_scale=1.0, fp8_unit=False,
+        **roundings(Recipe, NUMERICS[numerics]),
     )  # fmt: skip
-    one, two = launches(workspace, input, [residual, post_weight, weight], recipe, pdl)
+    few, many, two_shots = launches(workspace, input, [residual, post_weight, weight], recipe, pdl)
     width = input.shape[-1]
-    many = two_shot_rows(workspace, width * input.element_size())
+    most_few, least_two = FEW * processors(input.device), two_shot_rows(workspace, width * input.element_size())
 
     def run(input: Tensor, residual: Tensor | None, post_weight: Tensor | None, weight: Tensor | None,
             eps: float) -> tuple[Tensor, Tensor | None]:  # fmt: skip
@@ -117,11 +112,11 @@ def bind(
         out, total = new_output(input), None if residual is None else new_output(residual)
         old = None if residual is None else packed(residual)
         in_order(workspace, input.device)
-        launch = one if rows < many else two
+        launch = two_shots if rows >= least_two else many if rows > most_few else few
         launch(rows, eps, packed(input), old, post_weight, weight, out, total, workspace.peers, workspace.state)
         return out, total
 
-    return Bound(run, (one, two))
+    return Bound(run, (few, many, two_shots))
 
 
 def packed(t: Tensor) -> Tensor:

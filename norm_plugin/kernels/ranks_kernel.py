@@ -10,8 +10,9 @@ each with a slot for every rank, and one for a sum. One row is one *round* of a 
 - The buffer of the round before is emptied. It is next written in the next round but one. No rank can be there yet:
   it would have finished the next round, for which this rank sends what it sends after this one.
 
-STATE says of each channel which buffer is next, and how many bytes of a slot the last round took. It lies in device
-memory, so a captured graph may be replayed at any time, and a channel may see rows of any width in turns.
+STATE says of each channel which buffer is next, how many bytes of a slot the last round took, and whether that was of
+two shots. It lies in device memory, so a captured graph may be replayed at any time, and a channel may see rows of any
+width in turns.
 """
 
 from __future__ import annotations
@@ -49,21 +50,48 @@ class Exchange(NamedTuple):
 
 
 @triton.jit
-def norm(held, eps, N: tl.constexpr):
-    """What a row in chunks is scaled by."""
-    squares = held[0] * held[0]
-    for c in tl.static_range(1, len(held)):
-        squares += held[c] * held[c]
-    return tl.rsqrt(mean_of(tl.sum(squares, axis=1, keep_dims=True), N) + eps)
+def inverse_rms(held, eps, tile: tl.constexpr, exchange: tl.constexpr):
+    """What a row in chunks is scaled by.
+
+    Squares are added up in an order that follows from the width alone, however many lanes a chunk has: those of a
+    vector, then of 32 vectors (a warp's), and these in halves, the first half to the second. So the number of rows may
+    choose the lanes.
+    """
+    WARPS: tl.constexpr = exchange.lanes // 32
+    sums = ()
+    for c in tl.static_range(tile.chunks):
+        sums += (tl.sum(tl.reshape(held[c] * held[c], [WARPS, tile.block // WARPS]), axis=1),)
+    total = tl.sum(in_halves(sums), axis=0)
+    return tl.rsqrt(mean_of(tl.zeros([1, 1], tl.float32) + total, tile.n) + eps)
 
 
 @triton.jit
-def sum_of_ranks(words, c: tl.constexpr, COUNT: tl.constexpr, RANKS: tl.constexpr, inside, dtype: tl.constexpr,
-                 tile: tl.constexpr, exchange: tl.constexpr):  # fmt: skip
-    """Chunk c of COUNT that came, of ranks 0 to RANKS - 1 in this order, rounded once. Zero is +0."""
+def in_halves(sums):
+    """The sum of chunks: of the first half with the second half, and so on. What is missing to a power of two is 0."""
+    if len(sums) == 1:
+        total = sums[0]
+    else:
+        HALF: tl.constexpr = half_of(len(sums))
+        first = ()
+        for i in tl.static_range(HALF):
+            first += (sums[i] + sums[HALF + i],) if HALF + i < len(sums) else (sums[i],)
+        total = in_halves(first)
+    return total
+
+
+@triton.constexpr_function
+def half_of(count: int) -> int:
+    """The largest power of two below count."""
+    return 1 << (int(count) - 1).bit_length() - 1
+
+
+@triton.jit
+def sum_of_parts(words, inside, dtype: tl.constexpr, tile: tl.constexpr,
+                 exchange: tl.constexpr):  # fmt: skip
+    """The sum of parts, in this order, rounded once: four words each. Zero is +0."""
     total = tl.zeros([1, tile.block], tl.float32)
-    for q in tl.static_range(RANKS):
-        w = words[4 * (q * COUNT + c) : 4 * (q * COUNT + c) + 4]
+    for at in tl.static_range(0, len(words), 4):
+        w = words[at : at + 4]
         if inside is not None:
             w = (only(w[0], inside), only(w[1], inside), only(w[2], inside), only(w[3], inside))
         total += elements(w[0], w[1], w[2], w[3], dtype, exchange.lanes).to(tl.float32)
@@ -77,7 +105,7 @@ def only(word, inside):
 
 
 @triton.jit
-def receive(slots, status, first: tl.constexpr, COUNT: tl.constexpr, dtype: tl.constexpr, tile: tl.constexpr,
+def receive(slots, own, status, first: tl.constexpr, COUNT: tl.constexpr, dtype: tl.constexpr, tile: tl.constexpr,
             exchange: tl.constexpr):  # fmt: skip
     """The sums of COUNT chunks from the first on."""
     VECTORS: tl.constexpr = tile.n * dtype.primitive_bitwidth // 128
@@ -89,23 +117,28 @@ def receive(slots, status, first: tl.constexpr, COUNT: tl.constexpr, dtype: tl.c
     words = wait(places, status, len(slots))
     chunks = ()
     for c in tl.static_range(COUNT):
+        parts = ()
+        for q in tl.static_range(len(slots)):
+            parts += words[4 * (q * COUNT + c) : 4 * (q * COUNT + c) + 4]
+        if len(own) > 0:
+            parts += own[4 * (first + c) : 4 * (first + c) + 4]
         if (first + c + 1) * exchange.lanes > VECTORS:
             inside = (first + c) * exchange.lanes + tl.arange(0, exchange.lanes) < VECTORS
-            chunks += (sum_of_ranks(words, c, COUNT, len(slots), inside, dtype, tile, exchange),)
+            chunks += (sum_of_parts(parts, inside, dtype, tile, exchange),)
         else:
-            chunks += (sum_of_ranks(words, c, COUNT, len(slots), None, dtype, tile, exchange),)
+            chunks += (sum_of_parts(parts, None, dtype, tile, exchange),)
     return chunks
 
 
 @triton.jit
-def received(slots, status, dtype: tl.constexpr, tile: tl.constexpr, exchange: tl.constexpr):
-    """The sum of the slots, in chunks."""
+def received(slots, own, status, dtype: tl.constexpr, tile: tl.constexpr, exchange: tl.constexpr):
+    """The sum of the slots, in their order, and of the own part where it was kept, in chunks."""
     WHOLE: tl.constexpr = tile.chunks // exchange.at_once * exchange.at_once
     chunks = ()
     for first in tl.static_range(0, WHOLE, exchange.at_once):
-        chunks += receive(slots, status, first, exchange.at_once, dtype, tile, exchange)
+        chunks += receive(slots, own, status, first, exchange.at_once, dtype, tile, exchange)
     if tile.chunks > WHOLE:
-        chunks += receive(slots, status, WHOLE, tile.chunks - WHOLE, dtype, tile, exchange)
+        chunks += receive(slots, own, status, WHOLE, tile.chunks - WHOLE, dtype, tile, exchange)
     return chunks
 
 
@@ -117,6 +150,7 @@ def ranks_kernel(
     """Y = norm(sum of X [+ R]), T = sum of X + R; with V, the sum is normed by it and rounded before the add."""
     dtype: tl.constexpr = X.dtype.element_ty
     VECTORS: tl.constexpr = tile.n * (dtype.primitive_bitwidth // 8) // 16
+    KEEP_OWN: tl.constexpr = exchange.size == 2 and not exchange.two_shot  # of two parts the order changes nothing
     channel = tl.program_id(0)
     lanes = tl.arange(0, exchange.lanes)
     lane = tl.arange(0, tile.block)[None, :]
@@ -125,7 +159,8 @@ def ranks_kernel(
     state = tl.load(STATE + channel)
     status = tl.load(PEERS + exchange.size)
     here = tl.load(PEERS + rank)
-    turn = (state >> 32).to(tl.int32)
+    turn = (state >> 32 & 3).to(tl.int32)
+    all_used = state >> 34 != 0
     used = (state & 0xFFFFFFFF).to(tl.int32)
     rounds = tl.cdiv(M - channel, tl.num_programs(0))
     for i in tl.range(0, rounds):
@@ -135,6 +170,7 @@ def ranks_kernel(
         own = rank.to(tl.int64) * row_bytes
         owner = row % exchange.size
 
+        kept = ()
         at = X.to(tl.int64) + row.to(tl.int64) * VECTORS * 16
         for c in tl.static_range(tile.chunks):
             vector = c * exchange.lanes + lanes
@@ -142,7 +178,10 @@ def ranks_kernel(
             place = tl.minimum(vector, VECTORS - 1).to(tl.int64) * 16
             w0, w1, w2, w3 = load(at + place, inside)
             w0, w1, w2, w3 = sendable(w0), sendable(w1), sendable(w2), sendable(w3)
-            if exchange.two_shot:
+            if KEEP_OWN:
+                kept += (w0, w1, w2, w3)
+                store(tl.load(PEERS + 1 - rank) + buffer + own + place, w0, w1, w2, w3, inside)
+            elif exchange.two_shot:
                 store(tl.load(PEERS + owner) + buffer + own + place, w0, w1, w2, w3, inside)
             else:
                 for step in tl.static_range(1, exchange.size + 1):  # this rank's own slot is the last
@@ -160,15 +199,19 @@ def ranks_kernel(
         for start in tl.range(0, used, exchange.lanes * 16):
             byte = start + lanes * 16
             for q in tl.static_range(exchange.size + 1):
-                store(here + before + q * row_bytes + byte, empty, empty, empty, empty, byte < used)
+                filled = (byte < used) & (all_used | (q < exchange.size and not (KEEP_OWN and q == rank)))
+                store(here + before + q * row_bytes + byte, empty, empty, empty, empty, filled)
 
         slots = ()
-        for q in tl.static_range(exchange.size):
-            slots += (here + buffer + q * row_bytes,)
+        if KEEP_OWN:
+            slots += (here + buffer + (1 - rank) * row_bytes,)
+        else:
+            for q in tl.static_range(exchange.size):
+                slots += (here + buffer + q * row_bytes,)
         if exchange.two_shot:
             result = exchange.size * row_bytes
             if owner == rank:
-                totals = received(slots, status, dtype, tile, exchange)
+                totals = received(slots, kept, status, dtype, tile, exchange)
                 for c in tl.static_range(tile.chunks):
                     vector = c * exchange.lanes + lanes
                     w0, w1, w2, w3 = as_words(totals[c], exchange.lanes)
@@ -177,13 +220,13 @@ def ranks_kernel(
                         there = tl.load(PEERS + (rank + step) % exchange.size) + buffer + result
                         store(there + vector.to(tl.int64) * 16, w0, w1, w2, w3, vector < VECTORS)
             slots = (here + buffer + result,)
-        xs = received(slots, status, dtype, tile, exchange)
+        xs = received(slots, kept, status, dtype, tile, exchange)
 
         if V is not None:
             wide = ()
             for c in tl.static_range(tile.chunks):
                 wide += (xs[c].to(tl.float32),)
-            s = norm(wide, eps, tile.n)
+            s = inverse_rms(wide, eps, tile, exchange)
             posts = ()
             for c in tl.static_range(tile.chunks):
                 v = tl.load(V + c * tile.block + lane, mask=mask_of(c, lane, True, False, tile))
@@ -204,7 +247,7 @@ def ranks_kernel(
                 held += (xs[c].to(tl.float32),)
                 varied += (xs[c].to(tl.float32),)
         release_consumer(tile.pdl, tile.late)
-        s = norm(varied, eps, tile.n)
+        s = inverse_rms(varied, eps, tile, exchange)
         for c in tl.static_range(tile.chunks):
             w = by_column(W, 0, weights, c, lane, tile)
             y = scale(held[c], s, w, dtype, recipe)
@@ -213,6 +256,8 @@ def ranks_kernel(
 
         turn = tl.where(turn == 2, 0, turn + 1)
         used = VECTORS * 16
-        if i + 1 < rounds:
+        all_used = exchange.two_shot
+        if i + 1 < rounds:  # what was emptied is seen before what this thread sends in the next round
             fence(lanes)
-    tl.store(STATE + channel, (turn.to(tl.int64) << 32) | used)
+    TWO_SHOT: tl.constexpr = 4 if exchange.two_shot else 0
+    tl.store(STATE + channel, ((turn + TWO_SHOT).to(tl.int64) << 32) | used)

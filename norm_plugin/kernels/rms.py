@@ -1,4 +1,4 @@
-"""The RMSNorm ops on the Triton kernel: which calls it refuses, and how it is launched."""
+"""Binds the RMSNorm ops to their Triton kernel: which calls it refuses, and how it is launched."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from norm_plugin.kernels import Bound, Kernel, Refusal
-from norm_plugin.kernels.binding import bind_rows, refuse_strange
+from norm_plugin.kernels.binding import bind_rows, refuse_strange, roundings
 from norm_plugin.kernels.launch import NOTHING, Launch, has_fp8_unit
 from norm_plugin.kernels.rms_kernel import NO_QUANT, PER_BLOCK, PER_TOKEN, STATIC, Recipe, rms_kernel
 from norm_plugin.native.rms import maker_of_outputs
 from norm_plugin.numerics import NUMERICS, Numerics
 
-#: The table of configurations by the quantisation of the output. With a residual, that decides.
+#: The table of launch configurations for a way to quantise. With a residual, the table is "add".
 TABLES = {NO_QUANT: "rms", STATIC: "static", PER_TOKEN: "token", PER_BLOCK: "block"}
 
 
-#: The kernel's pointers X, R, W, Y, T, S, UB, of which a fused add writes Y where X is and T where R is.
+#: By place among the pointers X, R, W, Y, T, S, UB: a fused add writes Y where X is, and T where R is.
 IN_PLACE, TOTAL_IN_PLACE = {3: 0, 4: 1}, {4: 1}
 
 
@@ -29,23 +29,19 @@ def bind(
     *, in_place: bool = False, l2: bool = False, quant: int = NO_QUANT, group: int = 1, qmax: float = 1.0,
     min_scale: float = 1.0,
 ) -> Launch:  # fmt: skip
-    """The launch for a signature, from tensors that have it."""
+    """The launch for the signature of these tensors."""
     if variance_size is not None:
         raise Refusal(f"the variance is of the first {variance_size} columns only")
-    added = residual is not None
+    added, how = residual is not None, roundings(Recipe, numerics)
+    if not added:  # one kernel for all of these
+        how |= {"variance_of_rounded_sum": False, "output_of_rounded_sum": False}
     recipe = Recipe(
-        gemma=gemma,
-        variance_of_rounded_sum=added and numerics.variance_of_rounded_sum,
-        output_of_rounded_sum=added and numerics.output_of_rounded_sum,
-        round_before_weight=numerics.round_before_weight,
-        weight_before_scale=numerics.weight_before_scale,
-        l2=l2, quant=quant, group=group, qmax=qmax, min_scale=min_scale, fp8_unit=has_fp8_unit(input.device),
+        gemma=gemma, l2=l2, quant=quant, group=group, qmax=qmax, min_scale=min_scale,
+        fp8_unit=has_fp8_unit(input.device), **how,
     )  # fmt: skip
     rows, table = (input, residual, total, out), "add" if added else TABLES[quant]
     written = IN_PLACE if in_place else TOTAL_IN_PLACE if added and total is residual else NOTHING
-    return bind_rows(
-        rms_kernel, table, recipe, numerics, Recipe._fields, rows, [weight], pdl=enable_pdl, in_place=written
-    )  # fmt: skip
+    return bind_rows(rms_kernel, table, recipe, rows, [weight], pdl=enable_pdl, in_place=written)
 
 
 def bind_rmsnorm(
@@ -110,7 +106,7 @@ def bind_fused_add_rmsnorm(
 
 
 def with_addresses(run: Callable[..., None], launch: Launch, width: int) -> Bound:
-    """`run`, and the same by the addresses of its tensors, which are the kernel's pointers in order."""
+    """`run`, and the same by the addresses of its tensors. Their order is that of the kernel's pointers."""
 
     def at(placed: tuple[int, Sequence[int]], rest: tuple[Any, ...]) -> bool:
         elements, addresses = placed

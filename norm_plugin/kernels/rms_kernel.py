@@ -1,4 +1,4 @@
-"""The RMSNorm kernel: plain, fused add, Gemma, l2 norm, and any of them with a quantised output."""
+"""The RMSNorm kernel: plain, fused add, Gemma and l2 norm, each also with a quantised output."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from norm_plugin.kernels.common import (
 )
 from norm_plugin.kernels.constants import constants
 
-#: What `quant` means.
+#: The values of `quant`.
 NO_QUANT, STATIC, PER_TOKEN, PER_BLOCK = 0, 1, 2, 3
 
 
 @constants
 class Recipe(NamedTuple):
-    """What the kernel computes: the fields of a Numerics, and how the output is quantised (blocks of `group` columns,
-    values up to `qmax`). `fp8_unit`: the GPU converts to fp8 itself."""
+    """What the kernel computes: the fields of a Numerics, and how the output is quantised (in blocks of `group`
+    columns, to values up to `qmax`). `fp8_unit`: the GPU converts to fp8."""
 
     gemma: bool
     variance_of_rounded_sum: bool
@@ -51,7 +51,7 @@ class Recipe(NamedTuple):
 
 @triton.jit
 def sum_of(x, r):
-    """(x + r before rounding, the same rounded to r's dtype), in fp32; x twice where there is no residual."""
+    """(x + r, x + r rounded to r's dtype), both in fp32. Without a residual, x twice."""
     total = x.to(tl.float32)
     rounded = total
     if r is not None:
@@ -62,7 +62,7 @@ def sum_of(x, r):
 
 @triton.jit
 def load_sum(X, R, x_at, r_at, cols, mask, STAY: tl.constexpr):
-    """The sum of one chunk that is read for it."""
+    """Reads one chunk and returns its `sum_of`."""
     x = read_raw(X + x_at + cols, mask, STAY)
     r = read_raw(R + r_at + cols, mask, STAY) if R is not None else None
     return sum_of(x, r)
@@ -88,7 +88,7 @@ def scale(h, s, w, dtype: tl.constexpr, recipe: tl.constexpr):
 
 @triton.jit
 def to_quantise(h, s, w, dtype: tl.constexpr, recipe: tl.constexpr):
-    """The same as the quantisation takes it: rounded, where the numerics round before the weight."""
+    """The value to quantise: h * s * w, rounded if the numerics round before the weight."""
     y = scale(h, s, w, dtype, recipe)
     return y.to(dtype).to(tl.float32) if recipe.round_before_weight and recipe.quant > 0 else y
 
@@ -96,7 +96,7 @@ def to_quantise(h, s, w, dtype: tl.constexpr, recipe: tl.constexpr):
 @triton.jit
 def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column, END: tl.constexpr, tile: tl.constexpr,
           recipe: tl.constexpr):  # fmt: skip
-    """Round one chunk and write it; with PER_BLOCK its scales too, up to column END."""
+    """Rounds one chunk and writes it; with PER_BLOCK also its scales, up to column END."""
     out: tl.constexpr = Y.dtype.element_ty
     if recipe.quant == 0:
         y = y.to(out)
@@ -120,13 +120,13 @@ def store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, column, END: tl
     tl.store(Y + y_at + cols, y, mask=mask)
 
 
-# The strides are not tuples: Triton would make a constant of each that is 1, and a kernel for each that 16 divides.
+# Strides are not in tuples: Triton would make a constant of each 1, and another kernel for those that 16 divides.
 @triton.jit(do_not_specialize=["M", "n1", "n2", "x0", "x1", "x2", "r0", "r1", "r2", "t0", "t1", "t2", "y0", "y1", "y2"])
 def rms_kernel(
     X, R, W, Y, T, S, UB, M, n1, n2, x0, x1, x2, r0, r1, r2, t0, t1, t2, y0, y1, y2, eps,
     tile: tl.constexpr, recipe: tl.constexpr,
 ):  # fmt: skip
-    """Y = norm(X [+ R]), T = X + R; S holds or takes the scales of a quantised Y, UB bounds them."""
+    """Y = norm(X [+ R]), T = X + R. A quantised Y takes its scale from S, or writes its scales there, bounded by UB."""
     rows = tl.program_id(0) * tile.rows + tl.arange(0, tile.rows)
     in_batch = rows[:, None] < M
     if tile.rows > 1:
@@ -152,7 +152,7 @@ def rms_kernel(
                 total, rounded = load_sum(X, R, x_at, r_at, cols, mask, KEEP)
                 v = rounded if recipe.variance_of_rounded_sum else total
                 squares += v * v
-    # Everything that the row needs is asked for at once, before the first store: no load is moved across one.
+    # All loads of the row come before the first store, because the compiler moves no load across a store.
     xs = ()
     rs = ()
     for c in tl.static_range(AGAIN, tile.chunks):
@@ -212,7 +212,7 @@ def rms_kernel(
         w = by_column(W, 0, weights, c, lane, tile)
         y = to_quantise(held[c - AGAIN].to(tl.float32), s, w, dtype, recipe)
         store(Y, y_at, S, y, inverse, token_scale, cols, mask, rows, c * tile.block, tile.n, tile, recipe)
-    if AGAIN > 0:  # from the end: what was read last is what the L2 cache still holds
+    if AGAIN > 0:  # from the end, because the L2 cache still holds what was read last
         for back in tl.range(0, AGAIN, tile.unroll):
             for u in tl.static_range(tile.unroll):
                 column = ((AGAIN - 1) // tile.unroll * tile.unroll - back + u) * tile.block

@@ -1,4 +1,4 @@
-"""The two ops of rows that lie in parts on several ranks, on the gated kernel."""
+"""Binds the two ops for rows whose parts lie on several ranks to the gated kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ops in plain PyTorch: what every kernel is measured against, and what runs where no kernel can."""
+"""The ops in plain PyTorch: they specify the kernels, and run where no kernel can."""
 
 from norm_plugin.native.gated import _layer_norm_fwd_native, layernorm_fn_native, rmsnorm_fn_native
 from norm_plugin.native.layer import simple_layernorm_native

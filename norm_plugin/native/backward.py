@@ -1,8 +1,8 @@
 """The gradients of the norms in plain PyTorch: the specification of the backward kernels.
 
-Each is computed from the inputs alone; means and scales are computed again, not kept. Roundings pass gradients through
-unchanged, so a numerics has no gradient of its own. What comes back has the dtypes of what it is the gradient of: first
-that of x, then those that were asked for, in the order of the arguments (z, weight, bias).
+Each op computes from the inputs alone; it computes means and scales again. A gradient passes through roundings
+unchanged, so all numerics have the same gradient. An op returns the gradient of x first, then those of z, weight and
+bias as far as they are asked for, each in the dtype of its argument.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from norm_plugin.native.gated import by_group, gate, grouped
 from norm_plugin.native.layer import affine, standardized
-from norm_plugin.native.rms import by_row, inverse_rms, stored, wide
+from norm_plugin.native.rms import inverse_rms, reduce_rows, stored, wide
 
 
 def sum_rows(g: Tensor, like: Tensor) -> Tensor:
-    """The gradient of a value that every row shares, [..., N] -> [N], in the dtype of that value."""
+    """The gradient of a parameter that all rows share: [..., N] -> [N], in its dtype."""
     return g.reshape(-1, g.shape[-1]).sum(0).to(like.dtype)
 
 
@@ -30,13 +30,13 @@ def rmsnorm_backward(
     variance_size: int | None = None,
     weight_grad: bool = True,
 ) -> list[Tensor]:
-    """[dinput, dweight]. Of a fused add, `input` is the sum, and `residual_grad` the gradient of the sum that was
-    returned beside the norm: it is added to dinput before the rounding."""
+    """[dinput, dweight]. For a fused add, `input` is the sum, and `residual_grad` is the gradient of the returned sum,
+    which is added to dinput before the rounding."""
     h = wide(input)
     s = inverse_rms(h, eps, variance_size)
     xhat, g = h * s, grad.to(h.dtype)
     gw = g if weight is None else g * (weight.to(h.dtype) + 1 if gemma else weight.to(h.dtype))
-    shared = by_row(torch.sum, gw * xhat) / (variance_size or h.shape[-1])
+    shared = reduce_rows(torch.sum, gw * xhat) / (variance_size or h.shape[-1])
     pulled = xhat * (s * shared)
     if variance_size is not None:
         pulled[..., variance_size:] = 0  # these columns do not reach s
@@ -49,24 +49,24 @@ def rmsnorm_backward(
 def l2norm_backward(grad: Tensor, input: Tensor, eps: float = 1e-6) -> Tensor:
     """dinput of l2norm."""
     h = wide(input)
-    s = torch.rsqrt(by_row(torch.sum, h.pow(2)) + eps)
+    s = torch.rsqrt(reduce_rows(torch.sum, h.pow(2)) + eps)
     g, y = grad.to(h.dtype), h * s
-    return stored(torch.addcmul(-y * (s * by_row(torch.sum, g * y)), g, s), input)
+    return stored(torch.addcmul(-y * (s * reduce_rows(torch.sum, g * y)), g, s), input)
 
 
 def standardized_backward(g: Tensor, weight: Tensor | None, xhat: Tensor, rstd: Tensor, centred: bool = True) -> Tensor:
-    """dh of a standardized row, from the gradient of xhat * weight; `centred` is False where no mean was taken off."""
+    """dh of a standardized row, from the gradient of xhat * weight. `centred`: a mean was subtracted."""
     gw = affine(g, weight, None)
-    pulled = xhat * (rstd * by_row(torch.mean, gw * xhat))
+    pulled = xhat * (rstd * reduce_rows(torch.mean, gw * xhat))
     if centred:
-        gw = affine(g, weight, -by_row(torch.mean, gw))
+        gw = affine(g, weight, -reduce_rows(torch.mean, gw))
     return torch.addcmul(-pulled, gw, rstd)
 
 
 def parameters(
     g: Tensor, xhat: Tensor, weight: Tensor | None, bias: Tensor | None, weight_grad: bool, bias_grad: bool
 ) -> list[Tensor]:
-    """[dweight, dbias], as far as they are asked for."""
+    """Those of [dweight, dbias] that are asked for."""
     dweight = [sum_rows(g * xhat, weight)] if weight is not None and weight_grad else []
     return dweight + ([sum_rows(g, bias)] if bias is not None and bias_grad else [])
 
@@ -90,7 +90,7 @@ def layernorm_backward(
 def gate_slope(z: Tensor, activation: str) -> Tensor:
     """The derivative of act at z."""
     sigmoid = (1 + torch.exp(-z)).reciprocal()
-    rest = (1 + torch.exp(z)).reciprocal()  # 1 - sigmoid, with all of its digits
+    rest = (1 + torch.exp(z)).reciprocal()  # 1 - sigmoid, without cancellation
     return sigmoid * rest if activation == "sigmoid" else sigmoid + z * sigmoid * rest
 
 

@@ -10,15 +10,15 @@ import torch
 
 
 class CompilerError(Exception):
-    """torch.compile, or what it made, failed before anything was written; the cause says how."""
+    """torch.compile or its code failed before anything was written. The cause says why."""
 
 
 def compiled(native: Callable[..., Any], written: Sequence[int] = ()) -> Callable[..., Any]:
-    """`native`, compiled for calls that differ in nothing but their tensors: for one signature.
+    """`native`, compiled for one signature: for calls that differ only in their tensors.
 
-    `written` are the places of the arguments that it writes. The values are computed in the compiled part and copied
-    outside it: what fails in it has written nothing then. (Nor can Inductor end one loop over a CPU tensor in two
-    writes in place.)
+    `written` are the places of the arguments that it writes. The compiled part computes their values, and Python copies
+    them afterwards, so a failure in the compiled part has written nothing. (Inductor also cannot end one loop over a
+    CPU tensor with two writes in place.)
     """
 
     def computed(*args: Any) -> tuple[Any, list[torch.Tensor | None]]:
@@ -27,7 +27,7 @@ def compiled(native: Callable[..., Any], written: Sequence[int] = ()) -> Callabl
             copies[place] = None if args[place] is None else args[place].clone()
         return native(*copies), [copies[place] for place in written]
 
-    compute = _alone(computed if written else native)
+    compute = _compile_alone(computed if written else native)
 
     def run(*args: Any) -> Any:
         try:
@@ -47,15 +47,15 @@ def compiled(native: Callable[..., Any], written: Sequence[int] = ()) -> Callabl
     return run
 
 
-def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compile keeps its variants with the code object, and from the ninth on runs them eagerly; so the code is
-    copied, and one signature has it for itself. Casts are kept: Inductor would drop the roundings of a numerics."""
+def _compile_alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiles a copy of the code. torch.compile keeps variants with the code object, and runs the ninth eagerly, so
+    each signature has its own. emulate_precision_casts keeps the roundings of a numerics, which Inductor would drop."""
     f = cast(FunctionType, function)
     alone = FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
-    return torch.compile(alone, options={"guard_filter_fn": _of_tensors_and_modes, "emulate_precision_casts": True})
+    return torch.compile(alone, options={"guard_filter_fn": _worth_checking, "emulate_precision_casts": True})
 
 
-def _of_tensors_and_modes(guards: Sequence[Any]) -> list[bool]:
-    """What has to be checked at every call: not the functions and tables that `native` names, which nobody replaces,
-    nor the arguments that are no tensors. Checking those is a cost that the formula written out would not have."""
+def _worth_checking(guards: Sequence[Any]) -> list[bool]:
+    """Whether to check each guard at every call. Nobody replaces the functions and tables that `native` names, and
+    other arguments than tensors are part of the signature, so checking these would only cost time."""
     return [not (guard.is_global or guard.guard_type == "CONSTANT_MATCH") for guard in guards]

@@ -1,4 +1,4 @@
-"""Gated LayerNorm and RMSNorm, by groups, in plain PyTorch: the specification.
+"""Gated LayerNorm and RMSNorm, group by group, in plain PyTorch: the specification.
 
 The gate act(z) multiplies the normalized row (norm_before_gate) or the input (otherwise), in fp32.
 """
@@ -15,8 +15,8 @@ from norm_plugin.numerics import ACTIVATIONS, FP32, GATED_NUMERICS, Numerics
 
 
 def gate(z: Tensor, activation: str, numerics: Numerics = FP32) -> Tensor:
-    """act(z) for z in the wide dtype, by exp alone: on a CPU the bits of torch.sigmoid and F.silu depend on where in a
-    tensor a value lies, because they are computed in one way in vectors and in another in what is left over."""
+    """act(z) for z in the wide dtype. It uses exp, because on a CPU the bits of torch.sigmoid and F.silu depend on
+    where a value lies in its tensor: PyTorch computes full vectors in one way and the rest in another."""
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}.")
     if numerics.torch_functions:
@@ -26,18 +26,25 @@ def gate(z: Tensor, activation: str, numerics: Numerics = FP32) -> Tensor:
 
 
 def by_group(h: Tensor, group_size: int | None) -> Tensor:
-    """[..., N] as [..., N / group_size, group_size]; one group where group_size is None."""
+    """[..., N] as [..., N / group_size, group_size]; one group if group_size is None."""
     size = group_size or h.shape[-1]
     return h.reshape(*h.shape[:-1], h.shape[-1] // size, size)
 
 
 def grouped(h: Tensor, group_size: int | None, eps: float, is_rms_norm: bool) -> tuple[Tensor, Tensor | None, Tensor]:
-    """(xhat [..., G, g], mean [..., G, 1] or None, rstd [..., G, 1]) of every group of every row."""
+    """(xhat [..., G, g], mean [..., G, 1] or None, rstd [..., G, 1]) of each group of each row."""
     groups = by_group(h, group_size)
     if is_rms_norm:
         rstd = inverse_rms(groups, eps)
         return groups * rstd, None, rstd
     return standardized(groups, eps)
+
+
+def weighted(y: Tensor, weight: Tensor | None, bias: Tensor | None, numerics: Numerics, dtype: torch.dtype) -> Tensor:
+    """y * weight + bias, as a gate or the output takes it; `dtype` is the activation dtype that b() rounds to."""
+    if not numerics.round_before_weight:
+        return affine(y, weight, bias)
+    return affine(y.to(dtype).to(y.dtype), weight, bias).to(dtype).to(y.dtype)
 
 
 def gated_norm_with_stats(
@@ -58,11 +65,7 @@ def gated_norm_with_stats(
     if act is not None and not norm_before_gate:
         h = h * act
     xhat, mean, rstd = grouped(h, group_size, eps, is_rms_norm)
-    y = xhat.flatten(-2)
-    if GATED_NUMERICS[numerics].round_before_weight:
-        y = affine(y.to(x.dtype).to(h.dtype), weight, bias).to(x.dtype).to(h.dtype)
-    else:
-        y = affine(y, weight, bias)
+    y = weighted(xhat.flatten(-2), weight, bias, GATED_NUMERICS[numerics], x.dtype)
     if act is not None and norm_before_gate:
         y = y * act
     return stored(y, x), None if mean is None else mean.squeeze(-1), rstd.squeeze(-1)
@@ -80,7 +83,7 @@ def gated_norm(
     activation: str = "silu",
     numerics: str = FP32.name,
 ) -> Tensor:
-    """The normalized, gated x; z None leaves the gate out."""
+    """The normalized, gated x. Without z there is no gate."""
     return gated_norm_with_stats(
         x, weight, bias, z, eps, group_size, norm_before_gate, is_rms_norm, activation, numerics
     )[0]

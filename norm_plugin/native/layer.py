@@ -8,17 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from norm_plugin.native.rms import by_row, stored, wide
+from norm_plugin.native.rms import reduce_rows, stored, wide
 from norm_plugin.numerics import FP32, LAYER_NUMERICS
 
 
 def standardized(h: Tensor, eps: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(xhat, mean, rstd). The variance is of the centred row, and what the rounding of the mean left in that row is
-    taken off as well, so a large mean costs no digits."""
-    mean = by_row(torch.mean, h)
+    """(xhat, mean, rstd). The row is centred twice, so that the rounding of a large mean costs no digits."""
+    mean = reduce_rows(torch.mean, h)
     centred = h - mean
-    left = by_row(torch.mean, centred)
-    variance = (by_row(torch.mean, centred.pow(2)) - left * left).clamp(min=0)
+    left = reduce_rows(torch.mean, centred)
+    variance = (reduce_rows(torch.mean, centred.pow(2)) - left * left).clamp(min=0)
     rstd = torch.rsqrt(variance + eps)
     return torch.addcmul(-left * rstd, centred, rstd), mean + left, rstd
 
@@ -42,7 +41,7 @@ def layernorm(
 
 
 def torch_layernorm(input: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """PyTorch's own. It takes parameters of x's dtype, or all of fp32 for a half precision x: others are widened."""
+    """PyTorch's own. It takes parameters in the dtype of x, or in fp32 if x is fp16 or bf16; others are widened."""
     if {p.dtype for p in (weight, bias) if p is not None} <= {input.dtype}:
         return F.layer_norm(input, input.shape[-1:], weight, bias, eps)
     h = wide(input)
@@ -51,7 +50,7 @@ def torch_layernorm(input: Tensor, weight: Tensor | None, bias: Tensor | None, e
 
 
 def simple_layernorm_native(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-6) -> Tensor:
-    """`layernorm` under the name it has in the field."""
+    """`layernorm` under the name that other libraries use."""
     return layernorm(x, weight, bias, eps)
 
 
@@ -63,30 +62,30 @@ def layernorm_linear(
     linear_bias: Tensor | None,
     eps: float = 1e-6,
 ) -> Tensor:
-    """linear(layernorm(x)), the norm rounded to x's dtype and the product taken in the linear weight's."""
+    """linear(layernorm(x)). The norm is rounded to the dtype of x; the product has the dtype of the linear weight."""
     return linear(layernorm(x, weight, bias, eps), linear_weight, linear_bias)
 
 
 def linear(normed: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> Tensor:
-    """F.linear in the weight's dtype, contiguous, whatever autocast says: an op in compiled code does not hear it. With
-    two dimensions it rounds once, with more it may add the bias to a product that is rounded already."""
+    """F.linear in the weight's dtype, contiguous, without autocast, which does not reach an op in compiled code. In two
+    dimensions F.linear rounds once; in more it may round the product before it adds the bias."""
     rows = normed.to(linear_weight.dtype).reshape(-1, normed.shape[-1])
-    with in_the_dtypes_given(normed.device):
+    with without_autocast(normed.device):
         return F.linear(rows, linear_weight, linear_bias).view(*normed.shape[:-1], linear_weight.shape[0])
 
 
-def in_the_dtypes_given(device: torch.device) -> AbstractContextManager[None]:
-    """Autocast off, where it is on."""
+def without_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Turns autocast off in the block, if it is on."""
     autocasting = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
     return torch.autocast(device.type, enabled=False) if autocasting else nullcontext()
 
 
 def divided_by_max(x: Tensor) -> Tensor:
-    """x / |max(x)| of each row in the wide dtype, which a LayerNorm can be taken of: finite, and so is its square.
+    """x / |max(x)| of each row in the wide dtype. It and its square are finite, so it has a LayerNorm.
 
-    A maximum that is 0, or smaller than 2^-40 of the row's largest magnitude a, is taken as a * 2^-40: in such a row,
-    which has an element near 0 and one of magnitude a, eps is below the last digit of the variance with either. The
-    magnitude, because a negative divisor would flip the sign of the row. An all-zero row stays as it is.
+    With a the largest magnitude of the row, a maximum smaller than a * 2^-40 is replaced by a * 2^-40. Such a row has
+    an element near 0 and one of magnitude a, so with either divisor eps is below the last digit of the variance. The
+    divisor is a magnitude, because a negative one would flip the sign of the row. A row of zeros is unchanged.
     """
     h = wide(x)
     magnitude = h.abs().amax(-1, keepdim=True)

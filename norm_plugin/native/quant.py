@@ -1,10 +1,9 @@
 """Norms with a quantised output, in plain PyTorch: the specification.
 
-What is quantised is the fp32 norm before its last rounding, as in FlashInfer's RMSNorms. With numerics `hf` it is the
-rounded b(b(h * s) * w), as in vLLM's fused kernels; with `flashinfer_layer`, which is of LayerNorm alone, it is the
-rounded LayerNorm, as in FlashInfer's. A static scale is applied as a product with its reciprocal. Dynamic fp8 divides
-by the scale (vLLM, FBGEMM), dynamic int8 multiplies by the reciprocal (vLLM). `enable_pdl` is how a kernel is launched,
-and means nothing here.
+These ops quantise the fp32 norm before its last rounding, as FlashInfer's RMSNorms do. With numerics `hf` they quantise
+the rounded b(b(h * s) * w), as vLLM's fused kernels do; with `flashinfer_layer` (only LayerNorm) the rounded LayerNorm,
+as FlashInfer's does. A static scale is a product with its reciprocal. Dynamic fp8 divides by the scale (vLLM, FBGEMM);
+dynamic int8 multiplies by the reciprocal (vLLM). `enable_pdl` is for kernels and has no effect here.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from norm_plugin.native.layer import affine, standardized
 from norm_plugin.native.rms import added, inverse_rms, scaled, stored, wide, wide_dtype
 from norm_plugin.numerics import FP32, LAYER_QUANT_NUMERICS, NUMERICS
 
-#: The largest value of each output dtype, and the least scale that a dynamic quantisation writes (as vLLM does).
+#: The largest value of each output dtype, and the least scale that a dynamic quantisation writes (vLLM's).
 QMAX: dict[torch.dtype, float] = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0, torch.int8: 127.0}
 MIN_SCALE: dict[torch.dtype, float] = {
     torch.float8_e4m3fn: 1.0 / (448.0 * 512.0),
@@ -34,7 +33,7 @@ def cast(y: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def dynamic(y: Tensor, dtype: torch.dtype, bound: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """(y quantised by its own largest magnitude along the last dimension, that scale [..., 1]), both contiguous."""
+    """(y quantised by its largest magnitude along the last dimension, the scales [..., 1]), both contiguous."""
     y = y.contiguous()
     largest = y.abs().amax(-1, keepdim=True)
     if bound is not None:
@@ -47,7 +46,7 @@ def dynamic(y: Tensor, dtype: torch.dtype, bound: Tensor | None = None) -> tuple
 def normalized(
     input: Tensor, residual: Tensor | None, weight: Tensor | None, eps: float, numerics: str, gemma: bool
 ) -> Tensor:
-    """The norm that is quantised; a residual is updated in place."""
+    """The norm to quantise. A residual is updated in place."""
     named = NUMERICS[numerics]
     if residual is None:
         h = wide(input)
@@ -69,7 +68,7 @@ def rmsnorm_quant(
     gemma: bool = False,
     enable_pdl: bool | None = None,
 ) -> None:
-    """out = quantised norm(input), by one scale for the whole tensor."""
+    """out = norm(input), quantised by one scale for the whole tensor."""
     y = normalized(input, None, weight, eps, numerics, gemma)
     out.copy_(cast(y * scale.to(y.dtype).reciprocal(), out.dtype))
 
@@ -85,7 +84,7 @@ def fused_add_rmsnorm_quant(
     gemma: bool = False,
     enable_pdl: bool | None = None,
 ) -> None:
-    """residual += input, then out = quantised norm(residual); input keeps its values."""
+    """residual += input, then out = norm(residual), quantised by one scale. input keeps its values."""
     y = normalized(input, residual, weight, eps, numerics, gemma)
     out.copy_(cast(y * scale.to(y.dtype).reciprocal(), out.dtype))
 
@@ -101,7 +100,7 @@ def rmsnorm_dynamic_quant(
     gemma: bool = False,
     enable_pdl: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(out, scales [..., 1]), one scale a row; scale_ub bounds the magnitude that a scale is made from."""
+    """(out, scales [..., 1]), one scale for each row. scale_ub bounds the magnitude that a scale is made from."""
     out, scale = dynamic(normalized(input, residual, weight, eps, numerics, gemma), quant_dtype, scale_ub)
     return stored(out, input, quant_dtype), scale
 
@@ -132,7 +131,7 @@ def layernorm_quant(
     eps: float = 1e-6,
     numerics: str = FP32.name,
 ) -> None:
-    """out = quantised layernorm(input), by one scale for the whole tensor."""
+    """out = layernorm(input), quantised by one scale for the whole tensor."""
     xhat, _, _ = standardized(wide(input), eps)
     y = affine(xhat, weight, bias)
     if LAYER_QUANT_NUMERICS[numerics].round_before_quant:

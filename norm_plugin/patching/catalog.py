@@ -1,4 +1,4 @@
-"""The patches there are: patches/index.json, and the diff that each entry names."""
+"""Lists the patches: patches/index.json, and the diff that each entry names."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
+from norm_plugin.patching import PatchError
 from norm_plugin.patching.diff import Diff, Hunk, parse
-from norm_plugin.patching.errors import PatchError
 
 
 def sha256(text: bytes) -> str:
@@ -32,7 +32,7 @@ class Patch:
     files: dict[str, str]
 
     def is_for(self, engine: str, version: str) -> bool:
-        """Whether it is one of these; what stands behind a + in a version is who built it."""
+        """Whether it is for this version. What stands behind a + in a version only says who built it."""
         return engine == self.engine and version.split("+")[0] in self.versions
 
     @property
@@ -54,7 +54,7 @@ class Patch:
 
 
 def folder() -> Path:
-    """Where the diffs lie: inside the package, as it was installed."""
+    """The folder of the diffs, inside the installed package."""
     return Path(str(importlib.resources.files("norm_plugin"))) / "patches"
 
 
@@ -64,10 +64,8 @@ def patches() -> tuple[Patch, ...]:
     found = []
     for release in json.loads((folder() / "index.json").read_text()):
         for entry in release["patches"]:
-            files = {path: release["files"][path] for path in entry["files"]}
-            versions = tuple(release["versions"])
-            about = (entry["name"], versions, entry["summary"], entry["unasked"])
-            found.append(Patch(release["engine"], release["release"], *about, files))
+            entry["files"] = {path: release["files"][path] for path in entry["files"]}
+            found.append(Patch(release["engine"], release["release"], versions=tuple(release["versions"]), **entry))
     return tuple(found)
 
 

@@ -1,7 +1,7 @@
 """Unified diffs without context, as bytes.
 
-A patch names the exact file it is for by its hash, so a hunk is applied where its line number says; what it removes is
-compared all the same. Files are lists of lines that keep their ends, so every byte outside a hunk stays.
+A patch names the exact file it is for by its hash, so a hunk is applied at its line number; the lines that it removes
+are compared all the same. Lines keep their ends, so every byte outside a hunk stays.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
-from norm_plugin.patching.errors import PatchError
+from norm_plugin.patching import PatchError
 
 _HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))? @@")
 
@@ -40,16 +41,13 @@ class Diff:
 def parse(text: bytes) -> Diff:
     """A diff of one or more files, with anything before the first."""
     lines = text.splitlines(keepends=True)
-    starts = [i for i, line in enumerate(lines) if line.startswith(b"--- ") and _next_is(lines, i, b"+++ ")]
+    pairs = enumerate(pairwise(lines))
+    starts = [i for i, (line, after) in pairs if line.startswith(b"--- ") and after.startswith(b"+++ ")]
     files = {}
     for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
         path = lines[start + 1][4:].decode().split("\t")[0].strip().removeprefix("b/")
         files[path] = tuple(_hunks(lines[start + 2 : end]))
     return Diff(b"".join(lines[: starts[0]] if starts else lines).decode().strip(), files)
-
-
-def _next_is(lines: list[bytes], i: int, begin: bytes) -> bool:
-    return i + 1 < len(lines) and lines[i + 1].startswith(begin)
 
 
 def _hunks(lines: list[bytes]) -> Iterable[Hunk]:

@@ -1,4 +1,4 @@
-"""What is applied, as it is kept in a file: read with care, for whoever made the tree may have written it."""
+"""What is applied, as it is kept in a file. It is read with care: whoever made the tree may have written it."""
 
 from __future__ import annotations
 
@@ -60,13 +60,22 @@ def parse(text: bytes, engine: str) -> Record:
     version, patches, files = _fields(found, "it", "version", "patches", "files")
     if not isinstance(patches, list) or not isinstance(files, dict):
         raise NotARecord("its patches are not a list, or its files not an object")
-    names = [_matching(name, NAME, "the name of a patch") for name in patches]
-    if len(set(names)) < len(names):
-        raise NotARecord("it names a patch twice")
-    if bool(names) != bool(files):
+    if bool(patches) != bool(files):
         raise NotARecord("it has patches without files, or files without patches")
-    changes = {_path(path, engine): _change(path, change) for path, change in files.items()}
-    return Record(_matching(version, NAME, "a version"), tuple(names), changes)
+    _match(version, NAME, "a version")
+    for name in patches:
+        _match(name, NAME, "the name of a patch")
+    if len(set(patches)) < len(patches):
+        raise NotARecord("it names a patch twice")
+    changes = {}
+    for path, change in files.items():
+        parts = PurePosixPath(path).parts  # below the engine's package, in its one spelling
+        if "/".join(parts) != path or ".." in parts or len(parts) < 2 or parts[0] != engine or not path.isprintable():
+            raise NotARecord(f"{path!r:.200} is not a file of the package {engine}")
+        changes[path] = Change(*_fields(change, f"what it says of {path!r:.200}", "before", "after"))
+        for sha in (changes[path].before, changes[path].after):
+            _match(sha, _HASH, "a sha256")
+    return Record(version, tuple(patches), changes)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -82,20 +91,6 @@ def _fields(found: Any, what: str, *names: str) -> list[Any]:
     return [found[name] for name in names]
 
 
-def _matching(text: Any, form: re.Pattern[str], what: str) -> str:
+def _match(text: Any, form: re.Pattern[str], what: str) -> None:
     if not isinstance(text, str) or form.fullmatch(text) is None:
         raise NotARecord(f"{text!r:.100} is not {what}")
-    return text
-
-
-def _change(path: str, change: Any) -> Change:
-    before, after = _fields(change, f"what it says of {path!r:.200}", "before", "after")
-    return Change(_matching(before, _HASH, "a sha256"), _matching(after, _HASH, "a sha256"))
-
-
-def _path(path: str, engine: str) -> str:
-    """A path below the engine's package, in its one spelling."""
-    parts = PurePosixPath(path).parts
-    if "/".join(parts) != path or ".." in parts or len(parts) < 2 or parts[0] != engine or not path.isprintable():
-        raise NotARecord(f"{path!r:.200} is not a file of the package {engine}")
-    return path

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from norm_plugin.patching.errors import PatchError
+from norm_plugin.patching import PatchError
 from norm_plugin.patching.record import NAME
 from norm_plugin.patching.tree import Tree
 
@@ -28,19 +28,15 @@ class Site:
 def find(engine: str, folder: Path | None) -> Site:
     """The engine in a folder, or without one the engine that this Python would import."""
     if folder is None:
-        folder = _importable(engine)
+        spec = importlib.util.find_spec(engine)
+        places = list(spec.submodule_search_locations or []) if spec is not None else []
+        if not places:
+            raise PatchError(f"this Python cannot import {engine}: install it, or say where it lies with --site DIR")
+        folder = Path(places[0]).parent
     elif not (folder / engine / "__init__.py").is_file() and not (folder / engine / "version.py").is_file():
         raise PatchError(f"--site {folder} has no package {engine} in it: name the folder that {engine}/ lies in")
     folder = folder.resolve()
     return Site(engine, folder, _version(engine, folder))
-
-
-def _importable(engine: str) -> Path:
-    spec = importlib.util.find_spec(engine)
-    places = list(spec.submodule_search_locations or []) if spec is not None else []
-    if not places:
-        raise PatchError(f"this Python cannot import {engine}: install it, or say where it lies with --site DIR")
-    return Path(places[0]).parent
 
 
 def _version(engine: str, folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""What is applied, what a killed run was about to do, and the bytes to go back to.
+"""Keeps what is applied, what a killed run was about to do, and the bytes to go back to.
 
 All of it lies in .norm_plugin_patches/ENGINE beside the engine's package: `record.json` says what is applied, `kept/`
 has every original and every patched file by its hash. A change writes `pending.json`, then the files, then the record,
@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from norm_plugin.patching import lock
+from norm_plugin.patching import PatchError
 from norm_plugin.patching.catalog import sha256
-from norm_plugin.patching.errors import PatchError
 from norm_plugin.patching.record import MOST_BYTES, NotARecord, Record, parse
 from norm_plugin.patching.tree import STATE, Changed, Tree
 
@@ -35,9 +34,9 @@ class Store:
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Hold the engine's files, with whatever a killed run left behind put right, and undo what fails half-way."""
+        """Hold the engine's files: first repair what a killed run left, and in the end undo what failed half-way."""
         try:
-            with lock.held(self.tree, self.lock):
+            with self.tree.held(self.lock):
                 self.tree.sweep(f"{self.state}/")
                 self.tree.sweep(f"{self.state}/kept/")
                 self._recover()
@@ -62,7 +61,7 @@ class Store:
 
     def interrupted(self) -> bool:
         """Whether a run was killed; the next one that changes anything goes back to what was before it."""
-        return self.tree.there(f"{self.state}/pending.json")
+        return self.tree.identity(f"{self.state}/pending.json") is not None
 
     def current(self, path: str) -> bytes | None:
         """A file as it is now."""
@@ -93,7 +92,7 @@ class Store:
         self.tree.remove(f"{self.state}/record.json")
 
     def _recover(self, stays: str | None = None) -> None:
-        """Back to the record; the one file that somebody else has changed just now stays as it is."""
+        """Go back to the record. The file `stays`, which somebody else has just changed, stays as it is."""
         target = self._read("pending.json")
         if target is None:
             return
@@ -116,12 +115,12 @@ class Store:
         self.tree.remove(f"{self.state}/pending.json")
 
     def _restore(self, path: str, now: str, name: str) -> None:
-        """Put the text of a name in the place of a file that must be the one of another."""
+        """Put the text with the hash `name` in the place of a file whose hash must be `now`."""
         if now != name:
             self.tree.write_source(self.tree.real(path), self._kept(name), instead_of=now)
 
     def _tidy(self) -> None:
-        """Nothing is left behind where nothing is applied."""
+        """If nothing is applied, leave nothing behind."""
         if not self.record().patches:
             self.tree.remove_files(f"{self.state}/kept")
             self.tree.remove_files(self.state)

@@ -1,29 +1,34 @@
 """The folder that an engine's package lies in. Nothing outside it is read or written, whatever links are in it.
 
-A path is opened name by name from a handle on the folder, and no step follows a link: not even one that is put there
-meanwhile. Links that lead to a file in the same folder are followed once, by `real`, which gives the path behind them.
+A path is opened name by name from a handle on the folder, and no step follows a link, not even one that is put there
+meanwhile. Only `real` follows links: it gives the path behind them if that is in the same folder.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import secrets
 import stat
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from norm_plugin.patching import PatchError
 from norm_plugin.patching.catalog import sha256
-from norm_plugin.patching.errors import PatchError
 
 #: Where the state of the patches lies in a tree.
 STATE = ".norm_plugin_patches"
 
 #: More than any source file has. A sparse file can say that it has far more.
 MOST_BYTES = 1 << 24
+
+#: How many seconds another run is waited for.
+PATIENCE = 60.0
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe without a writer would be waited for
@@ -116,24 +121,24 @@ class Tree:
         self.write(path, text, instead_of)
 
     def remove(self, path: str) -> None:
-        """Take a name away, if it is there; a link's target stays."""
+        """Remove a file or a link, if it is there. The target of a link stays."""
         with suppress(FileNotFoundError), self.at(path) as (folder, name):
             os.unlink(name, dir_fd=folder)
 
     def remove_files(self, path: str) -> None:
-        """Take a folder away with the files in it, if it is there; what is no file stays, and so does the folder."""
+        """Remove a folder and the files in it, if it is there. Anything but a file stays, and then the folder too."""
         for name in self.names(f"{path}/"):
             with suppress(OSError):
                 self.remove(f"{path}/{name}")
         self.remove_empty(path)
 
     def remove_empty(self, path: str) -> None:
-        """Take a folder away, if it is there and nothing is in it."""
+        """Remove a folder, if it is there and empty."""
         with suppress(OSError, PatchError), self.at(path) as (folder, name):
             os.rmdir(name, dir_fd=folder)
 
     def names(self, path: str) -> list[str]:
-        """What is in a folder, whose path ends with a /; nothing, if it is not there."""
+        """The names in a folder, whose path ends with a /; none if it does not exist."""
         try:
             with self.at(path) as (folder, _):
                 return sorted(os.listdir(folder))
@@ -149,12 +154,8 @@ class Tree:
             if left is not None and of in ("", left.group(1)):
                 self.remove(f"{folder}/{name}")
 
-    def there(self, path: str) -> bool:
-        """Whether anything has this name, be it a link to nowhere."""
-        return self.identity(path) is not None
-
     def identity(self, path: str) -> tuple[int, int] | None:
-        """What tells a file from all others, whatever its names are; None where there is none."""
+        """What tells a file, or a link even to nowhere, from all others by any name; None if there is none."""
         with suppress(FileNotFoundError), self.at(path) as (folder, name):
             found = _status(name, folder)
             return None if found is None else (found.st_dev, found.st_ino)
@@ -186,6 +187,39 @@ class Tree:
             raise OSError(error.errno, error.strerror, str(place)) from error
         finally:
             os.close(handle)
+
+    @contextmanager
+    def held(self, path: str, patience: float = PATIENCE) -> Iterator[None]:
+        """Hold a lock for a block of code: another run that has it is waited for; one that was killed has it no more.
+
+        Its file goes with the lock, and so does the folder if nothing else is in it.
+        """
+        give_up = time.monotonic() + patience
+        while (handle := self._lock(path)) is None:
+            if time.monotonic() > give_up:
+                raise PatchError(
+                    f"another run of norm-plugin patch has held {self.root / path} for {patience:.0f} s: "
+                    f"wait for its end"
+                )
+            time.sleep(0.05)
+        try:
+            yield
+        finally:
+            with suppress(OSError, PatchError):  # what was done stays done
+                self.remove(path)
+            os.close(handle)
+            self.remove_empty(os.path.dirname(path))
+
+    def _lock(self, path: str) -> int | None:
+        """A handle on the file if nobody else has its lock."""
+        with suppress(FileNotFoundError), self.at(path, make=True) as (folder, name):  # it may go with another run
+            handle = os.open(name, os.O_RDWR | os.O_CREAT | _FILE, 0o644, dir_fd=folder)
+            with suppress(BlockingIOError, FileNotFoundError):
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.path.samestat(os.fstat(handle), os.stat(name, dir_fd=folder, follow_symlinks=False)):
+                    return handle  # and not the lock of a run that has just cleaned up behind itself
+            os.close(handle)
+        return None
 
     def _regular(self, path: str, mode: int) -> None:
         if not stat.S_ISREG(mode):

@@ -1,4 +1,4 @@
-"""list, check, apply and revert: what `norm-plugin patch` does."""
+"""Does the work of `norm-plugin patch`: list, check, apply and revert."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from norm_plugin.patching import catalog, diff
+from norm_plugin.patching import PatchError, catalog, diff
 from norm_plugin.patching.catalog import Patch, sha256
-from norm_plugin.patching.errors import PatchError
 from norm_plugin.patching.record import Change, Record
 from norm_plugin.patching.site import Site
 from norm_plugin.patching.store import Store
@@ -23,16 +22,12 @@ class State:
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A record to make true, with the text of every file it needs, by hash."""
-
-    record: Record
-    texts: dict[str, bytes]
+#: A record to make true, and the text of every file that it needs, by its hash.
+Plan = tuple[Record, dict[str, bytes]]
 
 
 def states(site: Site) -> list[State]:
-    """Every patch of the engine's version, each looked at alone."""
+    """The state of every patch of the engine's version, each by itself."""
     store = Store(site.folder, site.engine)
     record = _recorded(store, site)
     if store.interrupted():
@@ -54,7 +49,7 @@ def _state(store: Store, site: Site, record: Record, patch: Patch) -> State:
 
 
 def stands(folder: Path, patch: Patch) -> bool:
-    """Whether every line that a patch adds is in the files, whoever put it there."""
+    """Whether the files have every line that a patch adds, whoever put it there."""
     places = {path: folder / path for path in patch.files}
     return _has(patch, lambda path: places[path].read_bytes() if places[path].is_file() else None)
 
@@ -72,28 +67,28 @@ def links(site: Site, names: Collection[str]) -> dict[str, str]:
     return {path: real for path, real in found.items() if path != real}
 
 
-def check(site: Site, names: Iterable[str]) -> Plan:
-    """What `apply` would do, with nothing written."""
+def check(site: Site, names: Iterable[str]) -> Record:
+    """The record that `apply` would write. Nothing is written here."""
     store = Store(site.folder, site.engine)
     if store.interrupted():
         raise PatchError("a run was killed half-way here: apply or revert, whichever comes next, takes that back first")
-    return plan(store, site, _recorded(store, site), list(names))
+    return plan(store, site, _recorded(store, site), list(names))[0]
 
 
 def apply(site: Site, names: Iterable[str]) -> tuple[str, ...]:
-    """Apply all of the patches or none; the names of those that were not in yet."""
+    """Apply all of the patches or none. Returns the names of those that are new."""
     store = Store(site.folder, site.engine)
     with store.changing():
         record = _settled(store, site)
-        wanted = plan(store, site, record, list(names))
-        new = tuple(name for name in wanted.record.patches if name not in record.patches)
+        wanted, texts = plan(store, site, record, list(names))
+        new = tuple(name for name in wanted.patches if name not in record.patches)
         if new:
-            store.change(wanted.record, wanted.texts)
+            store.change(wanted, texts)
     return new
 
 
 def revert(site: Site, names: Iterable[str] | None = None) -> tuple[str, ...]:
-    """Take the patches back, or all that are in; the names of those that were."""
+    """Take these patches back, or all that are applied. Returns their names."""
     store = Store(site.folder, site.engine)
     with store.changing():
         record = _settled(store, site)
@@ -104,13 +99,12 @@ def revert(site: Site, names: Iterable[str] | None = None) -> tuple[str, ...]:
         if going:
             _unchanged(store, record)
             left = [name for name in record.patches if name not in going]
-            wanted = _plan(store, site, record, left) if left else Plan(Record(record.version), {})
-            store.change(wanted.record, wanted.texts)
+            store.change(*(_plan(store, site, record, left) if left else (Record(record.version), {})))
     return going
 
 
 def plan(store: Store, site: Site, record: Record, names: list[str]) -> Plan:
-    """The record with these patches as well; raises with the reason if that cannot be."""
+    """The record with these patches added; raises with the reason if that cannot be."""
     _unchanged(store, record)
     return _plan(store, site, record, [*record.patches, *(name for name in names if name not in record.patches)])
 
@@ -120,9 +114,8 @@ def _plan(store: Store, site: Site, record: Record, names: list[str]) -> Plan:
     catalog.together(chosen)
     changes, texts = {}, {}
     for path in dict.fromkeys(path for patch in chosen for path in patch.files):
-        before = _original(
-            store, site, record, path, next(patch.files[path] for patch in chosen if path in patch.files)
-        )
+        expected = next(patch.files[path] for patch in chosen if path in patch.files)
+        before = _original(store, site, record, path, expected)
         hunks = [hunk for patch in chosen for hunk in patch.hunks(path)]
         after = diff.apply(before, hunks, path)
         try:
@@ -131,7 +124,7 @@ def _plan(store: Store, site: Site, record: Record, names: list[str]) -> Plan:
             raise PatchError(f"{path} would not compile with {', '.join(names)}: {wrong}") from None
         changes[path] = Change(sha256(before), sha256(after))
         texts[sha256(before)], texts[sha256(after)] = before, after
-    return Plan(Record(site.version, tuple(patch.name for patch in chosen), changes), texts)
+    return Record(site.version, tuple(patch.name for patch in chosen), changes), texts
 
 
 def _original(store: Store, site: Site, record: Record, path: str, expected: str) -> bytes:

@@ -24,8 +24,9 @@ log = logging.getLogger("norm_plugin")
 #: The buffers of a channel, which take turns, and the word of 32 bits that says that none has come: kernels/words.py.
 BUFFERS, EMPTY = 3, -(2**31)
 
-#: Channels for each multiprocessor. All of them run at once, so that no rank waits for one that cannot start.
-CHANNELS = 2
+#: Channels for each multiprocessor. Programs start in the order of their numbers on every rank, so none waits for one
+#: that cannot start.
+CHANNELS = 4
 
 #: Rows are sent in vectors of this many bytes.
 VECTOR = 16
@@ -119,7 +120,7 @@ def made(workspace: Workspace, group: ProcessGroup, device: torch.device) -> Wor
 
     try:
         memory = symmetric.empty(workspace.bytes // 4, dtype=torch.int32, device=device)
-        handle = symmetric.rendezvous(memory, workspace.group)
+        handle = symmetric.rendezvous(memory, group)
     except (RuntimeError, ValueError) as error:
         workspace.reason = f"symmetric memory failed: {str(error).strip().splitlines()[0]}"
         return workspace

@@ -1,6 +1,6 @@
-"""Groups the rows of a process: layers of the same kind to which the same happened are shown as one.
+"""Groups the rows of a process: layers of one kind to which the same happened are shown as one.
 
-Names come from files of others, so none of their characters may have an effect on a terminal or a page.
+Names come from files of others, so all characters that could control a terminal are escaped.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import groupby, zip_longest
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,6 @@ class Group:
 
     @property
     def calls(self) -> int:
-        """The calls of all layers."""
         return sum(calls for _, calls, _ in self.layers)
 
     @property
@@ -112,12 +111,8 @@ def _filled(shape: Sequence[str], numbers: Iterable[str]) -> str:
 
 
 def _one_or_range(numbers: list[int]) -> str:
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
+    neighbours = groupby(enumerate(numbers), lambda pair: pair[1] - pair[0])
+    runs = [[number for _, number in run] for _, run in neighbours]
     words = [str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs]
     return words[0] if words == [str(numbers[0])] else "{" + ",".join(words) + "}"
 
@@ -126,7 +121,7 @@ def _one_or_range(numbers: list[int]) -> str:
 
 
 def title(process: dict[str, Any]) -> str:
-    """The engines of a process, or that it has none."""
+    """The engines of a process, or a word for none."""
     return printable(
         ", ".join(f"{e['engine']} {e['version']}" for e in process["engines"]) or "no engine that is hooked"
     )
@@ -144,13 +139,9 @@ def summary(process: dict[str, Any]) -> str:
         if group.state == NONE:
             reasons[group.reason] += len(group.layers)
     for reason, number in reasons.items():
-        said.append(f"{number} layer{'s' * (number > 1)} {reason if _says_what(reason) else f'not taken: {reason}'}")
+        is_sentence = reason.startswith(("compiled by", "not called"))
+        said.append(f"{number} layer{'s' * (number > 1)} {reason if is_sentence else f'not taken: {reason}'}")
     return "; ".join(said) + "."
-
-
-def _says_what(reason: str) -> bool:
-    """Whether a reason is a sentence after "3 layers"."""
-    return reason.startswith(("compiled by", "not called"))
 
 
 def about(process: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The page that report writes: one line for each group of layers, which opens."""
+"""Writes the page of a report: a line for each group of layers, which opens."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ def page(processes: list[dict[str, Any]], others: dict[str, str]) -> str:
 
 
 def section(process: dict[str, Any]) -> str:
-    """The section of one process."""
     parts = [f"<section><h2>{escape(groups.title(process))}</h2>{about(groups.about(process))}"]
     parts.append(f"<p><strong>{escape(groups.summary(process))}</strong></p>")
     for state, found in groupby(groups.groups(process["rows"]), key=lambda group: group.state):

@@ -1,4 +1,4 @@
-"""What report prints: a few lines for each group of layers; in a terminal of any width no name is cut."""
+"""Prints a report: a few lines for each group of layers. No terminal is too narrow: names are never cut."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ COLOURS = {groups.OURS: "green", groups.ENGINES: "yellow", groups.NONE: "yellow"
 
 
 def show(process: dict[str, Any], console: Console) -> None:
-    """Print one process."""
     _put(console, (groups.title(process), "bold"))
     for name, what in groups.about(process):
         style = "yellow" if name == "missing hook" else ""

@@ -82,7 +82,7 @@ def _write(architecture: Architecture, folder: Path) -> None:
     }  # fmt: skip
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    tensors = {name: _weight(architecture, name, shape) for name, shape in architecture.shapes()}
+    tensors = {name: _weight(architecture, name, shape) for name, shape in architecture.shapes.items()}
     _save(tensors, folder / "model.safetensors")
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any
 
-from norm_plugin import settings
 from norm_plugin.verify.outcome import Answer, Outcome, write
 
 #: How many of the best tokens at each position are compared.
@@ -18,7 +16,7 @@ TOP = 5
 
 Run = Callable[[Path, list[list[int]], argparse.Namespace], Outcome]
 
-#: What is done with an engine that has started, given the prompts and the tokens of an answer.
+#: Asks an engine that has started, given the prompts and the number of tokens of an answer.
 Use = Callable[[Any, list[list[int]], int], list[Answer]]
 
 
@@ -44,19 +42,13 @@ def others(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def from_command(words: Sequence[str], parser: argparse.ArgumentParser, known: Container[str]) -> dict[str, Any]:
-    """What a command that serves says to its engine otherwise than the engine's own parser has it by default."""
+    """The engine's arguments that a serving command sets to something else than their default."""
     parser.usage = argparse.SUPPRESS  # some hundred options before the one that is wrong
     options = vars(parser.parse_args(list(words)))
     return {name: value for name, value in options.items() if name in known and value != parser.get_default(name)}
 
 
-def flags() -> dict[str, str]:
-    """Ours, as they are set."""
-    return settings.given(os.environ)
-
-
 def tokens(prompts: list[Any], model: Path) -> list[list[int]]:
-    """The prompts as token ids."""
     if all(isinstance(prompt, list) for prompt in prompts):
         return prompts
     from transformers import AutoTokenizer
@@ -66,7 +58,7 @@ def tokens(prompts: list[Any], model: Path) -> list[list[int]]:
 
 
 def run_all(run: Run, options: argparse.Namespace) -> None:
-    """Every model, one after another; what is done is written at once."""
+    """Run one model after another, and write each outcome at once."""
     prompts = json.loads(options.prompts.read_text())
     outcomes: list[Outcome] = []
     for model in options.models:

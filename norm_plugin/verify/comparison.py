@@ -1,7 +1,7 @@
-"""Two runs of one model, prompt by prompt and position by position, and whether one is within what another allows.
+"""Compares two runs of one model, prompt by prompt and position by position, and judges the difference.
 
-Two answers are compared up to the first token in which they differ, that one included: after it they answer different
-questions. At each position both runs say the logprobs of their best tokens.
+Two answers are compared up to and including the first token in which they differ: after it they answer different
+questions. At each position both runs give the logprobs of their best tokens.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from statistics import fmean
 from norm_plugin.verify import rounding
 from norm_plugin.verify.outcome import Answer
 
-#: Two runs that differ by chance alone exceed each other half of the time. That is what is given to chance where stock
-#: itself is not the same twice; where it is, patched has to be the same too.
+#: How far patched may exceed the floor, as of two runs that differ by chance one is always the larger. If stock is the
+#: same twice, the floor is 0, and patched must be the same too.
 MEAN_MARGIN, MAX_MARGIN = 1.5, 2.0
 
 IDENTICAL, INSIDE, OUTSIDE = "identical", "inside the floor", "outside the floor"
@@ -36,15 +36,13 @@ class PromptDifference:
     def mean(self) -> float:
         """The mean difference of a logprob, over the positions that differ at all.
 
-        One other bit anywhere grows to the size of the dtype's rounding within a few layers. So the size of what it
-        reaches tells a wrong norm from noise, and how many positions it reaches does not: another batch leaves the bits
-        of many as they are, and another kernel those of few.
+        One other bit grows to the size of the dtype's rounding within a few layers. So the size of a difference tells a
+        wrong norm from noise. The number of positions does not: another batch changes few of them, another kernel most.
         """
         return fmean(found) if (found := [mean for mean in self.means if mean > 0]) else 0.0
 
     @property
     def max(self) -> float:
-        """The largest difference of a logprob."""
         return max(self.deltas, default=0.0)
 
     @property
@@ -61,7 +59,6 @@ class Difference:
 
     @property
     def max(self) -> float:
-        """Over all prompts."""
         return max((p.max for p in self.prompts), default=0.0)
 
     @property
@@ -71,7 +68,6 @@ class Difference:
 
     @property
     def kl(self) -> float:
-        """The mean over all prompts."""
         return fmean(p.kl for p in self.prompts) if self.prompts else 0.0
 
     @property
@@ -82,7 +78,6 @@ class Difference:
 
     @property
     def diverged(self) -> int:
-        """The number of prompts with another answer."""
         return sum(p.diverged_at is not None for p in self.prompts)
 
     @property
@@ -99,7 +94,6 @@ def compare(first: Sequence[Answer], second: Sequence[Answer]) -> Difference:
 
 
 def compare_answers(first: Answer, second: Answer) -> PromptDifference:
-    """One prompt."""
     pairs = zip(first.tokens, second.tokens, strict=True)
     diverged_at = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
     compared = len(first.tokens) if diverged_at is None else diverged_at + 1
@@ -115,7 +109,7 @@ def compare_answers(first: Answer, second: Answer) -> PromptDifference:
 
 
 def logprob_deltas(first: dict[str, float], second: dict[str, float]) -> list[float]:
-    """Of each token that is among the best of either; of one that the other does not name, the least it can be."""
+    """How far the logprobs of the best tokens differ; a token that only one names is scored by a lower bound."""
     both = [abs(first[token] - second[token]) for token in first if token in second]
     only = [
         max(0.0, logprob - min(other.values()))
@@ -127,7 +121,7 @@ def logprob_deltas(first: dict[str, float], second: dict[str, float]) -> list[fl
 
 
 def kl(first: dict[str, float], second: dict[str, float]) -> float:
-    """KL(first || second) with all tokens that not both name taken as one: never more than the KL of all tokens."""
+    """KL(first || second). Tokens that only one of them names count as one token, so it is a lower bound."""
     both = [token for token in first if token in second]
     p, q = ([math.exp(top[token]) for token in both] for top in (first, second))
     p.append(max(0.0, 1.0 - sum(p)))
@@ -136,11 +130,10 @@ def kl(first: dict[str, float], second: dict[str, float]) -> float:
 
 
 def judge(floor: Difference, patched: Difference, step: float = 0.0) -> str:
-    """What patched is, beside what stock does to itself, and to what a `step` of rounding may do where sums have
-    another order (0 where they have the same).
+    """Compare how patched differs from stock with how stock differs from itself.
 
-    Tokens have no rule of their own: another one is chosen only where the best two are closer than their logprobs
-    differ, and those are judged.
+    `step`: what one rounding can change if sums have another order; 0 if they have the same. Tokens need no rule of
+    their own: another token is chosen only if the best two are closer than their logprobs differ.
     """
     if patched.identical:
         return IDENTICAL

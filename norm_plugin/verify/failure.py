@@ -1,6 +1,6 @@
-"""What an engine that did not come to its end said of it: its first exception and what that caused, whole.
+"""Finds out of an engine's log why it failed: its first exception and those that this one caused, whole.
 
-The first one is the reason. What follows is told by processes that only saw another one die, and may guess wrong.
+Later exceptions come from processes that only saw another one die, and may guess wrong.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def reason(log: str) -> str:
 
 
 def _of_one_process(lines: list[str]) -> list[str]:
-    """From the first exception on, what the process wrote that had it, without what its logger wrote before a line."""
+    """The lines of the process that failed first, from its exception on, without the prefixes of its logger."""
     start = next((i for i, line in enumerate(lines) if BEGIN in line), None)
     if start is None:
         return []
@@ -57,7 +57,7 @@ def _first_chain(lines: list[str]) -> Iterator[str]:
         chained = [line for line in lines[end : end + 3] if line.startswith(CHAINED)]
         if not chained:
             return
-        yield f"{chained[0].strip()}"
+        yield chained[0].strip()
         place = next((i for i, line in enumerate(lines[end : end + 6], end) if BEGIN in line), len(lines))
 
 
@@ -73,14 +73,12 @@ def _frames(lines: list[str], place: int) -> tuple[int, str]:
 
 def _end(lines: list[str], begin: int) -> int:
     """Where the message ends: with a blank line, or the next exception."""
-    for place in range(begin, len(lines)):
-        if not lines[place].strip() or BEGIN in lines[place]:
-            return place
-    return len(lines)
+    ends = (i for i in range(begin, len(lines)) if not lines[i].strip() or BEGIN in lines[i])
+    return next(ends, len(lines))
 
 
 def kept(log: Path, engine: str) -> str:
-    """A copy of the log that stays; what is said of it."""
+    """Keep a copy of the log, and say where."""
     place = Path(tempfile.gettempdir()) / f"norm-plugin-{engine}-{time.strftime('%Y%m%dT%H%M%S')}-{log.name}"
     try:
         shutil.copyfile(log, place)

@@ -19,7 +19,6 @@ from norm_plugin import settings
 from norm_plugin.accuracy import table
 from norm_plugin.engines import ENGINES
 from norm_plugin.engines.versions import version_of
-from norm_plugin.verify import backends
 from norm_plugin.verify.served import plan, served
 from norm_plugin.version import __version__
 
@@ -58,7 +57,6 @@ class Health:
 
     @property
     def well(self) -> bool:
-        """Whether nothing is wrong."""
         return not self.wrong
 
 
@@ -84,7 +82,7 @@ def before_start(engine: str | None, probe: bool = True) -> Health:
     if engine is not None and importlib.util.find_spec(engine) is not None:
         loads(engine, health)
     backend = settings.read(os.environ).backend
-    if reason := backends.why_not(backend, _device().type):
+    if reason := why_not(backend, _device().type):
         health.wrong.append(f"NORM_PLUGIN={backend} cannot run: {reason}")
     elif probe:
         judge([next(iter(table.rows(_device())))], health)
@@ -103,6 +101,29 @@ def _of_flags() -> Health:
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def why_not(backend: str, device: str, dtype: str = "") -> str:
+    """Why a backend cannot run on a device, and what to do; "" if it can.
+
+    `dtype`: that of a model whose answers will be compared. It may be bf16 if it is auto.
+    """
+    if backend != "triton":
+        return ""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed here: install it, or ask for the backend native (or auto)."
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return (
+            "Triton compiles for GPUs, and the engine would run on a CPU: torch finds no GPU here, or a CPU was asked "
+            "for. Ask for the backend native (or auto), use a machine with a GPU, or set TRITON_INTERPRET=1 to "
+            "interpret the kernels, slowly."
+        )
+    if device == "cpu" and dtype in ("bfloat16", "auto"):
+        return (
+            "Triton's interpreter cuts fp32 off to bf16 where a GPU rounds, so answers in bf16 are not those of a GPU. "
+            "Compare in another dtype: --dtype float32."
+        )
+    return ""
 
 
 def judge(rows: Iterable[table.Row], health: Health) -> None:
@@ -150,14 +171,11 @@ def loads(engine: str, health: Health) -> None:
     """Note if an engine will not load the plugin."""
     points = importlib.metadata.entry_points(group=GROUPS[engine])
     if not any(point.value.startswith("norm_plugin.") for point in points):
-        health.wrong.append(
-            f"{engine} will not load norm_plugin: it is no entry point of {GROUPS[engine]}; reinstall it"
-        )
-    allowed = os.environ.get(FILTERS[engine])
+        said = f"{engine} will not load norm_plugin: it is no entry point of {GROUPS[engine]}; reinstall it"
+        health.wrong.append(said)
+    name, allowed = FILTERS[engine], os.environ.get(FILTERS[engine])
     if allowed is not None and "norm_plugin" not in allowed.split(","):
-        health.wrong.append(
-            f"{FILTERS[engine]}={allowed} keeps {engine} from loading norm_plugin; add it, or unset that"
-        )
+        health.wrong.append(f"{name}={allowed} keeps {engine} from loading norm_plugin; add it, or unset that")
 
 
 def look_at(engine: str, health: Health) -> None:

@@ -1,4 +1,4 @@
-"""The folders of the models that a user names: a folder, a model of the engines' cache, or tiny ones made here."""
+"""Finds the models that a user names: a folder, a model in the Hugging Face cache, or tiny ones made here."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass
 class Answer:
-    """The tokens to one prompt, greedy, the logprob of each, and those of the best tokens at each position."""
+    """The greedy answer to one prompt: tokens, the logprob of each, and those of the best tokens at each position."""
 
     prompt: list[int]
     tokens: list[int]
@@ -41,14 +41,13 @@ class Outcome:
 
 
 def write(outcomes: list[Outcome], path: Path) -> None:
-    """One file a child process: whole, or as it was before, where the disk is full."""
+    """Write the file of a child process. If the disk is full, the file stays as it was."""
     new = path.with_suffix(".new")
     new.write_text(json.dumps([asdict(outcome) for outcome in outcomes]))
     new.replace(path)
 
 
 def read(path: Path) -> list[Outcome]:
-    """What a child process wrote."""
     return [
         Outcome(**{**fields, "answers": [Answer(**answer) for answer in fields["answers"]]})
         for fields in json.loads(path.read_text())

@@ -7,10 +7,8 @@ from html import escape
 from typing import Any
 
 from norm_plugin import document
-from norm_plugin.verify import by_prompt
-from norm_plugin.verify.by_prompt import number
 from norm_plugin.verify.comparison import Difference
-from norm_plugin.verify.verdict import Verdict, heading, remarks, summary
+from norm_plugin.verify.verdict import PROMPT_HEADINGS, Verdict, heading, number, prompt_rows, remarks, summary
 
 STYLE = """
 .pass { color: #1a7f37 } .fail { color: #cf222e; font-weight: 600 } .untested { color: #9a6700 }
@@ -30,7 +28,6 @@ CAPTION = (
 
 
 def page(verdicts: list[Verdict], about: dict[str, Any]) -> str:
-    """The page."""
     title = heading(verdicts, about)
     flags = ", ".join(f"{flag}={value}" for flag, value in about["flags"].items())
     smaller = ", in smaller batches" if about["floor"] == "batches" else ""
@@ -55,13 +52,10 @@ def provenance(about: dict[str, Any]) -> str:
 
 
 def section(verdict: Verdict, about: dict[str, Any]) -> str:
-    """The section of one model."""
     colour = "pass" if verdict.passed else "fail" if verdict.differs else "untested"
     total = len(verdict.taken) + len(verdict.others)
-    facts = f"{len(verdict.taken)} of {total} norm layers patched"
-    facts += (
-        f", on {', '.join(verdict.backends)}, with numerics {', '.join(verdict.numerics)}." if verdict.taken else "."
-    )
+    how = f", on {', '.join(verdict.backends)}, with numerics {', '.join(verdict.numerics)}" if verdict.taken else ""
+    facts = f"{len(verdict.taken)} of {total} norm layers patched{how}."
     listed = "".join(f"<li>{escape(note)}</li>" for note in remarks(verdict, about))
     return (
         f'<section><h2>{escape(verdict.model)}: <span class="{colour}">{escape(verdict.verdict)}</span></h2>'
@@ -72,16 +66,13 @@ def section(verdict: Verdict, about: dict[str, Any]) -> str:
 
 def table(verdict: Verdict) -> str:
     """The table with a row for each prompt, and one for all."""
-    rows = [*by_prompt.rows(verdict)]
+    rows = [*prompt_rows(verdict)]
     all_of = verdict.patched
     sums = [number(x) for x in (all_of.max, all_of.mean, all_of.kl, verdict.floor.max)]
     rows.append(("all", "", "", f"in {all_of.diverged}", f"{all_of.agreement:.1%}", *sums))
     cells = "".join("<tr>" + "".join(f"<td>{value}</td>" for value in row) + "</tr>" for row in rows)
-    return (
-        '<div class="wide"><table><tr>'
-        + "".join(f"<th>{heading}</th>" for heading in by_prompt.HEADINGS)
-        + f"</tr>{cells}</table></div>"
-    )
+    headings = "".join(f"<th>{heading}</th>" for heading in PROMPT_HEADINGS)
+    return f'<div class="wide"><table><tr>{headings}</tr>{cells}</table></div>'
 
 
 def picture(floor: Difference, patched: Difference) -> str:
@@ -106,23 +97,20 @@ def picture(floor: Difference, patched: Difference) -> str:
         f'<text x="{LEFT - 8}" y="{y(at) + 4:.1f}" text-anchor="end">{label}</text>'
         for at, label in lines
     ]
-    step = max(1, longest // 16)
+    step, legend = max(1, longest // 16), ""
     parts += [
         f'<text x="{x(i):.1f}" y="{HEIGHT - 32}" text-anchor="middle">{i + 1}</text>' for i in range(0, longest, step)
     ]
-    for kind, shift, difference in (("floor", -4, floor), ("patched", 4, patched)):
+    for kind, words, at, shift, difference in (
+        ("floor", "stock against stock", LEFT + 8, -4, floor),
+        ("patched", "stock against patched", LEFT + 168, 4, patched),
+    ):
+        legend += f'<circle class="{kind}" cx="{at}" cy="10" r="4"/><text x="{at + 9}" y="14">{words}</text>'
         for prompt in difference.prompts:
             parts += [
                 f'<circle class="{kind}" cx="{x(i) + shift:.1f}" cy="{y(delta):.1f}" r="3" fill-opacity=".6"/>'
                 for i, delta in enumerate(prompt.deltas)
             ]
-    legend = "".join(
-        f'<circle class="{kind}" cx="{at}" cy="10" r="4"/><text x="{at + 9}" y="14">{words}</text>'
-        for kind, at, words in (
-            ("floor", LEFT + 8, "stock against stock"),
-            ("patched", LEFT + 168, "stock against patched"),
-        )
-    )
     label = "The largest difference of a logprob at each position of each answer"
     middle = (TOP + floor_of_axis) / 2
     titles = (

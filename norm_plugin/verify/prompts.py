@@ -1,4 +1,4 @@
-"""What the engine is asked where nobody says what: short and long, prose, code, numbers, other scripts."""
+"""The default prompts: short and long, prose, code, numbers, other scripts."""
 
 PROMPTS = (
     "A",

@@ -1,16 +1,15 @@
-"""How far two runs may be apart by rounding alone, where stock is the same twice and patched sums in another order.
+"""Says how far two runs may differ by rounding alone, if stock is the same twice and patched sums in another order.
 
-Logits have the dtype of the model, and the step between neighbours of that dtype at the size of the logits is the
-least by which one can change. A sum in another order changes last bits; behind a few layers each logit has moved by
-no step or by one, seldom by two. So rounding alone has a largest difference of about one step, and a mean, over the
-five tokens that are compared at a position, of a third of one: some move and most do not.
+Logits have the dtype of the model. The smallest change of a logit is one step: the distance of neighbours of that
+dtype at the size of the logits. A sum in another order changes last bits, and a few layers later each logit has moved
+by no step or by one, seldom by two. So the largest difference is about one step. The mean over the five tokens that
+are compared at a position is a third of a step: most do not move.
 
-In fp32 a sum of `width` products rounds after each of them in the dtype of the logits, and not once in the end as in
-bf16 and fp16, which are summed in fp32; and what each of the `norms` changes is as large, where in bf16 and fp16 the
-one rounding in the end is larger than all of it. Those roundings have random signs, and add up to the root of their
-number.
+In bf16 and fp16, sums are computed in fp32 and rounded once, and this rounding is larger than all others. In fp32 a
+sum of `width` products is rounded after each of them, in each of the `norms`. These roundings have random signs, so
+they add up to the root of their number.
 
-The size of the logits is taken from the logprobs: a shift that all logits have in common makes no difference.
+The size of the logits is taken from the logprobs, because a shift that all logits share makes no difference.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Runs an engine in a child process: stock, stock again, patched. Nothing of it is left behind, however this ends."""
+"""Runs an engine in a child process: stock, stock again, patched. However this ends, nothing of it is left behind."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def execute(plan: Plan, run: Run, watch: Callable[[str, float], None]) -> list[O
 
 
 def environment(flags: dict[str, str]) -> dict[str, str]:
-    """That of a run: of our flags only what this run says, so that stock is stock."""
+    """The environment of a run: of our flags only its own, so that stock is stock."""
     ours = {flag.name for flag in settings.FLAGS}
     return {**{name: value for name, value in os.environ.items() if name not in ours}, **flags}
 

@@ -1,7 +1,6 @@
-"""A command that serves, as somebody typed it: which engine and model, what the engine compiles, and so what is ours.
+"""Reads a serving command as somebody typed it: engine, model, what the engine compiles, and so which layers are ours.
 
-It is read in no time and without the engine, so that it can be said before a server starts. `verify` lets the engine's
-own parser read the command.
+This is done without the engine, in no time, before a server starts. `verify` lets the engine's own parser read it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ ENCODERS = ("vision_config", "audio_config", "vit_config", "thinker_config", "en
 
 @dataclass(frozen=True)
 class Served:
-    """One command. `because` is what in it makes the mode."""
+    """One command. `because`: what in it decides the mode."""
 
     engine: str
     words: tuple[str, ...]
@@ -32,7 +31,7 @@ class Served:
 
 
 def served(command: Sequence[str], environ: Mapping[str, str]) -> Served | None:
-    """What a command serves; None for one that starts no engine that is known here."""
+    """What a command serves; None if it starts no engine that is known here."""
     for engine, words in _engines(command):
         mode, because = (_vllm_mode if engine == "vllm" else _sglang_mode)(words, environ)
         return Served(engine, words, _model(engine, words), mode, because)
@@ -126,9 +125,10 @@ def plan(command: Served, wanted: Settings, environ: Mapping[str, str]) -> str:
     if command.engine == "sglang":
         return _of_sglang(command, how, every)
     if environ.get("VLLM_BATCH_INVARIANT", "0") not in ("", "0"):
+        several = number(command.words, "--tensor-parallel-size", "-tp") > 1
         return (
-            "no layer will be ours: VLLM_BATCH_INVARIANT=1 is a promise of vLLM's own norms, so they stay. "
-            "Unset it to have ours"
+            f"no layer will be ours{', but norms that do an all-reduce too' * several}: VLLM_BATCH_INVARIANT=1 is a "
+            "promise of vLLM's own norms, so they stay. Unset it to have ours"
         )
     if command.mode == EAGER:
         return f"{how}: {every}"
@@ -155,7 +155,7 @@ def _of_sglang(command: Served, how: str, every: str) -> str:
 
 
 def _has_encoders(model: str | None) -> bool | None:
-    """None where the model is not a folder here."""
+    """None if the model is not a folder here."""
     try:
         config = json.loads((Path(model or "") / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

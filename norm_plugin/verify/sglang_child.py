@@ -20,7 +20,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
-from norm_plugin.engines import report_file
+from norm_plugin import settings
+from norm_plugin.engines import report_reader
 from norm_plugin.verify import child
 from norm_plugin.verify.outcome import Answer, Outcome
 
@@ -28,8 +29,7 @@ from norm_plugin.verify.outcome import Answer, Outcome
 ALWAYS = {"HF_HUB_OFFLINE": "1"}
 ON_CPU = {"SGLANG_USE_CPU_ENGINE": "1", "TORCHDYNAMO_DISABLE": "1", "SGLANG_MAMBA_CONV_DTYPE": "float32"}
 
-
-#: What of a server's command is not for a few short requests: how large it is, and how it is spread over machines.
+#: Arguments of a server that a few short requests do not need: how large it is, and how it is spread over machines.
 OF_A_SERVER = (
     "model_path", "tokenizer_path", "context_length", "max_running_requests", "max_total_tokens", "mem_fraction_static",
     "disable_radix_cache", "host", "port", "dp_size", "nnodes", "node_rank", "dist_init_addr", "log_level",
@@ -38,7 +38,7 @@ OF_A_SERVER = (
 
 
 def from_command(words: list[str]) -> dict[str, Any]:
-    """What a command that serves says to sglang.Engine, as SGLang's own parser reads it."""
+    """The arguments of sglang.Engine for a serving command, as SGLang's own parser reads it."""
     from sglang.srt.server_args import ServerArgs
 
     parser = argparse.ArgumentParser(prog="sglang serve")
@@ -51,7 +51,7 @@ def from_command(words: list[str]) -> dict[str, Any]:
 
 
 def engine_arguments(model: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """What sglang.Engine is given: few requests at a time, and nothing that a norm does not need."""
+    """The arguments of sglang.Engine: few requests at a time, and nothing that a norm does not need."""
     given: dict[str, Any] = {
         "model_path": str(model), "dtype": options.dtype, "device": options.device, "tp_size": options.tp,
         "sampling_backend": "pytorch", "grammar_backend": "none", "context_length": 512, "random_seed": 0,
@@ -71,7 +71,7 @@ def engine_arguments(model: Path, options: argparse.Namespace) -> dict[str, Any]
 
 
 def import_only(models: list[Path]) -> None:
-    """SGLang imports the files of all models that it knows, in several processes; have it leave out all but these."""
+    """Let SGLang import only the files of these models: it imports those of all models, in several processes."""
     configs = [json.loads((model / "config.json").read_text()) for model in models]
     architectures = {name for config in configs for name in config["architectures"]}
     package = importlib.util.find_spec("sglang")
@@ -85,8 +85,10 @@ def import_only(models: list[Path]) -> None:
 
 
 def share_imports() -> None:
-    """SGLang starts each of its processes with an interpreter of its own, which imports all of it: most of the time of
-    a small run. On a CPU they begin as copies of one that has imported what they would import first, and no plugin."""
+    """Start SGLang's processes on a CPU as copies of one that has imported SGLang, and no plugin.
+
+    SGLang itself starts new interpreters, whose imports take most of the time of a small run.
+    """
     from sglang.srt.entrypoints import engine
 
     multiprocessing.set_start_method("forkserver", force=True)
@@ -95,7 +97,7 @@ def share_imports() -> None:
     kill = engine.kill_process_tree
 
     def kill_but_the_first(parent: int | None, *args: Any, **named: Any) -> None:
-        """An engine that ends kills all processes below this one; the next engine needs the one they are copies of."""
+        """An engine that ends kills all processes below this one. The next engine needs the one that is copied."""
         kill(parent, *args, **named | {"skip_pid": vars(forkserver._forkserver)["_forkserver_pid"]})
 
     engine.kill_process_tree = kill_but_the_first
@@ -110,7 +112,7 @@ def answer(prompt: list[int], output: dict[str, Any]) -> Answer:
 
 
 def generate(engine: Any, prompts: list[list[int]], max_tokens: int, **more: Any) -> Any:
-    """All prompts in one batch, greedy, to the last token; what SGLang says of each."""
+    """SGLang's outputs for all prompts in one batch, greedy, with `max_tokens` each."""
     how = {"temperature": 0, "max_new_tokens": max_tokens, "ignore_eos": True}
     return engine.generate(input_ids=prompts, sampling_params=how, **more)
 
@@ -126,13 +128,13 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
     import sglang
 
     begin = time.perf_counter()
-    earlier = [process["pid"] for process in report_file.read(options.report)]
+    earlier = [process["pid"] for process in report_reader.read(options.report)]
     engine = sglang.Engine(**engine_arguments(model, options))
     try:
         answers = options.use(engine, prompts, options.max_tokens)
     finally:
         engine.shutdown()
-    processes = [process for process in report_file.read(options.report) if process["pid"] not in earlier]
+    processes = [process for process in report_reader.read(options.report) if process["pid"] not in earlier]
     hooked = [engine for process in processes for engine in process["engines"] if process["rows"]]
     return Outcome(
         "sglang", importlib.metadata.version("sglang"), model.name, options.dtype, options.device, options.mode,
@@ -147,7 +149,7 @@ def main(use: child.Use = ask) -> None:
     """`use` is what is done with the engine of each model."""
     parser = child.parser("python -m norm_plugin.verify.sglang_child", __doc__, "sglang.Engine")
     options = parser.parse_args(namespace=argparse.Namespace(use=use))
-    options.flags = child.flags()  # as they were before this process asks for a report of its own
+    options.flags = settings.given(os.environ)  # as they were before this process asks for a report of its own
     options.report = Path(os.environ.get("NORM_PLUGIN_REPORT") or tempfile.mkdtemp(prefix="norm_plugin.sglang."))
     cores = "|".join(str(rank) for rank in range(options.tp))  # SGLang asks which belong to which rank
     wanted = ALWAYS | {"NORM_PLUGIN_REPORT": str(options.report)} | (ON_CPU if options.device == "cpu" else {})

@@ -1,4 +1,4 @@
-"""Runs a command, and lets nothing of it outlive this process or whoever holds the other end of its standard input.
+"""Runs a command, and kills all of its processes when this process or the one that holds its standard input ends.
 
     python supervisor.py COMMAND...
 
@@ -27,7 +27,7 @@ INNER = "--inner"
 
 
 def prctl(option: int, value: int) -> None:
-    """Linux only; elsewhere what is left behind is what the process group cannot reach."""
+    """Linux only: elsewhere, processes that leave the process group are left behind."""
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 

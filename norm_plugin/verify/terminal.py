@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from norm_plugin.commands.terminal import Console, Table, escape
-from norm_plugin.verify import by_prompt
-from norm_plugin.verify.by_prompt import number
 from norm_plugin.verify.comparison import INSIDE, OUTSIDE
-from norm_plugin.verify.verdict import Verdict, heading, remarks, summary
+from norm_plugin.verify.verdict import PROMPT_HEADINGS, Verdict, heading, number, prompt_rows, remarks, summary
 
 HEADINGS = (
     "model", "norms", "runs on", "numerics", "same tokens", "max |Δ|", "mean |Δ|", "floor max", "floor mean", "verdict",
@@ -49,12 +47,10 @@ def row(v: Verdict) -> tuple[str, ...]:
 
 
 def coloured(v: Verdict) -> str:
-    """The verdict: green, yellow or red."""
     return f"[{'green' if v.passed else 'bold red' if v.differs else 'yellow'}]{v.verdict}[/]"
 
 
 def as_table(verdicts: list[Verdict], rows: list[tuple[str, ...]]) -> Table:
-    """A row for each model."""
     table = Table(box=None, padding=(0, GAP, 0, 0))
     for name in HEADINGS:
         table.add_column(name, justify="left" if name in WORDS else "right", no_wrap=True)
@@ -64,7 +60,7 @@ def as_table(verdicts: list[Verdict], rows: list[tuple[str, ...]]) -> Table:
 
 
 def as_lines(v: Verdict, cells: tuple[str, ...]) -> str:
-    """The same of one model in a terminal that is too narrow for the table, which would cut the verdict."""
+    """One model in a terminal that is too narrow for the table, which would cut the verdict."""
     said = ", ".join(f"{name} {cell}" for name, cell in zip(HEADINGS[1:-1], cells[1:-1], strict=True) if cell)
     return f"{escape(v.model)}: {coloured(v)}\n  {escape(said)}"
 
@@ -72,8 +68,8 @@ def as_lines(v: Verdict, cells: tuple[str, ...]) -> str:
 def each_prompt(verdict: Verdict) -> Table:
     """The table with a row for each prompt."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in by_prompt.HEADINGS:
+    for column in PROMPT_HEADINGS:
         table.add_column(column, justify="right", overflow="fold")
-    for row in by_prompt.rows(verdict):
+    for row in prompt_rows(verdict):
         table.add_row(*row)
     return table

@@ -1,4 +1,4 @@
-"""What verify says of one model: how patched differs from stock, what stock does to itself, and who normalized."""
+"""What verify says of one model: how patched differs from stock, how stock differs from itself, and who normalized."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from norm_plugin.verify import rounding
 from norm_plugin.verify.comparison import IDENTICAL, INSIDE, OUTSIDE, Difference, compare, judge
 from norm_plugin.verify.outcome import Outcome
 
-#: Not a word on the answers: nothing of ours was among what ran, so there was nothing to test.
+#: Verdicts if nothing of ours ran, so that there was nothing to test.
 INERT = "nothing was patched"
 LEFT = "left to the compiler"
+
+#: The op of an all-reduce that the engine did; the names of ours that do it with a norm begin like this.
+ALLREDUCE = "allreduce"
 
 
 @dataclass
@@ -25,6 +28,7 @@ class Verdict:
     patched: Difference
     verdict: str
     taken: list[str]
+    fused: list[str]
     others: list[str]
     backends: list[str]
     numerics: list[str]
@@ -41,18 +45,15 @@ class Verdict:
 
     @property
     def differs(self) -> bool:
-        """Whether patched answers otherwise; neither this nor passed: it could not be tested as asked."""
+        """Whether patched gives other answers. If neither this nor `passed` holds, it could not be tested as asked."""
         return self.verdict == OUTSIDE
 
     def as_json(self) -> dict[str, Any]:
         """All of it, with the sums that are worked out."""
-        sums = {
-            name: {"max": d.max, "mean": d.mean, "kl": d.kl, "agreement": d.agreement, "diverged": d.diverged}
-            for name, d in (("floor", self.floor), ("patched", self.patched))
-        }
         found = asdict(self)
-        for name, numbers in sums.items():
-            found[name] = {**numbers, "prompts": found[name]["prompts"]}
+        for name, d in (("floor", self.floor), ("patched", self.patched)):
+            sums = {sum: getattr(d, sum) for sum in ("max", "mean", "kl", "agreement", "diverged")}
+            found[name] = sums | found[name]
         return {**found, "passed": self.passed}
 
 
@@ -64,7 +65,7 @@ def judged(stock: Outcome, again: Outcome, patched: Outcome) -> Verdict:
     for row in patched.rows:
         if row["reason"] and row["calls"]:
             kept.setdefault(row["reason"], []).append(name(row))
-    layers = {name(row) for row in patched.rows if row["layer"]}
+    layers = {name(row) for row in patched.rows if row["layer"] and row["op"] != ALLREDUCE}  # that is no norm
     taken = {name(row) for row in ours}
     silent = [name(row) for row in patched.rows if not row["op"]]
     how = [entry for row in ours for entry in row["implementations"]]
@@ -80,6 +81,7 @@ def judged(stock: Outcome, again: Outcome, patched: Outcome) -> Verdict:
         patched=difference,
         verdict=word,
         taken=sorted(taken),
+        fused=sorted({name(row) for row in across_ranks(ours)}),
         others=sorted(layers - taken),
         backends=[backend for backend, _ in Counter(entry["backend"] for entry in how).most_common()],
         numerics=[numerics for numerics, _ in Counter(entry["numerics"] for entry in how).most_common()],
@@ -96,10 +98,17 @@ def name(row: dict[str, Any]) -> str:
     return str(row["layer"] or f"({row['op']} of {row['width']} columns, no layer's weight)")
 
 
+def across_ranks(ours: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of ops that did an all-reduce too."""
+    return [row for row in ours if row["op"].startswith(ALLREDUCE)]
+
+
 def same_sums(patched: Outcome, ours: list[dict[str, Any]]) -> bool:
-    """Whether what ran does what stock does bit for bit: nothing of ours, or our PyTorch on a CPU, not compiled."""
+    """Whether ours sums in the order of stock: nothing of ours ran, or our PyTorch on a CPU, not compiled, and no
+    all-reduce, whose order and rounding are an engine's own."""
     ran = {entry["backend"] for row in ours for entry in row["implementations"]}
-    return not ran or (patched.device == "cpu" and patched.mode == "eager" and ran == {"native"})
+    in_pytorch = patched.device == "cpu" and patched.mode == "eager" and ran == {"native"}
+    return not ran or (in_pytorch and not across_ranks(ours))
 
 
 def left_out(mode: str, flags: dict[str, str]) -> bool:
@@ -114,8 +123,9 @@ def heading(verdicts: list[Verdict], about: dict[str, Any]) -> str:
     against = " and ".join(ran) or "nothing of ours"
     if not ran or (asked != "auto" and ran != [asked]):
         against += f" ({asked} was asked for)"
+    ranks = f"{about['tp']} ranks, " if about["tp"] > 1 else ""
     return (
-        f"{about['engine']} {about['version']}, {about['mode']}, {about['dtype']} on {about['device']}: "
+        f"{about['engine']} {about['version']}, {ranks}{about['mode']}, {about['dtype']} on {about['device']}: "
         f"stock against {against}"
     )
 
@@ -124,6 +134,8 @@ def remarks(verdict: Verdict, about: dict[str, Any]) -> Iterator[str]:
     """What stayed the engine's, and why."""
     for backend, because in verdict.instead.items():
         yield f"triton was asked for, and {backend} ran instead: {because}"
+    if verdict.fused:
+        yield f"all-reduce and norm are one op in {several(verdict.fused)}"
     for hook, reason in verdict.missing.items():
         yield f"the hook {hook} is missing: {reason}"
     for reason, layers in verdict.kept.items():
@@ -143,9 +155,26 @@ def remarks(verdict: Verdict, about: dict[str, Any]) -> Iterator[str]:
 
 
 def several(layers: list[str]) -> str:
-    """A few names, and how many more."""
     shown = ", ".join(layers[:3])
     return shown if len(layers) <= 3 else f"{shown} and {len(layers) - 3} more layers"
+
+
+PROMPT_HEADINGS = (
+    "prompt", "tokens in", "out", "first other token", "top-1", "max |Δ|", "mean |Δ|", "KL", "floor max |Δ|",
+)  # fmt: skip
+
+
+def prompt_rows(verdict: Verdict) -> Iterator[tuple[str, ...]]:
+    """The table of one model, with a row for each prompt."""
+    for i, (patched, floor) in enumerate(zip(verdict.patched.prompts, verdict.floor.prompts, strict=True), 1):
+        where = "none" if patched.diverged_at is None else str(patched.diverged_at + 1)
+        numbers = (number(x) for x in (patched.max, patched.mean, patched.kl, floor.max))
+        yield str(i), str(patched.prompt_tokens), str(patched.tokens), where, f"{patched.agreement:.0%}", *numbers
+
+
+def number(x: float) -> str:
+    """The number with two digits; 0 as "0"."""
+    return "0" if x == 0 else f"{x:.1e}"
 
 
 def summary(verdicts: list[Verdict]) -> str:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from norm_plugin import dispatch
+from norm_plugin import dispatch, settings
 from norm_plugin.engines import call_counts
 from norm_plugin.verify import child, served
 from norm_plugin.verify.outcome import Answer, Outcome
@@ -26,8 +26,7 @@ ALWAYS = {
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
 }  # fmt: skip
 
-
-#: What of a server's command is not for a few short requests: how large it is, and how it is spread over machines.
+#: Arguments of a server that a few short requests do not need: how large it is, and how it is spread over machines.
 OF_A_SERVER = (
     "model", "max_model_len", "max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes",
     "gpu_memory_utilization", "enable_prefix_caching", "data_parallel_size", "data_parallel_address",
@@ -36,7 +35,7 @@ OF_A_SERVER = (
 
 
 def from_command(words: list[str]) -> dict[str, Any]:
-    """What a `vllm serve` says to vllm.LLM, as vLLM's own parser reads it."""
+    """The arguments of vllm.LLM for a `vllm serve`, as vLLM's own parser reads it."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -48,7 +47,7 @@ def from_command(words: list[str]) -> dict[str, Any]:
 
 
 def engine_arguments(model: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """What vllm.LLM is given: few requests at a time, and nothing that a norm does not need."""
+    """The arguments of vllm.LLM: few requests at a time, and nothing that a norm does not need."""
     given: dict[str, Any] = {
         "model": str(model), "dtype": options.dtype, "tensor_parallel_size": options.tp, "seed": 0,
         "enforce_eager": options.mode == "eager", "max_model_len": 256, "max_num_seqs": 8,
@@ -73,7 +72,7 @@ def answer(prompt: list[int], output: Any) -> Answer:
 
 
 def generate(llm: Any, prompts: list[list[int]], max_tokens: int, **more: Any) -> Any:
-    """All prompts in one batch, greedy, to the last token; what vLLM says of each."""
+    """vLLM's outputs for all prompts in one batch, greedy, with `max_tokens` each."""
     from vllm import SamplingParams
 
     how = SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, detokenize=False, **more)
@@ -109,7 +108,7 @@ def run(model: Path, prompts: list[list[int]], options: argparse.Namespace) -> O
         cleanup_dist_env_and_memory()
         gc.collect()
     return Outcome(
-        "vllm", vllm.__version__, model.name, dtype, options.device, mode, child.flags(), answers,
+        "vllm", vllm.__version__, model.name, dtype, options.device, mode, settings.given(os.environ), answers,
         rows=[row for report in reports for row in report["rows"]],
         hooks=reports[0]["hooks"], missing=reports[0]["missing"], seconds=time.perf_counter() - begin,
     )  # fmt: skip
@@ -124,7 +123,8 @@ def main(use: child.Use = ask) -> None:
         os.environ.setdefault(name, value)
     if options.served is not None:  # the engine's own parser reads them again
         options.tp = served.number(options.served, "--tensor-parallel-size", "-tp")
-        options.processes |= options.tp * served.number(options.served, "--pipeline-parallel-size", "-pp") > 1
+        options.processes |= served.number(options.served, "--pipeline-parallel-size", "-pp") > 1
+    options.processes |= options.tp > 1
     if not options.processes:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if options.mode == "eager" and options.device == "cpu":  # else a small function of the sampler is compiled

@@ -1,4 +1,4 @@
-"""What a worker process of vLLM can be asked about norm_plugin: its own file, because vLLM imports it by name."""
+"""Lets a worker process of vLLM be asked about norm_plugin: its own file, because vLLM imports it by name."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from norm_plugin.engines.installed_hooks import installed
 
 
 class Worker:
-    """What vLLM's workers get as further methods: what was hooked there, and who normalized."""
+    """Methods for vLLM's workers: what was hooked there, and who normalized."""
 
     def norm_plugin_forget(self) -> None:
-        """Begin to count at 0: what vLLM runs to find out how much memory it has does not matter."""
+        """Count from 0 again: the calls by which vLLM measures its memory do not matter."""
         for row in call_counts.rows():
             row.calls = 0
 

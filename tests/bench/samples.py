@@ -1,4 +1,4 @@
-"""A run of the benchmark that nobody made: times from a formula, for whatever reads the JSON."""
+"""A made-up run of the benchmark, with times from a formula, for the code that reads the JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from norm_plugin.bench import results
 from norm_plugin.bench.grid import PARTS, Point, points
 from norm_plugin.bench.results import Results
 
-#: Who takes part, and how much slower than ours.
+#: The peers, and how much slower than ours they are.
 PEERS = {"FlashInfer": 1.22, "sgl_kernel": 1.25, "vllm._C": 1.6, "Liger": 1.4, "torch.nn.functional": 4.0}
 FLOOR = 0.59
 TERABYTES = 2.9
@@ -39,7 +39,7 @@ def entry(point: Point, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def sample() -> Results:
-    """All parts."""
+    """A run with all parts."""
     random_ = random.Random(0)
     made = results.empty()
     for part in PARTS:

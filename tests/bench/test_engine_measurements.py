@@ -1,4 +1,4 @@
-"""The measurements of engines, on an engine that is none: what they ask, what they keep, and what fails."""
+"""The measurements of engines, on a fake engine: what they ask, what they keep, and what fails."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_an_interrupt_leaves_no_engine_behind(tmp_path: Path) -> None:
 
 
 def engines(folder: Path) -> list[Path]:
-    """The processes of engines that this folder is in the command of."""
+    """The engine processes that have this folder in their command."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # it has ended

@@ -1,20 +1,20 @@
-"""What is measured: the sizes, who takes part, and who is left out."""
+"""What is measured: the sizes, the peers, and those that are left out."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from functools import partial
 
 import pytest
 import torch
 
-from norm_plugin.bench import backward, grid, peers
+from norm_plugin.bench import grid, peers
+from norm_plugin.bench.buffers import Buffers, Function
+from norm_plugin.bench.formulas import FORMULAS
 from norm_plugin.bench.grid import Point
 from norm_plugin.bench.libraries import LIBRARIES
-from norm_plugin.bench.our_calls import FORMULAS, OURS, Buffers, value
+from norm_plugin.bench.our_calls import OURS
 from norm_plugin.bench.peers import OUR_NAME, Peer
 
 PARTS = [part for part in grid.PARTS if part != "host"]
+BACKWARD = [op for op in OURS if op.endswith("_backward")]
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def point_of(op: str) -> Point:
 def test_points_are_distinct_and_known(part: str) -> None:
     every = grid.points(part)
     assert len({point.label for point in every}) == len(every)
-    assert {point.op for point in every} <= set(OURS | backward.OURS)
+    assert {point.op for point in every} <= set(OURS)
     quick = grid.points(part, quick=True)
     assert {point.op for point in quick} == {point.op for point in every}
     assert set(quick) <= set(every)
@@ -54,38 +54,38 @@ def test_a_run_that_is_cut_short_has_some_of_each_op() -> None:
     assert {group[0].op for group in first} == set(grid.DECODE_OPS)
 
 
-@pytest.mark.parametrize("op", OURS)
+@pytest.mark.parametrize("op", FORMULAS)
 def test_the_plain_formula_is_what_we_compute(op: str) -> None:
     buffers = Buffers(point_of(op), "cpu")
-    formula, arguments = FORMULAS[op]
-    theirs = value(formula(*arguments(buffers)))
-    limit = peers.CLOSE_FP8 if "quant" in op else peers.CLOSE
-    assert peers.difference(theirs, value(OURS[op](buffers)())) < limit
+    theirs, ours = (peers.values(op, buffers.call(f)()) for f in (FORMULAS[op], OURS[op]))
+    assert peers.apart(theirs, ours) < (peers.CLOSE_FP8 if "quant" in op else peers.CLOSE)
 
 
 def test_every_op_has_a_peer_but_for_torch_compile() -> None:
-    for op in OURS:
+    for op in FORMULAS:
         assert [library for library in LIBRARIES if op in library.ops and library.name != "torch.compile"], op
 
 
-def raising(_: Buffers) -> Callable[[], object]:
+def raising(x: torch.Tensor) -> None:
     raise RuntimeError("no such kernel\nand a long story")
 
 
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize(
-    ("make", "why"),
+    ("function", "why"),
     [
-        (lambda s: lambda: s.x * 2, "computes something else"),
-        (lambda s: lambda: s.x * float("nan"), "computes something else"),
+        (lambda x: x * 2, "computes something else"),
+        (lambda x: x * float("nan"), "computes something else"),
         (raising, "RuntimeError: no such kernel"),
-        (lambda s: lambda: s.x @ s.x, "RuntimeError"),
+        (lambda x: x @ x, "RuntimeError"),
     ],
 )
-def test_who_computes_something_else_is_left_out(make: Callable[[Buffers], Callable[[], object]], why: str) -> None:
+def test_who_computes_something_else_is_left_out(function: Function, why: str) -> None:
     point = point_of("rms")
     good = Peer("good", OURS["rms"])
-    taken, left = peers.checked(point, [Peer(OUR_NAME, OURS["rms"]), Peer("bad", make), good], Buffers(point, "cpu"))
+    taken, left = peers.checked(
+        point, [Peer(OUR_NAME, OURS["rms"]), Peer("bad", function), good], Buffers(point, "cpu")
+    )
     assert [peer.name for peer in taken] == [OUR_NAME, "good"]
     assert [(entry.peer, entry.where) for entry in left] == [("bad", point.label)]
     assert left[0].reason.startswith(why)
@@ -109,15 +109,12 @@ def test_a_gpu_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> Non
         peers.attempt(lambda: None)
 
 
-@pytest.mark.parametrize("op", backward.OURS)
+@pytest.mark.parametrize("op", BACKWARD)
 def test_the_gradients_are_those_of_the_plain_formula(op: str) -> None:
-    """All outputs and all gradients; a peer with one less, or with a gradient twice as large, would be left out."""
+    """All outputs and gradients. A peer that lacks one, or has a gradient twice as large, would be left out."""
     buffers = Buffers(point_of(op), "cpu")
-    plain = FORMULAS[op.removesuffix("_backward")][0]
-    if op == "gate_first_backward":
-        plain = partial(plain, group=buffers.point.width)
-    formula = backward.trained(op, plain)
-    ours, theirs = (backward.parts(make(buffers)()) for make in (backward.OURS[op], formula))
+    plain = FORMULAS[op.removesuffix("_backward")]
+    ours, theirs = (peers.values(op, Peer("", f).call(buffers)()) for f in (OURS[op], plain))
     assert peers.apart(theirs, ours) < 0.01
     assert peers.apart(theirs[:-1], ours) > peers.CLOSE
     assert peers.apart([*theirs[:-1], 2 * theirs[-1]], ours) > peers.CLOSE

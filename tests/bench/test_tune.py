@@ -1,4 +1,4 @@
-"""Tuning, with times that are given: what is chosen from them, and what `norm-plugin tune` writes."""
+"""Tuning with given times: which entry is chosen, and what `norm-plugin tune` writes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def backward(table: str, width: int, entry: tuple[int, ...], *times: float) -> M
     return Measured(candidate, dict(zip(tune_backward.ROWS, times, strict=True)))
 
 
-#: The second is the best of 1024 in the mean, though the first is once faster; 32768 is best in parts.
+#: For 1024 the second is the best in the mean, though the first is faster once. For 32768 parts are the best.
 BACKWARD = [
     backward("rms", 1024, (4, 4, 6, 1), 9.0, 40.0),
     backward("rms", 1024, (4, 2, 4, 2), 10.0, 20.0),

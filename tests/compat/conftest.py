@@ -1,4 +1,4 @@
-"""Every test here asks the native path, as those of the specification do: bits are compared, so sums are PyTorch's."""
+"""Every test here runs the native path, as in tests/spec: bits are compared, so sums must be PyTorch's."""
 
 from tests.spec.conftest import native_backend
 

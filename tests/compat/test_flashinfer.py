@@ -1,4 +1,5 @@
-"""FlashInfer's names: called with its argument names and its rules, compared with the fp32 formula it documents."""
+"""FlashInfer's names, called with its argument names and rules, and compared with the fp32 formula that it
+documents."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import norm_plugin
 from norm_plugin.accuracy import ulps
 from norm_plugin.compat import flashinfer
 
-#: What FlashInfer takes by position or name; ours may take more by name.
+#: FlashInfer's arguments, by position or name. Ours may take more by name.
 SIGNATURES = {
     "rmsnorm": "input, weight, eps=1e-06, out=None, enable_pdl=None",
     "fused_add_rmsnorm": "input, residual, weight, eps=1e-06, enable_pdl=None",
@@ -39,7 +40,7 @@ def rms(h: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
 
 
 def assert_rounded(actual: Tensor, truth: Tensor, off: Tensor | float = 0.0) -> None:
-    """One rounding; before it 16 fp32 roundings of the value, and of `off`, the terms that it is the sum of."""
+    """One rounding, after 16 fp32 roundings of the value and of `off`, the terms that it is the sum of."""
     assert ulps.excess(actual, 16 * 2.0**-24 * (truth.abs() + off), truth) == 0
 
 
@@ -80,7 +81,7 @@ def test_fused_add_rmsnorm_writes_both(gemma: bool, dtype: torch.dtype) -> None:
     assert norm(input=x, residual=residual, weight=weight, eps=1e-6, enable_pdl=None) is None
     assert torch.equal(residual, total.to(dtype))
     assert torch.equal(wide[:, N:], untouched)
-    # of the unrounded sum: the rounded one would be off by up to half an ulp of its own
+    # of the unrounded sum, because the rounded one has an error of up to half an ulp
     assert_rounded(x, rms(total, weight.double() + 1 if gemma else weight))
 
 
@@ -145,7 +146,7 @@ def test_a_scale_may_be_a_number() -> None:
 
 
 def test_gradients_pass_through() -> None:
-    """FlashInfer has none; ours are those of torch's own LayerNorm and RMSNorm."""
+    """FlashInfer has no gradients. Ours are those of torch's own LayerNorm and RMSNorm."""
     x = draw(M, N, seed=0, dtype=torch.float32).requires_grad_()
     gemma, beta = (draw(N, seed=seed, dtype=torch.float32).requires_grad_() for seed in (1, 2))
     for ours, theirs in (

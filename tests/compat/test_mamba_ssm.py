@@ -1,9 +1,9 @@
 """mamba_ssm's names: its signatures, its classes, the layout of its statistics, and its criterion of correctness.
 
-The criterion: against the exact result our error is at most twice that of the same formula in PyTorch, computed in the
-dtype of the inputs, forward and backward. The slack on top is one rounding of the largest value, because a formula may
-hit a value by chance. The grid is that of Mamba2 and of the linear attention models: rows of 2048 and 4096 in groups
-of 64 or in one, with the gate on either side or without one.
+The criterion: our error is at most twice that of the same formula in PyTorch, computed in the dtype of the inputs,
+forward and backward. One rounding of the largest value is added, because a formula may hit a value by chance. The grid
+is that of Mamba2 and of the linear attention models: rows of 2048 and 4096 in groups of 64 or in one, with the gate on
+either side or without one.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def formula(
     norm_before_gate: bool,
     is_rms_norm: bool,
 ) -> Tensor:
-    """The norm as a paper has it, in whatever dtype its arguments are."""
+    """The norm as in a paper, in the dtype of its arguments."""
     h = x if z is None or norm_before_gate else x * F.silu(z)
     h = h.unflatten(-1, (-1, group_size or x.shape[-1]))
     h = h if is_rms_norm else h - h.mean(-1, keepdim=True)
@@ -180,6 +180,6 @@ W = torch.ones(8)
     ],
 )
 def test_refusals(act: Callable[[], object], says: str) -> None:
-    """An unknown activation among them, which elsewhere leaves the gate out silently."""
+    """Also an unknown activation, which elsewhere silently leaves out the gate."""
     with pytest.raises(ValueError, match=re.escape(says)):
         act()

@@ -48,7 +48,7 @@ def test_is_torchs(use_triton: bool, dtype: torch.dtype) -> None:
         torch.testing.assert_close(y, theirs, rtol=0, atol=1e-6)
 
 
-#: Rows with a positive maximum, where the stable form is that of the plain formula.
+#: Rows with a positive maximum, for which the stable form equals the plain formula.
 POSITIVE = {
     "normal": draw(M, N),
     "far from zero": draw(M, N) + 100,
@@ -76,7 +76,7 @@ def test_stable_is_the_plain_formula_where_the_maximum_is_positive(name: str, us
     assert ulps.excess(y, rounding * terms + 16 * 2.0**-24 * terms * gamma.double().abs(), truth) == 0
 
 
-#: Rows without a positive maximum, and the divisor that they are given instead.
+#: Rows without a positive maximum, and the divisor that they get instead.
 OTHERS = {
     "all negative": (draw(M, N) - 10, "magnitude of the maximum"),
     "a negative constant": (torch.full((M, N), -5.0), "magnitude of the maximum"),
@@ -90,7 +90,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_stable_elsewhere(name: str) -> None:
-    """A negative maximum divides by its magnitude; none to speak of leaves eps without weight; zeros stay zeros."""
+    """A negative maximum divides by its magnitude; with a tiny one eps has no effect; zeros stay zeros."""
     x, divisor = OTHERS[name]
     gamma, h = draw(N, seed=1), x.double()
     if divisor == "none":

@@ -3,10 +3,16 @@
 A console block is typed as it stands, one command after another; `...` on a line of its own stands for lines that are
 left out, and inside a line for words. A Python block is run. A block behind `<!-- not followed: why -->` is not, and
 these are counted.
+
+    python -m tests.engines.follow [--write]
+
+types every command of README.md in a new environment beside the vLLM of scripts/engine_vllm, and compares what each
+prints, and its exit code, with what stands there. Takes a few minutes. The exit code is 0 if nothing differs, else 1.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import difflib
 import json
@@ -14,6 +20,8 @@ import os
 import re
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -22,7 +30,7 @@ from pathlib import Path
 
 from norm_plugin.tiny_models import checkpoint
 from tests.engines.pages import ON_A_CPU
-from tests.engines.runs import free_port
+from tests.engines.runs import ROOT, free_port, python
 from tests.packaging.fresh import Fresh, packages, sources
 
 #: What differs from run to run, and is masked where it stands in the README and where a command prints it.
@@ -185,3 +193,33 @@ def follow(text: str, reader: Reader) -> Iterator[tuple[Step, int, list[str], st
             yield step, code, said, "" if step.python and not code else difference(step.printed, said)
     finally:
         reader.stop()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="put what was printed into README.md, where no ... stands")
+    options = parser.parse_args()
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    failed = 0
+    with tempfile.TemporaryDirectory(prefix="norm_plugin.") as folder:
+        begin = time.monotonic()
+        for step, code, said, difference in follow(text, Reader(Path(folder), python("vllm"))):
+            name = "a Python block" if step.python else step.command
+            print(f"{'differs' if code or difference else 'as printed'}, {time.monotonic() - begin:.0f} s: {name}")
+            begin = time.monotonic()
+            if code:
+                print(f"its exit code is {code}:", *said[-40:], sep="\n")
+            elif difference:
+                print(difference)
+            if options.write and difference and not code and LEFT_OUT not in step.printed:
+                text = rewritten(text, step, said)
+            else:
+                failed += bool(code or difference)
+    if options.write:
+        readme.write_text(text, encoding="utf-8")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

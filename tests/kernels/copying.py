@@ -1,4 +1,4 @@
-"""The least kernel: it shows how values are read, cast and written."""
+"""A minimal kernel, which shows how values are read, cast and written."""
 
 from __future__ import annotations
 

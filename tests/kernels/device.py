@@ -1,8 +1,7 @@
-"""Where the kernels run here: compiled on a GPU where there is one, else on the CPU in Triton's interpreter.
+"""Where the kernels run here: on a GPU if there is one, else on the CPU in Triton's interpreter.
 
-The interpreter is chosen by TRITON_INTERPRET=1, which must be set before triton is imported and holds for a whole
-process: on CPU tensors, the other tests expect the native path. So these tests have a process of their own, and
-scripts/test starts it.
+TRITON_INTERPRET=1 chooses the interpreter. It must be set before triton is imported, and holds for the whole process.
+Other tests expect CPU tensors to take the native path. So scripts/test starts another process for these tests.
 """
 
 from __future__ import annotations
@@ -28,5 +27,5 @@ def why_not() -> str:
     return ""
 
 
-#: For tests of what an interpreter does not have: streams, graphs, memory, more than a few rows.
+#: For tests that an interpreter cannot run: of streams, graphs, memory, or many rows.
 on_a_gpu = pytest.mark.skipif(not COMPILED, reason="needs a GPU: the interpreter has no streams, graphs or speed")

@@ -1,17 +1,16 @@
-"""Triton's interpreter, repaired: where it computes something else than a GPU, and where it takes minutes.
+"""Repairs Triton's interpreter where its results differ from a GPU's, and where it takes minutes.
 
-What is replaced in triton.runtime.interpreter, and why:
+These parts of triton.runtime.interpreter are replaced:
 
-- `_convert_float`: fp32 to bf16 is truncated there, and fp32 to fp8 is rounded half up without a carry into the
-  exponent. GPUs round to nearest even. PyTorch does as well, so its conversions take the place of these.
-- `ReduceOps.generic_reduce`: a reduction by a function of one's own is run element by element. Here it is run on whole
-  halves, as often as the length can be halved, which is also nearer to what a GPU does.
-- `create_fma`: a fused multiply-add is a product and a sum there, with two roundings. GPUs round once. In fp64 the
-  product of two fp32 is exact.
-- `_patch_lang`: every call of a device function patches all of triton.language anew. Here that is done once a launch.
+- `_convert_float` truncates fp32 to bf16, and rounds fp32 to fp8 half up without a carry into the exponent. GPUs round
+to nearest even. PyTorch does too, so its conversions replace these. - `ReduceOps.generic_reduce` reduces by a custom
+function element by element. The replacement reduces whole halves while the length is even, which is also closer to a
+GPU. - `create_fma` computes a fused multiply-add as a product and a sum, with two roundings. GPUs round once. The
+replacement uses fp64, in which the product of two fp32 is exact. - `_patch_lang` patches all of triton.language at
+every call of a device function. The replacement does it once a launch.
 
-float16 is a numpy dtype, and right as it is. Arithmetic on bf16 without a cast to fp32 is garbage there, and stays so:
-no kernel here may do any.
+float16 is a numpy dtype, and right as it is. Arithmetic on bf16 without a cast to fp32 stays wrong: no kernel here may
+do any.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from tests.kernels.device import INTERPRETED, why_not
 
 @contextmanager
 def repaired() -> Iterator[None]:
-    """The block runs with the repairs, where kernels run in the interpreter."""
+    """Runs the block with the repairs, if kernels run in the interpreter."""
     with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
         if INTERPRETED and not why_not():
             install(patch)
@@ -37,7 +36,7 @@ def repaired() -> Iterator[None]:
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
-    """Repair the interpreter of this process."""
+    """Repairs the interpreter of this process."""
     import triton.language as tl
     from triton.runtime import interpreter
 
@@ -80,8 +79,8 @@ def install(patch: pytest.MonkeyPatch) -> None:
 
 
 def once_a_launch(patch_lang: Any) -> Any:
-    """`patch_lang`, run for the first function of a launch that names a module of the language. Only the launch itself
-    restores what is patched, and then all of it."""
+    """`patch_lang`, but only for the first function of a launch that names a module of the language. The launch itself
+    restores all patches at its end."""
     import triton.language as tl
 
     patched: list[Any] = []

@@ -1,8 +1,8 @@
-"""A part of a grid in which every two values of different axes meet.
+"""Chooses points of a grid so that every two values of different axes meet.
 
-The grids of the specification are full products: cheap for native ops, too many kernels to compile or to interpret. Two
-arguments that do not go together show in a pair of values, so the kernels take as many points of the same grid as it
-takes for every pair to occur. EVERY_KERNEL_TEST=1 takes all of them.
+The grids of the specification are full products: cheap for native ops, but too many kernels to compile or to interpret.
+If two arguments do not work together, a pair of values shows it. So the kernels run only as many points as it takes for
+every pair to occur. EVERY_KERNEL_TEST=1 runs all points.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def pairs_of(point: Point) -> set[tuple[Hashable, ...]]:
 
 
 def pairwise(points: Sequence[Point]) -> list[int]:
-    """Places of points that together have every pair, in their order; greedy: always the one with most new pairs."""
+    """The places of points that together have every pair. Greedy: always takes the point with most new pairs."""
     left = {place: pairs_of(point) or {tuple(point.items())} for place, point in enumerate(points)}
     met: set[tuple[Hashable, ...]] = set()
     chosen = []

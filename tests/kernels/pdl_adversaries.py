@@ -1,4 +1,4 @@
-"""Kernels around a norm that make its mistakes show: they let it start before they write, and spoil what it leaves."""
+"""Kernels that make the mistakes of a norm show: they let it start before they write, and spoil what it leaves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ POISON = tl.constexpr(0x7FF07FF0)
 
 @triton.jit(do_not_specialize=["size", "delay"])
 def produce(FROM, TO, size, delay, BLOCK: tl.constexpr):
-    """TO = FROM, but late: the next kernel is let in first and then has `delay` ns beside this one."""
+    """TO = FROM, but late: lets the next kernel start first, and then waits for `delay` ns."""
     gdc_wait()
     gdc_launch_dependents()
     begin = globaltimer()
@@ -24,7 +24,7 @@ def produce(FROM, TO, size, delay, BLOCK: tl.constexpr):
 
 @triton.jit
 def bystand(BLOCK: tl.constexpr):
-    """Nothing, and the next kernel is let in before this one has waited for the one before it."""
+    """Does nothing, and lets the next kernel start before it has waited for the one before."""
     gdc_launch_dependents()
     gdc_wait()
 

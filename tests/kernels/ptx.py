@@ -1,4 +1,4 @@
-"""What a kernel does, read from its PTX: its parameters, each access to memory with its parameter, its arithmetic."""
+"""Reads from PTX what a kernel does: its parameters, its accesses to memory by parameter, its arithmetic."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAME_BITS = {"add", "sub", "mul", "min", "max", "neg", "abs"}
 
 @dataclass(frozen=True)
 class Access:
-    """A load or store of global memory: through which parameter, how many bytes at once, on which side of the wait."""
+    """A load or store of global memory: its parameter, its bytes, and its side of the wait."""
 
     store: bool
     parameter: int
@@ -38,8 +38,8 @@ def parameters(ptx: str) -> list[int]:
 def accesses(ptx: str) -> list[Access]:
     """Every access in the order of the text.
 
-    Registers are followed from the parameters they are made of: an address is one pointer, and offsets made of
-    integers. A register that is written twice (in a loop) keeps what it was made of before.
+    Follows registers back to the parameters that they are made of: an address is one pointer, plus offsets that are
+    made of integers. A register that is written twice (in a loop) keeps its earlier origins.
     """
     pointers = {number for number, size in enumerate(parameters(ptx)) if size == 8}
     made_of: dict[str, set[int]] = {}
@@ -79,11 +79,11 @@ def width(suffix: str) -> int:
 
 
 def narrow_arithmetic(ptx: str) -> list[str]:
-    """Arithmetic that is not done in fp32, though its result would be another.
+    """Arithmetic in less than fp32 whose result differs from that in fp32.
 
-    A sum or product of two 16-bit values that is rounded to 16 bits at once is what rounding it to fp32 in between
-    gives, since fp32 has more than twice their digits and two; LLVM knows. Blackwell's fused multiply-add takes 16-bit
-    factors into an fp32 sum.
+    A sum or product of two 16-bit values that is rounded to 16 bits at once has the bits of one that is rounded to fp32
+    in between, because fp32 has more than two digits beyond twice theirs; LLVM uses this. Blackwell's fused
+    multiply-add takes 16-bit factors into an fp32 sum.
     """
     found = []
     for name, suffix in ARITHMETIC.findall(ptx):

@@ -22,9 +22,10 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 @dataclass(frozen=True)
 class Case:
-    """One of their tests. `kind` is a norm of `test_public_cases`, and `how` its flags; `grads` are the gradients that
-    come in: random, ones (of a sum), or "first": random, of the first of two outputs. `limits` are those of the suite's
-    criterion for outputs and gradients of x, and for those of weights; None takes them from the reference."""
+    """One of their tests. `kind` is a norm of `test_public_cases`, and `how` its flags. `grads` are the incoming
+    gradients: random, ones (of a sum), or "first": random, for the first of two outputs. `limits` are the limits of the
+    suite's criterion, for outputs and gradients of x, and for gradients of weights; None takes them from the
+    reference."""
 
     suite: str
     kind: str
@@ -111,12 +112,12 @@ QUACK_WIDTHS = (192, 256, 512, 760, 1024, 1128, 2048, 4096, 8192, 16384, 32768, 
 
 
 def quack() -> Iterator[Case]:
-    """eps 1e-5 and 1e-6 take turns, where the suite has both everywhere."""
+    """eps 1e-5 and 1e-6 take turns; the suite has both everywhere."""
     absolute = {BF16: 1e-1, FP16: 1e-2, FP32: 1e-4}
     for place, width in enumerate(QUACK_WIDTHS):
         for rows in (1, 37, 199, 8192):
             for dtype in (BF16, FP16, FP32):
-                if dtype == FP32 and width > 128 * 1024:  # of these the suite tests the forward alone
+                if dtype == FP32 and width > 128 * 1024:  # the suite tests only the forward of these
                     continue
                 for weights in (BF16, FP16, FP32, None):
                     if rows == 8192 and width > 8192 and weights not in (dtype, FP32):

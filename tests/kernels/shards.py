@@ -1,6 +1,6 @@
-"""A pytest plugin for several processes that share the tests: which are this one's, and what became of each at once.
+"""A pytest plugin for processes that share the tests: it chooses those of this process, and writes each result at once.
 
-The results go to a file line by line, so that a process which is killed leaves those it had.
+The results go to a file line by line, so that a killed process leaves those that it had.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Every process collects the same tests in the same order."""
+    """Keeps the tests of this process. Every process collects the same tests in the same order."""
     first, count = map(int, config.getoption("share").split("/"))
     items[:] = items[first::count]
 

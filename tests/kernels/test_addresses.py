@@ -15,9 +15,9 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, shortcut
-from norm_plugin.accuracy import inputs
 from norm_plugin.kernels import launch as launching
 from tests.kernels.device import COMPILED, DEVICE
+from tests.kernels.twins import TRITON
 
 BF16 = torch.bfloat16
 WIDTH = 64
@@ -79,7 +79,7 @@ def roads(monkeypatch: pytest.MonkeyPatch) -> Iterator[Roads]:
         self.direct = lambda stream, m, eps, addresses: seen.direct.append((m, eps, list(addresses)))
 
     monkeypatch.setattr(launching.Launch, "through_jit", counted)
-    monkeypatch.setattr(launching, "_current_device", lambda: None)
+    monkeypatch.setattr(launching, "current_device", lambda: None)
     monkeypatch.setattr(launching, "raw_stream", lambda index: 0)
     yield seen
     dispatch.reset()
@@ -129,7 +129,7 @@ def test_no_rows_launch_nothing_and_are_a_call(name: str, roads: Roads) -> None:
 @pytest.mark.parametrize("name", CALLS)
 def test_another_current_device_goes_to_triton(name: str, roads: Roads, monkeypatch: pytest.MonkeyPatch) -> None:
     CALLS[name](aligned(4, WIDTH), aligned(4, WIDTH), aligned(WIDTH))
-    monkeypatch.setattr(launching, "_current_device", lambda: 1)
+    monkeypatch.setattr(launching, "current_device", lambda: 1)
     CALLS[name](aligned(4, WIDTH), aligned(4, WIDTH), aligned(WIDTH))
     assert (roads.direct, roads.through_jit) == ([], 2)
 
@@ -177,7 +177,7 @@ def test_what_is_written_is_known_to_be_before_the_launch(name: str, roads: Road
 
 @pytest.mark.parametrize("name", CALLS)
 def test_a_driver_that_fails_raises_and_nothing_computes_again(name: str, roads: Roads) -> None:
-    x, other, weight = inputs.make("normal", (4, WIDTH), BF16), aligned(4, WIDTH), aligned(WIDTH)
+    x, other, weight = TRITON.make("normal", (4, WIDTH), BF16), aligned(4, WIDTH), aligned(WIDTH)
     x = aligned(4, WIDTH).copy_(x)
     CALLS[name](x, other, weight)
     (route,) = (route for route in dispatch.routes() if route.op.name == name)

@@ -1,4 +1,4 @@
-"""How often the backward kernels round: dx twice, and what a sum over rows loses to its roundings is added to it."""
+"""What a sum over rows loses to its roundings is added to it, in the backward kernels."""
 
 from __future__ import annotations
 
@@ -7,23 +7,18 @@ import torch
 
 from norm_plugin.kernels import backward_configs as configs
 from norm_plugin.ops import OPS
+from tests.kernels.backward_calls import forced, gradients
 from tests.kernels.device import COMPILED
-from tests.kernels.test_backward import forced, gradients
-from tests.spec import samples, test_gradients
-
-
-@pytest.mark.parametrize("name", ["rmsnorm", "layernorm"])
-def test_dx_is_rounded_twice(name: str) -> None:
-    test_gradients.rounded_twice(name, gradients)
+from tests.kernels.twins import TRITON
 
 
 @pytest.mark.parametrize(
     ("entry", "rows", "width"), [((1, 1, 8, 1), 16, 48), ((), 10032 if COMPILED else 152, 2 * configs.PART)], ids=str
 )
 def test_sums_over_rows_lose_nothing(entry: tuple[int, ...], rows: int, width: int) -> None:
-    """That of the blocks' parts (a row each), and that of a block's 38 rows where a program has one part of them: ones,
-    and between 2^26 and -2^26, where each is an eighth of the last digit. The normalized x is 1 or -1."""
-    a = samples.arguments(OPS["layernorm"], (rows, width), torch.float32, eps=0.0)
+    """Sums of the blocks' parts (one row each), and of a block's 38 rows where a program has one part of them. The
+    terms are ones between 2^26 and -2^26, where each is an eighth of the last digit. The normalized x is 1 or -1."""
+    a = TRITON.arguments(OPS["layernorm"], (rows, width), torch.float32, eps=0.0)
     signs = torch.tensor([1.0, -1.0], device=a["input"].device).repeat(width // 2)
     a["input"] = signs.expand(rows, width).contiguous()
     dy = torch.ones_like(a["input"])
@@ -40,8 +35,8 @@ def test_sums_over_rows_lose_nothing(entry: tuple[int, ...], rows: int, width: i
 
 @pytest.mark.parametrize("entry", [None, (1, 4, 1, 1), ()], ids=str)
 def test_a_sum_that_overflows_is_infinite(entry: tuple[int, ...] | None) -> None:
-    """As it is without what is summed beside it, which is NaN then."""
-    a = samples.arguments(OPS["layernorm"], (9, 48), torch.float32)
+    """As it would be without the compensation, which is NaN then."""
+    a = TRITON.arguments(OPS["layernorm"], (9, 48), torch.float32)
     dy = torch.full_like(a["input"], 2e38)
     with forced(entry):
         found = gradients("layernorm", a, dy)

@@ -1,7 +1,7 @@
-"""The machine code of the kernels, for GPUs that are not here, and made by the oldest and the newest Triton as well.
+"""The machine code of the kernels for several GPUs, compiled by the installed, the oldest and the newest Triton.
 
-Compiling needs no GPU. compile_only runs in a process of its own, which is not the interpreter's. Other Tritons lie in
-.venv/triton-VERSION, where scripts/test puts them.
+Compiling needs no GPU. compile_only runs in another process, without the interpreter. scripts/test puts other Tritons
+into .venv/triton-VERSION.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import pytest
 
 pytestmark = [
     pytest.mark.without_kernels,
-    pytest.mark.alone,  # all of them look at what is compiled once
+    pytest.mark.alone,  # these tests share one compilation
     pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed"),
 ]
 
@@ -28,13 +28,13 @@ ROOT = Path(__file__).parents[2]
 HERE = "the one installed"
 OTHERS = ["3.6.0", "3.9.0"]
 
-#: Bytes a thread may spill: two registers in a block quantisation, more in rows that hardly fit those of one program.
+#: The bytes that a thread may spill: two registers in a block quantisation, more in rows that hardly fit one program.
 HELD_WIDTH, MOST_STACK, MOST_STACK_OF_BLOCKS, MOST_STACK_OF_WIDE_ROWS = 16384, 0, 8, 256
 
 
 @cache
 def compiled(version: str) -> list[dict[str, Any]]:
-    """The reports of one Triton: of every task for the one installed, of few for the others."""
+    """The reports of one Triton: of every task for the installed one, of few tasks for the others."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "tests/kernels/compile_only.py"]
     if version == HERE:
@@ -47,7 +47,7 @@ def compiled(version: str) -> list[dict[str, Any]]:
         command.append("--few")
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])  # before it, what ptxas says of a kernel that does not assemble
+    found = json.loads(done.stdout.splitlines()[-1])  # ptxas may print errors before it
     assert found["triton"] == version
     reports: list[dict[str, Any]] = found["reports"]
     return reports
@@ -73,7 +73,7 @@ def test_every_kernel_compiles(version: str) -> None:
 
 @every_triton
 def test_nothing_is_read_or_written_before_the_wait(version: str) -> None:
-    """Not even a weight: the preceding kernel may have written it."""
+    """Not even a weight, because the kernel before may write it."""
     reports = [report for report in compiled(version) if report["pdl"]]
     assert len(reports) > 30
     assert all(len(report["accesses"]) >= 2 for report in reports)
@@ -82,7 +82,7 @@ def test_nothing_is_read_or_written_before_the_wait(version: str) -> None:
 
 @every_triton
 def test_launches_are_dependent_from_hopper_on(version: str) -> None:
-    """Before it, the kernels have no such instruction, which would not assemble."""
+    """Kernels for earlier GPUs have no such instruction, because it would not assemble."""
     for report in compiled(version):
         assert report["pdl"] == (report["arch"] >= 90), report["label"]
         assert report["waits"] == int(report["pdl"]), report["label"]
@@ -95,13 +95,13 @@ def test_all_arithmetic_is_in_fp32(version: str) -> None:
 
 @every_triton
 def test_the_driver_could_launch_every_kernel(version: str) -> None:
-    """Its parameters are what the short road packs; nothing else in Triton is looked at by it."""
+    """Its parameters are those that the short road packs. The short road uses nothing else of Triton."""
     assert labels([report for report in compiled(version) if report["no_short_road"]]) == []
 
 
 @every_triton
 def test_rows_are_read_and_written_in_vectors(version: str) -> None:
-    """16 bytes at once, or all that a thread has of a chunk. Weights are left out: several narrow rows share them."""
+    """16 bytes at once, or all that a thread has of a chunk. Not weights, because several narrow rows share them."""
     checked = 0
     for report in compiled(version):
         shares = {name: share for name, share in report["shares"].items() if name != "S"}
@@ -114,7 +114,7 @@ def test_rows_are_read_and_written_in_vectors(version: str) -> None:
 
 @every_triton
 def test_registers_are_not_spilled(version: str) -> None:
-    """In a forward. How many a gradient has is a choice of its table, which is tuned with what spills then."""
+    """In the forward kernels. The tables of the gradients are tuned, with spills included."""
     for report in compiled(version):
         if report["name"].endswith("_backward"):
             continue
@@ -159,7 +159,7 @@ def test_accesses_are_found_in_text() -> None:
     assert ptx.accesses(PLANTED) == [
         ptx.Access(False, 0, 16, True),
         ptx.Access(True, 1, 2, False),
-        ptx.Access(False, 0, 16, False),  # through one of both
+        ptx.Access(False, 0, 16, False),  # through one of two pointers
         ptx.Access(False, 1, 16, False),
     ]
     assert ptx.narrow_arithmetic(PLANTED) == ["fma.rn.bf16x2", "mul.f64"]

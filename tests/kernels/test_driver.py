@@ -1,7 +1,7 @@
 """The launch through the CUDA driver: what the driver gets, and when this road is not taken.
 
-Where there is no GPU, the driver is a fake: a Python object that says of a kernel's parameters what it is told to, and
-keeps what it is given to launch. Nothing runs then; that the real driver launches the same is shown in test_launch.
+Without a GPU the driver is a fake: a Python object that describes a kernel's parameters as it is told to, and keeps the
+launches that it gets. Then nothing runs; test_launch shows that the real driver launches the same.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def test_what_changes_from_launch_to_launch_is_packed_anew(install: Any) -> None
 
 
 def test_threads_do_not_mix_their_arguments(install: Any) -> None:
-    """The fake lets other threads go on in the middle of a launch, which the real call, holding the GIL, does not."""
+    """The fake lets other threads run in the middle of a launch. The real call holds the GIL and does not."""
     fake, launch = install(FakeDriver()), launcher(rows=1)
     fake.meanwhile = lambda: time.sleep(0.001)
 

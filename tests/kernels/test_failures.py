@@ -1,5 +1,5 @@
-"""A kernel that fails before its launch began is answered by the native op, at whichever call; one that fails later is
-not, where it writes: nobody knows what it has written, and the native op would compute from that.
+"""If a kernel fails before its launch began, the native op answers, at any call. If it fails later and writes, the
+error is raised: nobody knows what it has written, and the native op would compute from that.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, settings
-from norm_plugin.accuracy import inputs
 from norm_plugin.kernels import backward_configs, configs, launch, rms
+from tests.kernels.twins import TRITON
 from tests.spec.fake_kernels import warnings_of
 
 BF16 = torch.bfloat16
 
 
 class Troubled:
-    """The real kernel, and what happens at each of its stages."""
+    """The real kernel, with a fault at one of its stages."""
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
@@ -44,7 +44,7 @@ class Troubled:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Troubled:
     troubled = Troubled(rms.rms_kernel)
     monkeypatch.setattr(rms, "rms_kernel", troubled)
-    dispatch._logged.clear()
+    dispatch.log_once.cache_clear()
     return troubled
 
 
@@ -62,7 +62,7 @@ def raising(error: Exception) -> Callable[..., None]:
 
 
 def x_of(rows: int = 4, seed: int = 1) -> Tensor:
-    return inputs.make("normal", (rows, 48), BF16, seed)
+    return TRITON.make("normal", (rows, 48), BF16, seed)
 
 
 def fused(x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,8 +102,8 @@ def test_what_writes_nothing_of_its_inputs_is_done_again(kernel: Troubled) -> No
 def test_what_cannot_be_compiled_falls_back_whatever_came_before(
     kernel: Troubled, first: int | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A call of no rows launches nothing and proves nothing; one of an odd address needs a kernel of its own."""
-    buffer = inputs.make("normal", (2 * 4 * 48 + 1,), BF16)
+    """A call without rows launches nothing and proves nothing. A call at an odd address compiles another kernel."""
+    buffer = TRITON.make("normal", (2 * 4 * 48 + 1,), BF16)
     odd = buffer[1:].view(2, 4, 48)
     wanted = fused(odd[0], odd[1])
     dispatch.reset()

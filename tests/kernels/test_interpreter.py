@@ -1,6 +1,6 @@
-"""The repaired interpreter rounds as GPUs do. Nothing else is known to be wrong with it.
+"""The repaired interpreter rounds as GPUs do. No other error of it is known.
 
-The grid: fp32 values of every class of input, and those that lie on ties, next to them and beyond the largest value.
+The grid: fp32 values of every class of input, and values on ties, next to ties and beyond the largest value.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ LARGEST = {dtype: torch.finfo(dtype).max for dtype in NARROW}
 
 
 def values(dtype: torch.dtype) -> Tensor:
-    """fp32 values of all kinds, within the range of a dtype, and a NaN."""
+    """fp32 values of all classes, within the range of a dtype, and a NaN."""
     found = [inputs.make(name, (16, 64)).flatten() for name in inputs.FINITE]
-    steps = torch.arange(-1024, 1024) / 64  # in a format with few digits, most of them are ties
+    steps = torch.arange(-1024, 1024) / 64  # in a format with few digits, most are ties
     around = [steps * 2.0**exponent * (1 + nudge) for exponent in (-20, -9, -6, 0, 3) for nudge in (-1e-7, 0, 1e-7)]
     every = torch.cat([*found, *around]).clamp(-LARGEST[dtype], LARGEST[dtype])
     every[0] = float("nan")
@@ -30,7 +30,7 @@ def values(dtype: torch.dtype) -> Tensor:
 
 
 def stored(x: Tensor, dtype: torch.dtype, *, cast: bool) -> Tensor:
-    """x as a kernel stores it, cast explicitly or by the store itself."""
+    """x as a kernel stores it: cast before the store, or by the store."""
     import triton
 
     from tests.kernels.copying import copy_kernel

@@ -1,10 +1,10 @@
 """A row alone and the same row in any batch have the same bits.
 
-The grid: every op, with its variants taken in turn x every dtype x widths of every kind of launch (one row a program or
-several, one chunk or many, weights read early or late, rows read again). Of the largest batch, the first rows and the
-last ones of every smaller size, and single rows. The sizes lie around those at which tiles and launches change, and
-beyond the switch to the launch of large batches. layernorm_linear ends in a matrix product that is PyTorch's, which
-promises no such thing.
+The grid: every op, with its variants in turn x every dtype x widths for every sort of launch (one row a program or
+several, one chunk or many, weights read early or late, rows read again). The largest batch is compared with its first
+rows and its last rows in every smaller size, and with single rows. The sizes lie around those at which tiles and
+launches change, and beyond the switch to the launch of large batches. layernorm_linear is left out, because its matrix
+product is PyTorch's, which promises no such thing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from norm_plugin.ops import OPS
 from tests.kernels import twins
 from tests.kernels.device import COMPILED, DEVICE
 from tests.kernels.test_widths import VARIANTS, at
+from tests.kernels.twins import TRITON
 from tests.spec import samples
 from tests.spec.test_rows import rows_of
 
@@ -28,13 +29,13 @@ WIDTHS = WIDTHS if COMPILED else [80, 1000]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32] if COMPILED else [torch.bfloat16]
 NAMES = [name for name in OPS if name != "layernorm_linear"]
 
-#: Wider batches than this many elements would take seconds; the switch to large batches concerns narrower rows.
+#: Batches of more elements would take seconds, and only narrower rows switch to the launch of large batches.
 MOST_ELEMENTS = 2**27
 
 
 def batch(op: Op, variant: samples.Arguments, rows: int, width: int, dtype: torch.dtype) -> samples.Arguments:
     """A call on many rows, drawn where they are used."""
-    a = samples.arguments(op, (1, width), dtype, **variant)
+    a = TRITON.arguments(op, (1, width), dtype, **variant)
     generator = torch.Generator(DEVICE).manual_seed(width)
     for name in samples.alike(op):
         if a[name] is not None:
@@ -55,10 +56,10 @@ def test_a_row_does_not_depend_on_its_batch(name: str, dtype: torch.dtype, width
     variant = VARIANTS[name][(WIDTHS.index(width) + DTYPES.index(dtype)) % len(VARIANTS[name])]
     batches = [rows for rows in BATCHES if rows * width <= MOST_ELEMENTS]
     a = batch(op, at(op, variant, width), max(batches), width, dtype)
-    whole = twins.outputs_of_spec(op, a)
+    whole = twins.uncompared(op, a)
     for rows in batches:
         for part in (slice(0, rows), slice(max(batches) - rows, None), slice(rows - 1, rows)):
-            found = twins.outputs_of_spec(op, rows_of(op, a, part))
+            found = twins.uncompared(op, rows_of(op, a, part))
             assert all_equal(found, tuple(t[part] for t in whole)), f"rows {part} of {max(batches)}"
 
 
@@ -70,20 +71,20 @@ def test_heads_of_a_fused_projection_do_not_depend_on_its_tokens(name: str) -> N
     for key in samples.alike(op):
         if a[key] is not None:
             a[key] = a[key].view(tokens, 12, -1)[:, :8]
-    whole = twins.outputs_of_spec(op, a)
+    whole = twins.uncompared(op, a)
     for token in (0, tokens // 2, tokens - 1):
         assert all_equal(
-            twins.outputs_of_spec(op, rows_of(op, a, slice(token, token + 1))),
+            twins.uncompared(op, rows_of(op, a, slice(token, token + 1))),
             tuple(t[token : token + 1] for t in whole),
         )
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_does_not_depend_on_a_forced_switch(name: str) -> None:
-    """Every table may say at which batch the weights are read late; here it says a small one."""
+    """A table may say from which batch on weights are read late. Here it says a small one."""
     op = OPS[name]
     a = batch(op, VARIANTS[name][0], 1024 if COMPILED else 17, 128, torch.bfloat16)
     with configs.forced(4, 4, 1, 1):
-        whole = twins.outputs_of_spec(op, a)
-        part = twins.outputs_of_spec(op, rows_of(op, a, slice(3, 4)))
+        whole = twins.uncompared(op, a)
+        part = twins.uncompared(op, rows_of(op, a, slice(3, 4)))
     assert all_equal(part, tuple(t[3:4] for t in whole))

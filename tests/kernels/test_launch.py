@@ -1,7 +1,7 @@
 """How a kernel is launched: which road a call takes, that all of them give the same bits, and what one call allocates.
 
-The short road calls the CUDA driver, from the second call of a signature on. Where there is no GPU, all calls take the
-long one, through Triton; what the driver would get is shown in test_driver.
+From the second call of a signature on, the short road calls the CUDA driver. Without a GPU all calls take the long
+road, through Triton, and test_driver shows what the driver would get.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, settings
-from norm_plugin.accuracy import inputs
 from norm_plugin.ops import OPS
 from tests.kernels import twins
 from tests.kernels.device import COMPILED, DEVICE, on_a_gpu
-from tests.spec import samples
+from tests.kernels.twins import TRITON
+from tests.spec import layouts, samples
 
 BF16 = torch.bfloat16
 
@@ -50,7 +50,7 @@ def call(x: Tensor, weight: Tensor | None = None, **how: Any) -> Tensor:
 
 
 def test_the_second_call_of_a_signature_takes_the_short_road(through_triton: list[Any]) -> None:
-    x, weight = inputs.make("normal", (4, 80), BF16), inputs.weights(80, BF16)
+    x, weight = TRITON.make("normal", (4, 80), BF16), TRITON.weights(80, BF16)
     first = call(x, weight)
     assert twins.same_bits(call(x, weight), first)
     assert twins.same_bits(call(x[:2], weight), first[:2])
@@ -63,7 +63,7 @@ ONLY_CUDA = "only the CUDA driver is called directly"
 
 @on_a_gpu
 def test_an_address_that_is_not_aligned_takes_the_long_road(through_triton: list[Any]) -> None:
-    x = inputs.make("normal", (4, 80), BF16)
+    x = TRITON.make("normal", (4, 80), BF16)
     moved = torch.cat([x.new_zeros(1), x.flatten()])[1:].view(4, 80)
     expected = [call(x) for _ in range(2)]
     assert len(through_triton) == 1
@@ -75,13 +75,13 @@ def test_an_address_that_is_not_aligned_takes_the_long_road(through_triton: list
 
 @on_a_gpu
 def test_a_hook_sees_every_launch() -> None:
-    """Profilers look at Triton's launches, so all of them are Triton's while one looks."""
+    """Profilers look at Triton's launches, so Triton does all launches while one looks."""
     from triton import knobs
 
     hook = knobs.runtime.launch_enter_hook
     if not hasattr(hook, "add"):
         pytest.skip("this Triton has no chain of hooks")
-    x, seen = inputs.make("normal", (4, 80), BF16), []
+    x, seen = TRITON.make("normal", (4, 80), BF16), []
     expected = [call(x) for _ in range(2)]
 
     def look(*args: Any, **kwargs: Any) -> None:
@@ -105,7 +105,7 @@ def test_a_kernel_that_the_driver_does_not_know_goes_through_triton(
     from norm_plugin.kernels import driver
     from norm_plugin.kernels.launch import Launch
 
-    dispatch._logged.clear()
+    dispatch.log_once.cache_clear()
     if COMPILED:
 
         def refuse(*args: Any) -> None:
@@ -121,9 +121,9 @@ def test_a_kernel_that_the_driver_does_not_know_goes_through_triton(
 
         monkeypatch.setattr(Launch, "__init__", on_cuda)
     for width in (48, 80):
-        a = samples.arguments(OPS["rmsnorm"], (4, width), BF16)
+        a = TRITON.arguments(OPS["rmsnorm"], (4, width), BF16)
         for _ in range(2):
-            samples.outputs(OPS["rmsnorm"], a)  # which compares with the native twin
+            TRITON.outputs(OPS["rmsnorm"], a)  # which compares with the native twin
     messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     (message,) = messages
     assert message.startswith(
@@ -134,7 +134,7 @@ def test_a_kernel_that_the_driver_does_not_know_goes_through_triton(
 # --- arguments ----------------------------------------------------------------------------------------------------
 
 
-def test_a_report_names_the_configuration_of_a_kernel_that_has_not_run_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_names_the_configuration_of_a_kernel_that_has_not_run_yet() -> None:
     """A report is written when a call finds its kernel, and nothing changes in it until there is another."""
     from norm_plugin.engines import implementations
 
@@ -143,20 +143,21 @@ def test_a_report_names_the_configuration_of_a_kernel_that_has_not_run_yet(monke
     def tell() -> None:
         said.extend(e["configuration"] for e in implementations.find("rmsnorm", [("bfloat16", 96, (96, 1))]))
 
-    monkeypatch.setattr(dispatch, "_route_watchers", [tell])
-    dispatch.reset()
-    with settings.override(backend="triton"):
+    end = dispatch.on_resolve(tell)
+    try:
         x = torch.randn(2, 96, device=DEVICE, dtype=BF16)
         norm_plugin.rmsnorm(x, x[0])
         tell()
+    finally:
+        end()
     before, *_, after = said
     assert before == after
     assert "warps" in before
 
 
 def test_eps_may_be_an_integer() -> None:
-    """Triton would make it an integer in the kernel, and 1 a constant of it."""
-    x = inputs.make("normal", (4, 80), BF16)
+    """Triton would make it an integer in the kernel, and would make a 1 a constant."""
+    x = TRITON.make("normal", (4, 80), BF16)
     for eps in (0, 1, 2):
         dispatch.reset()
         found = [call(x, eps=eps) for _ in range(3)]
@@ -166,7 +167,7 @@ def test_eps_may_be_an_integer() -> None:
 
 
 def test_every_eps_is_its_own(through_triton: list[Any]) -> None:
-    x = inputs.make("normal", (4, 80), torch.float32)
+    x = TRITON.make("normal", (4, 80), torch.float32)
     for _ in range(2):
         for eps in (1e-6, 1e-5, 1.0):
             torch.testing.assert_close(call(x, eps=eps), torch.nn.functional.rms_norm(x, (80,), None, eps))
@@ -178,7 +179,7 @@ def test_more_rows_than_a_kernel_counts_are_refused_before_anything_runs(through
     from norm_plugin.kernels.rms import bind
     from norm_plugin.numerics import NUMERICS
 
-    x = inputs.make("normal", (4, 1), BF16)
+    x = TRITON.make("normal", (4, 1), BF16)
     launch = bind(x, None, None, x.clone(), None, NUMERICS["fp32"])
     for _ in range(2):
         with pytest.raises(ValueError, match=f"the input has {2**31} rows, and a kernel counts at most {MOST_ROWS}"):
@@ -189,16 +190,16 @@ def test_more_rows_than_a_kernel_counts_are_refused_before_anything_runs(through
 
 
 def test_no_rows_launch_nothing(through_triton: list[Any]) -> None:
-    assert call(inputs.make("normal", (4, 80), BF16)[:0]).shape == (0, 80)
+    assert call(TRITON.make("normal", (4, 80), BF16)[:0]).shape == (0, 80)
     assert through_triton == []
 
 
 @pytest.mark.parametrize("pdl", [None, True, False])
 def test_a_call_may_say_whether_it_is_launched_dependently(pdl: bool | None, through_triton: list[Any]) -> None:
-    """It never is where the GPU cannot; otherwise the flag holds where the call says nothing."""
+    """If the call says nothing, the flag decides. A GPU that cannot is never asked to."""
     from norm_plugin.kernels.launch import has_pdl
 
-    x = inputs.make("normal", (4, 80), BF16)
+    x = TRITON.make("normal", (4, 80), BF16)
     expected = call(x, enable_pdl=False)
     for flag in (None, True, False):
         with settings.override(pdl=flag):
@@ -215,13 +216,13 @@ def test_a_call_may_say_whether_it_is_launched_dependently(pdl: bool | None, thr
 @on_a_gpu
 @pytest.mark.parametrize("streams", [False, True], ids=["one stream", "a stream each"])
 def test_threads_launch_one_signature_at_once(streams: bool) -> None:
-    """Each with rows, their number, an output and a stream of its own: an argument of another thread would show."""
-    weight, wrong, failed = inputs.weights(1024, BF16), torch.zeros(8, device=DEVICE, dtype=torch.int64), []
-    call(inputs.make("normal", (4, 1024), BF16), weight, out=inputs.make("normal", (4, 1024), BF16))
+    """Each thread has its own rows, number of rows, output and stream, so another thread's argument would show."""
+    weight, wrong, failed = TRITON.weights(1024, BF16), torch.zeros(8, device=DEVICE, dtype=torch.int64), []
+    call(TRITON.make("normal", (4, 1024), BF16), weight, out=TRITON.make("normal", (4, 1024), BF16))
 
     def work(number: int) -> None:
         try:
-            x = inputs.make("normal", (number + 1, 1024), BF16, number)
+            x = TRITON.make("normal", (number + 1, 1024), BF16, number)
             out = torch.empty_like(x)
             expected = call(x, weight)
             torch.cuda.synchronize()
@@ -265,9 +266,9 @@ def in_blocks(*tensors: Tensor) -> int:
 def test_a_call_allocates_its_outputs_and_nothing_else(name: str) -> None:
     """Of heads of a fused projection, which lie where they lie; ops that write what they are given allocate nothing."""
     op = OPS[name]
-    a = samples.arguments(op, (64, 12, 128), BF16)
+    a = TRITON.arguments(op, (64, 12, 128), BF16)
     wide = [key for key in samples.alike(op) if a[key] is not None and a[key].shape[-1] > 1]  # not one number a row
-    a |= {key: inputs.qkv_slice(a[key]) for key in wide}
+    a |= {key: layouts.qkv_slice(a[key]) for key in wide}
     returned = dispatch.call(op, *a.values())
     outputs = () if returned is None else (returned,) if isinstance(returned, Tensor) else returned
     for door in (lambda: dispatch.call(op, *a.values()), lambda: getattr(torch.ops.norm_plugin, name)(*a.values())):
@@ -277,7 +278,7 @@ def test_a_call_allocates_its_outputs_and_nothing_else(name: str) -> None:
 
 @on_a_gpu
 def test_the_public_functions_allocate_no_more() -> None:
-    x, residual, weight = (inputs.make("normal", (64, 1024), BF16, seed) for seed in (1, 2, 3))
+    x, residual, weight = (TRITON.make("normal", (64, 1024), BF16, seed) for seed in (1, 2, 3))
     out, weight = torch.empty_like(x), weight[0].clone()
     assert allocated(lambda: norm_plugin.rmsnorm(x, weight)) == (1, in_blocks(x))
     assert allocated(lambda: norm_plugin.rmsnorm(x, weight, out=out)) == (0, 0)

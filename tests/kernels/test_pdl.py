@@ -1,14 +1,15 @@
-"""Dependent launches: bits are the same whatever the kernels before and after a norm do, in 100,000 rounds.
+"""Dependent launches: the bits are the same whatever the kernels before and after a norm do, in 100,000 rounds.
 
-A round is: a producer writes everything that the norm reads (rows, residual, gate, weight, bias, scale), the norm or
-its gradient runs (the kernels of which depend on each other too), a consumer compares all of its memory with what it
-should be, bit by bit, and poisons it. Each of them may start while the one before it still runs. The grid: calls of
-every kernel, for rows that are read once or again, of launches that let the next kernel in early or late and of lean
-ones x producers: one that lets the norm in before it writes, the same with a kernel between them that lets it in before
-its own wait, and PyTorch's copies, which say nothing of dependents (these in fewer rounds); in graphs. Issued one by
-one, where the host is slower than the kernels, the first producer is so late that launches queue up behind it.
+In a round a producer writes everything that the norm reads (rows, residual, gate, weight, bias, scale), the norm or its
+gradient runs (the kernels of a gradient depend on each other too), and a consumer compares all of its memory with the
+expected bits, and poisons it. Each kernel may start while the one before it still runs. Rounds run in graphs.
 
-That no kernel has a load or a store before its wait is shown without a GPU, in test_compile_only.
+The grid: calls of every kernel, with rows that are read once or again, and launches that release the next kernel early
+or late, or are lean x producers: one that releases the norm before it writes, the same with a kernel in between that
+releases the norm before its own wait, and PyTorch's copies, which release nothing (in fewer rounds). Kernels are also
+issued one by one. There the host is slower than the kernels, so the first producer is so late that launches queue up.
+
+test_compile_only shows without a GPU that no kernel has a load or a store before its wait.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, settings
-from norm_plugin.accuracy import inputs
 from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.ops import OPS
 from tests.kernels.device import COMPILED, DEVICE, on_a_gpu
+from tests.kernels.twins import TRITON
 from tests.spec import samples
 
 pytestmark = [
@@ -38,7 +39,7 @@ pytestmark = [
 
 ROUNDS = 100_000
 IN_A_GRAPH = 200  # rounds
-VERSIONS = 8  # of what is written, so that what another round left is wrong
+VERSIONS = 8  # different values to write, so that those of another round are wrong
 BLOCK = 1024  # words a program of the adversaries
 GRAPH_DELAY, EAGER_DELAY = 3_000, 100_000  # ns: more than it takes to start the norm, and to issue a round
 
@@ -74,7 +75,8 @@ def programs(t: Tensor) -> tuple[int]:
 
 @dataclass
 class Stage:
-    """One call whose tensors lie in one buffer, what a producer writes there, and what must be there afterwards."""
+    """A call whose tensors lie in one buffer, the words that a producer writes there, and the words expected
+    afterwards."""
 
     run: Callable[[], tuple[Tensor, ...]]
     state: Tensor
@@ -105,7 +107,7 @@ def in_one_buffer(a: samples.Arguments) -> tuple[Tensor, samples.Arguments]:
 
 
 def fill(a: samples.Arguments, version: int) -> None:
-    """Other values in every tensor that a norm reads."""
+    """Puts other values into every tensor that a norm reads."""
     generator = torch.Generator(DEVICE).manual_seed(version)
     for name, value in a.items():
         if name == "sums":
@@ -117,11 +119,11 @@ def fill(a: samples.Arguments, version: int) -> None:
 
 
 def stage(name: str, variant: samples.Arguments, shape: tuple[int, ...]) -> Stage:
-    """A call, and what each version of its arguments becomes where no launch is dependent."""
+    """A call, and the result of each version of its arguments without dependent launches."""
     op = (OPS | BACKWARD_OPS)[name]
-    made = samples.arguments(op, shape, **variant)
+    made = TRITON.arguments(op, shape, **variant)
     if "grad" in made:
-        made["grad"] = inputs.make("normal", shape, torch.bfloat16)
+        made["grad"] = TRITON.make("normal", shape, torch.bfloat16)
     state, a = in_one_buffer(made)
 
     def run() -> tuple[Tensor, ...]:
@@ -225,7 +227,7 @@ def test_rounds_issued_one_by_one(place: int, rounds: int) -> None:
 
 @pytest.mark.parametrize("in_graphs", [True, False], ids=["in graphs", "one by one"])
 def test_a_kernel_that_reads_too_early_is_found(in_graphs: bool) -> None:
-    """The rounds of a copy that reads before it waits, in place of a norm: most of them are wrong."""
+    """A copy that reads before it waits stands in for the norm: most of its rounds are wrong."""
     from tests.kernels.pdl_adversaries import hasty_copy
 
     read = torch.zeros(64 * 2048, dtype=torch.int32, device=DEVICE)
@@ -244,7 +246,7 @@ def test_a_kernel_that_reads_too_early_is_found(in_graphs: bool) -> None:
 
 @pytest.mark.parametrize("width", [4096, 8192])
 def test_a_norm_whose_output_is_the_weight_of_the_next(width: int) -> None:
-    """Sixteen in a row: every one lets the next start before it writes, which then reads just that as its weight."""
+    """Sixteen norms in a row: each releases the next before it writes the weight that the next one reads."""
     rows, first = (torch.randn(n, width, device=DEVICE, dtype=torch.bfloat16) for n in (64, 1))
     outs = torch.zeros(16, *rows.shape, device=DEVICE, dtype=rows.dtype)
 

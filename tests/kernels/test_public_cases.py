@@ -1,8 +1,8 @@
-"""What the tests of mamba_ssm, FLA, Quack and Liger ask of a norm and its gradients, asked of ours, on the kernels.
+"""The tests of mamba_ssm, FLA, Quack and Liger for norms and their gradients, on our kernels.
 
-On a GPU all of it, on their shapes. In the interpreter their widths up to MOST_COLUMNS, at most MOST_ROWS rows of each,
-of Quack's RMSNorms a third with one number of rows. References are the formulas that the suites name, through autograd,
-by blocks of rows: so they fit.
+On a GPU all cases run, with their shapes. In the interpreter they have at most MOST_COLUMNS columns and MOST_ROWS rows,
+and a third of Quack's RMSNorms run, with one number of rows. References are the formulas that the suites name, through
+autograd, in blocks of rows that fit the memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Tensors = dict[str, Tensor]
 
 
 def small(case: Case) -> Case | None:
-    """What an interpreter can do of a case."""
+    """The part of a case that an interpreter can do."""
     if case.shape[-1] > MOST_COLUMNS or case.rows > 2**20 or (case.suite == "quack" and case.rows in (1, 199, 8192)):
         return None
     if case.kind == "rms" and case.suite == "quack" and CASES.index(case) % 3:
@@ -105,7 +105,7 @@ def ours(case: Case, t: Tensors) -> list[Tensor]:
 
 
 def formula(case: Case, t: Tensors, wide: bool) -> list[Tensor]:
-    """Theirs: in fp32 and rounded once, with Llama's second rounding, or (not `wide`) in whatever dtypes there are."""
+    """Their formula: in fp32 with one rounding or with Llama's two, or (not `wide`) in the dtypes of the arguments."""
     x, how = t["x"], case.how
     t = {name: value.float() for name, value in t.items()} if wide else t
     if case.kind == "l2":
@@ -131,7 +131,7 @@ BY_ROW = ("x", "r", "z")
 
 
 def reference(case: Case, t: Tensors, grads: list[Tensor], wide: bool) -> Iterator[tuple[slice, dict[str, Tensor]]]:
-    """Blocks of rows with their outputs and gradients, and after the last those of the weights."""
+    """The blocks of rows with their outputs and gradients, then the gradients of the weights."""
     step = max(1, BLOCK // case.shape[-1])
     flat = {name: t[name].detach().reshape(-1, case.shape[-1]) for name in BY_ROW if name in t}
     shared = {name: value.detach() for name, value in t.items() if name not in BY_ROW}
@@ -155,7 +155,7 @@ def reference(case: Case, t: Tensors, grads: list[Tensor], wide: bool) -> Iterat
 
 
 class Twice:
-    """mamba_ssm: at most twice as far off as the formula in the dtypes of its arguments, and a little more."""
+    """mamba_ssm: at most twice the error of the formula in the dtypes of its arguments, and a little more."""
 
     def __init__(self, case: Case, t: Tensors, grads: list[Tensor]) -> None:
         unrounded = not case.how["is_rms_norm"] and case.how["group_size"] is None  # which it computes in fp32
@@ -176,7 +176,7 @@ class Twice:
 
 
 class Relative:
-    """FLA: the root mean square of the difference over that of the reference; or no difference to speak of."""
+    """FLA: the root mean square of the difference over that of the reference, or a negligible difference."""
 
     def __init__(self) -> None:
         self.sums: dict[str, list[float]] = {}
@@ -270,8 +270,8 @@ def larger(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def test_a_gradient_of_another_dtype() -> None:
-    """Quack's test_amp_bf16_training: dy in bf16, all else in fp32. A GPU reads it in other vectors than one in fp32,
-    so the row is summed in another order: with errors of the same size, within the bounds of the sums."""
+    """Quack's test_amp_bf16_training: dy in bf16, all else in fp32. A GPU reads a bf16 dy in other vectors, so it sums
+    the row in another order: with errors of the same size, within the bounds of the sums."""
     rows = 32768 if COMPILED else 64
     x, dy, w = randn(rows, 1024, dtype=FP32), randn(rows, 1024, dtype=BF16), randn(1024, dtype=FP32)
     dx, dw = dispatch.call(RMSNORM_BACKWARD, dy, x, w, None, 1e-6, False, None, True)

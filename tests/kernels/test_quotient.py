@@ -23,7 +23,7 @@ def divide_kernel(Y, BY, OUT, BLOCK: tl.constexpr, FP8_UNIT: tl.constexpr):
 
 @pytest.mark.parametrize("largest", [1.0, 448.0, 6e4, 3e38], ids=str)
 def test_quotients_are_those_of_a_division(largest: float) -> None:
-    """For scales as rows of that magnitude have them (their largest element over 448), and elements up to it."""
+    """For the scales of rows of that magnitude (their largest element over 448), and elements up to it."""
     by = (torch.rand(COUNT, device=DEVICE) * (largest / 448)).clamp_min(1 / (448 * 512))
     y = (torch.rand(COUNT, device=DEVICE) * 2 - 1) * by * 448
     special = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan")], device=DEVICE)
@@ -32,6 +32,6 @@ def test_quotients_are_those_of_a_division(largest: float) -> None:
     out = torch.empty_like(y)
     divide_kernel[(COUNT // 1024,)](y, by, out, BLOCK=1024, FP8_UNIT=True)
     expected = y / by
-    tiny = expected.abs() < torch.finfo(torch.float32).tiny  # far below any fp8, where nothing is promised
+    tiny = expected.abs() < torch.finfo(torch.float32).tiny  # far below any fp8, so nothing is promised
     same = (out == expected) | (out.isnan() & expected.isnan()) | (tiny & (out.abs() < 1e-37))
     assert bool(same.all()), f"{int((~same).sum())} of {COUNT} differ"

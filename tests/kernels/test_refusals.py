@@ -17,7 +17,6 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, kernels, settings
-from norm_plugin.accuracy import inputs
 from norm_plugin.native import rms
 from norm_plugin.numerics import (
     DESCRIPTION,
@@ -30,7 +29,8 @@ from norm_plugin.numerics import (
 from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.kernels import twins
-from tests.spec import judge, samples
+from tests.kernels.twins import TRITON
+from tests.spec import judge, layouts, samples
 
 BF16 = torch.bfloat16
 
@@ -86,16 +86,13 @@ every_refusal = pytest.mark.parametrize("case", [case for _, case in CASES], ids
 
 
 @pytest.fixture(autouse=True)
-def without_twins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests here ask themselves where a call went."""
-    monkeypatch.setattr(samples, "call", twins.call_of_spec)
-    monkeypatch.setattr(samples, "outputs", twins.outputs_of_spec)
-    dispatch._logged.clear()
+def nothing_logged_yet() -> None:
+    dispatch.log_once.cache_clear()
 
 
 def arguments(case: Refused) -> samples.Arguments:
     made = {"shape": (4, 3, 48), "dtype": BF16} | case.made
-    a = samples.arguments(case.op, **made)
+    a = TRITON.arguments(case.op, **made)
     return a | {name: change(a[name]) for name, change in case.changed.items() if a[name] is not None}
 
 
@@ -133,7 +130,7 @@ def test_a_scale_may_have_any_dtype() -> None:
     """It is one number, and becomes fp32 in the kernel as in the native op."""
     for name in ("rmsnorm_quant", "fused_add_rmsnorm_quant", "layernorm_quant"):
         for dtype in (torch.float16, BF16, torch.float64):
-            a = samples.arguments(OPS[name], (4, 48), BF16, scale=torch.tensor(0.02, dtype=dtype))
+            a = TRITON.arguments(OPS[name], (4, 48), BF16, scale=torch.tensor(0.02, dtype=dtype))
             assert all(
                 twins.same_bits(*pair)
                 for pair in zip(
@@ -172,7 +169,7 @@ def test_a_field_that_a_kernel_does_not_read_is_refused(
     monkeypatch.setitem(known, made.name, made)
     kernel = kernels.find(OPS[op].kind, op)
     assert kernel is not None
-    a = samples.arguments(OPS[op], (4, 48), BF16) | {"numerics": made.name}
+    a = TRITON.arguments(OPS[op], (4, 48), BF16) | {"numerics": made.name}
     if field in read:
         kernel(*a.values())
     else:
@@ -206,9 +203,9 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
 
 def test_a_kernel_that_fails_is_native_from_then_on(failing: Failing, caplog: pytest.LogCaptureFixture) -> None:
     """That op, dtype and width, in whatever layout; another width or dtype is tried, and other ops are not touched."""
-    x, reason = inputs.make("normal", (4, 48), BF16), "the Triton kernel failed: RuntimeError: ptxas died"
+    x, reason = TRITON.make("normal", (4, 48), BF16), "the Triton kernel failed: RuntimeError: ptxas died"
     with settings.override(strict=False):
-        for rows in (x, x, inputs.padded(x), x.view(2, 2, 48)):
+        for rows in (x, x, layouts.padded(x), x.view(2, 2, 48)):
             assert torch.equal(norm_plugin.rmsnorm(rows, None), rms.rmsnorm(rows, None))
         assert failing.tried == 1
         assert {(route.backend, route.reason, route.fallback) for route in dispatch.routes()} == {
@@ -216,7 +213,7 @@ def test_a_kernel_that_fails_is_native_from_then_on(failing: Failing, caplog: py
         }
         assert dispatch.calls("rmsnorm", "native") == 4
         norm_plugin.rmsnorm(x.float(), None)
-        norm_plugin.rmsnorm(inputs.make("normal", (4, 64), BF16), None)
+        norm_plugin.rmsnorm(TRITON.make("normal", (4, 64), BF16), None)
         assert failing.tried == 3
         norm_plugin.layernorm(x, None, None)
         assert dispatch.calls("layernorm", "triton") == 1
@@ -225,7 +222,7 @@ def test_a_kernel_that_fails_is_native_from_then_on(failing: Failing, caplog: py
 
 
 def test_strict_raises_where_a_kernel_fails(failing: Failing) -> None:
-    x = inputs.make("normal", (4, 48), BF16)
+    x = TRITON.make("normal", (4, 48), BF16)
     for _ in range(2):
         with pytest.raises(dispatch.BackendError, match=r"rmsnorm: the Triton kernel failed: RuntimeError: ptxas died"):
             norm_plugin.rmsnorm(x, None)

@@ -1,74 +1,25 @@
-"""The shortcut of eager calls: it recognises what it knows, and declines whatever differs in anything.
+"""The shortcut of eager calls recognises the signatures that it knows, and declines any other call.
 
-Where it declines, the ordinary road takes the call; that the answer is right there is what all other tests show.
+A call that it declines takes the ordinary road, which all other tests show to be right.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torch._subclasses import FakeTensorMode
-from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import norm_plugin
-from norm_plugin import call as calling
 from norm_plugin import dispatch, ops, settings, shortcut
-from norm_plugin.accuracy import inputs
-from norm_plugin.native import rms
-from norm_plugin.op import Op
 from tests.kernels import twins
 from tests.kernels.device import DEVICE
+from tests.kernels.shortcut_calls import WIDTH, needs_guards, weight_of, x_of
+from tests.spec import layouts
 
-BF16 = torch.bfloat16
-WIDTH = 48
-
-pytestmark = pytest.mark.skipif(shortcut.dynamo_guards is None, reason="this torch has no guards")
-
-
-@pytest.fixture(autouse=True)
-def no_plans() -> Iterator[None]:
-    for op in ops.OPS.values():
-        op.plans = ()
-    yield
-    for op in ops.OPS.values():
-        op.plans = ()
-
-
-class Spy:
-    """Which calls the shortcut has recognised."""
-
-    def __init__(self) -> None:
-        self.found: list[bool] = []
-
-    def known(self, op: Op, tensors: Any, rest: Any) -> Any:
-        found = original(op, tensors, rest)
-        self.found.append(found is not None)
-        return found
-
-
-original = calling.recognise
-
-
-@pytest.fixture
-def recognised(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    spy = Spy()
-    monkeypatch.setattr(calling, "recognise", spy.known)
-    return spy.found
-
-
-def x_of(rows: int = 4, width: int = WIDTH, dtype: torch.dtype = BF16, seed: int = 1) -> Tensor:
-    return inputs.make("normal", (rows, width), dtype, seed)
-
-
-def weight_of(width: int = WIDTH) -> Tensor:
-    return inputs.weights(width, BF16)
+pytestmark = needs_guards
 
 
 def test_the_second_call_is_recognised_and_counted(recognised: list[bool]) -> None:
@@ -104,7 +55,7 @@ def test_every_function_is_recognised_with_any_number_of_rows(name: str, recogni
 
 
 def test_parameters_and_tensors_take_turns(recognised: list[bool]) -> None:
-    """A layer's weight is a Parameter; under no_grad its gradient is nobody's business."""
+    """The weight of a layer is a Parameter; under no_grad its gradient does not matter."""
     x, weight = x_of(), weight_of()
     with torch.no_grad():
         for w in (torch.nn.Parameter(weight), weight) * 2:
@@ -119,7 +70,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
     "another dtype": lambda: norm_plugin.rmsnorm(x_of(dtype=torch.float16), weight_of()),
     "another dtype of the weight": lambda: norm_plugin.rmsnorm(x_of(), weight_of().float()),
     "another width": lambda: norm_plugin.rmsnorm(x_of(width=64), weight_of(64)),
-    "other strides": lambda: norm_plugin.rmsnorm(inputs.padded(x_of()), weight_of()),
+    "other strides": lambda: norm_plugin.rmsnorm(layouts.padded(x_of()), weight_of()),
     "another rank": lambda: norm_plugin.rmsnorm(x_of().view(2, 2, WIDTH), weight_of()),
     "one row without a dimension for it": lambda: norm_plugin.rmsnorm(x_of()[0], weight_of()),
     "no weight": lambda: norm_plugin.rmsnorm(x_of(), None),
@@ -152,112 +103,12 @@ def test_a_weight_is_not_recognised_where_there_was_none(recognised: list[bool])
 
 
 def test_only_rows_may_be_another_number(recognised: list[bool]) -> None:
-    """The first size of a matrix of weights is no number of rows."""
+    """The first size of a matrix of weights is not a number of rows."""
     x = x_of()
     for features in (5, 5, 6):
         linear_weight = x_of(features, seed=3)
         assert norm_plugin.layernorm_linear(x, None, None, linear_weight, None).shape == (4, features)
     assert recognised == [False, True, False]
-
-
-class Passing(TorchDispatchMode):
-    """A mode that looks at every op, and changes nothing."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.append(func.overloadpacket.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_mode_sees_the_op(recognised: list[bool]) -> None:
-    x, weight = x_of(), weight_of()
-    for mode in (nullcontext(), nullcontext(), Passing()):
-        with mode:
-            norm_plugin.rmsnorm(x, weight)
-    assert recognised == [False, True, False]
-    assert "rmsnorm" in mode.seen
-
-
-def test_fake_tensors_are_not_recognised(recognised: list[bool]) -> None:
-    x, weight = x_of(), weight_of()
-    for _ in range(2):
-        norm_plugin.rmsnorm(x, weight)
-    before = dispatch.calls("rmsnorm")
-    with FakeTensorMode() as mode:
-        fake = norm_plugin.rmsnorm(mode.from_tensor(x), mode.from_tensor(weight))
-    outside = norm_plugin.rmsnorm(mode.from_tensor(x), mode.from_tensor(weight))
-    assert type(fake) is type(outside) is type(mode.from_tensor(x))
-    assert recognised == [False, True, False, False]
-    assert dispatch.calls("rmsnorm") == before
-
-
-def test_transforms_are_not_recognised(recognised: list[bool]) -> None:
-    """vmap over x, with a weight that is no part of it."""
-    x, weight = x_of().float(), weight_of().float()
-    for _ in range(2):
-        norm_plugin.rmsnorm(x, weight)
-    batched = torch.func.vmap(lambda row: norm_plugin.rmsnorm(row[None], weight)[0])(x)
-    torch.testing.assert_close(batched, rms.rmsnorm(x, weight))
-    assert recognised[:2] == [False, True]
-    assert not any(recognised[2:])
-
-
-def test_a_transform_around_plain_tensors_is_not_recognised(recognised: list[bool]) -> None:
-    """The tensors are the ones that are known; what goes on around them is not."""
-    x, weight = x_of(), weight_of()
-    for _ in range(2):
-        norm_plugin.rmsnorm(x, weight)
-
-    def inside(t: Tensor) -> Tensor:
-        return norm_plugin.rmsnorm(x, weight).sum() + t
-
-    torch.func.vmap(inside)(torch.zeros(2, device=x.device))
-    with settings.override(strict=False):  # the native op is differentiated
-        torch.func.grad(inside)(torch.zeros((), device=x.device))
-    assert recognised == [False, True, False, False]
-
-
-def test_forward_mode_gradients_are_not_recognised(recognised: list[bool]) -> None:
-    x, weight = x_of(), weight_of()
-    for _ in range(2):
-        norm_plugin.rmsnorm(x, weight)
-    with forward_ad.dual_level(), settings.override(strict=False):  # the native op is differentiated
-        norm_plugin.rmsnorm(x, weight)
-    assert recognised == [False, True]
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_modes_without_gradients_are_recognised_in_themselves(
-    mode: Callable[[], AbstractContextManager[None]], recognised: list[bool]
-) -> None:
-    """And what was learnt in one of them is not taken outside for a tensor that wants a gradient."""
-    x, weight = x_of(), weight_of().requires_grad_()
-    with mode():
-        for _ in range(3):
-            norm_plugin.rmsnorm(x, weight)
-    assert recognised == [False, True, True]
-    assert norm_plugin.rmsnorm(x, weight).requires_grad
-    assert recognised[-1] is False
-
-
-def test_compiled_code_calls_the_op() -> None:
-    """Dynamo traces the function without looking into the shortcut: one graph, with the op in it."""
-    x, weight = x_of(), weight_of()
-    for _ in range(2):
-        norm_plugin.rmsnorm(x, weight)
-    graphs = []
-
-    def backend(graph: Any, examples: Any) -> Any:
-        graphs.append([str(node.target) for node in graph.graph.nodes])
-        return graph.forward
-
-    compiled = torch.compile(lambda t: norm_plugin.rmsnorm(t, weight), backend=backend, fullgraph=True)
-    assert twins.same_bits(compiled(x), norm_plugin.rmsnorm(x, weight))
-    (graph,) = graphs
-    assert any("norm_plugin.rmsnorm" in target for target in graph)
 
 
 # --- what is refused stays refused --------------------------------------------------------------------------------
@@ -282,7 +133,7 @@ def test_tensors_that_do_not_fit_together_are_refused_after_good_calls(recognise
 
 
 def test_a_signature_whose_tensors_lie_among_each_other_is_kept_once(recognised: list[bool]) -> None:
-    """Each call of it takes the ordinary road; those of other signatures must not."""
+    """Its calls take the ordinary road, but calls of other signatures must not."""
     weight, wide = weight_of(), x_of(width=2 * WIDTH)
     left, right = wide[:, :WIDTH], wide[:, WIDTH:]
     norm_plugin.rmsnorm(x_of(), weight, out=x_of())
@@ -347,7 +198,7 @@ def test_a_torch_without_guards_takes_the_ordinary_road(
 
 
 def test_a_linear_weight_of_another_height_is_not_taken_for_the_one_before() -> None:
-    """Only what goes by row may change its first size; elsewhere the bias would no longer be checked against it."""
+    """Only tensors of rows may change their first size. For others, the bias would no longer be checked against it."""
     x, bias = torch.randn(4, 64, device=DEVICE), torch.randn(8, device=DEVICE)
     norm_plugin.layernorm_linear(x, None, None, torch.randn(8, 64, device=DEVICE), bias)
     with pytest.raises(ValueError, match=r"linear_bias has shape \[8\]"):

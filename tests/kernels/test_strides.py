@@ -1,4 +1,4 @@
-"""Where rows lie: the common layout of several tensors against offsets counted out, and rows that are not aligned.
+"""Where rows lie: the layout of several tensors against offsets that are counted out, and rows that are not aligned.
 
 The grid: hypothesis chooses up to five leading dimensions, of any size and stride, for up to three tensors. The
 examples are the same in every run.
@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import norm_plugin
-from norm_plugin.accuracy import inputs
 from norm_plugin.native import rms
 from tests.kernels import twins
 from tests.kernels.device import DEVICE
+from tests.kernels.twins import TRITON
 
 WIDTH = 48
 fixed = settings(
@@ -30,7 +30,7 @@ fixed = settings(
 
 @st.composite
 def strided(draw: st.DrawFn) -> list[Tensor]:
-    """Tensors of one shape and strides of their own, without memory: dense in some order, or with gaps, or repeated."""
+    """Tensors of one shape without memory, each with its own strides: dense in any order, with gaps, or repeated."""
     sizes = draw(st.lists(st.integers(1, 4), max_size=5))
     tensors = []
     for _ in range(draw(st.integers(1, 3))):
@@ -52,7 +52,7 @@ def counted_out(t: Tensor, rows: int) -> list[int]:
 
 
 def by_layout(found: Any, place: int, count: int) -> list[int]:
-    """The same from a layout, as row_start in the kernels has it."""
+    """The same offsets from a layout, computed as row_start does."""
     (n1, n2), (s0, s1, s2) = found.sizes, found.strides[place]
     if found.levels == 1:
         return [row * s0 for row in range(count)]
@@ -62,7 +62,7 @@ def by_layout(found: Any, place: int, count: int) -> list[int]:
 
 
 def levels_needed(tensors: Sequence[Tensor]) -> int:
-    """One, and one more wherever rows do not go on in a dimension as they did in the next one."""
+    """One, and one more for each dimension that does not continue the next one."""
     shape = tensors[0].shape[:-1]
     kept = [dim for dim, size in enumerate(shape) if dim == 0 or size > 1]
     breaks = [
@@ -75,7 +75,7 @@ def levels_needed(tensors: Sequence[Tensor]) -> int:
 @given(strided())
 @fixed
 def test_a_layout_finds_every_row(tensors: list[Tensor]) -> None:
-    """Also in batches of another size, since a launch is bound to strides and not to the number of rows."""
+    """Also in batches of another size, because a launch depends on strides and not on the number of rows."""
     from norm_plugin.kernels.binding import layout
 
     found = layout([tensors[0], None, *tensors[1:]])
@@ -108,8 +108,7 @@ def rows_in_memory(draw: st.DrawFn) -> tuple[int, tuple[int, ...], tuple[int, ..
 @given(rows_in_memory(), rows_in_memory(), st.sampled_from([torch.bfloat16, torch.float32]))
 @settings(fixed, max_examples=60)
 def test_rows_anywhere_in_memory(x_at: Any, out_at: Any, dtype: torch.dtype) -> None:
-    """x and out of one shape and unrelated memory, out in place of the second draw's strides: right, and nothing else
-    is written."""
+    """x and out have one shape and unrelated strides. The result is right, and nothing else is written."""
     (start, sizes, strides), (out_start, _, _) = x_at, out_at
     buffer = torch.randn(4096, generator=torch.Generator().manual_seed(1)).to(dtype).to(DEVICE)
     x = buffer.as_strided((*sizes, WIDTH), (*strides, 1), start)
@@ -133,8 +132,8 @@ def off_by_one(t: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_addresses_that_are_not_aligned(dtype: torch.dtype, moved: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A launch that was made for aligned addresses is not used for others, before it and after it."""
-    given = {"x": inputs.make("normal", (4, 80), dtype, 1), "residual": inputs.make("normal", (4, 80), dtype, 2)}
-    given["weight"] = inputs.weights(80, dtype)
+    given = {"x": TRITON.make("normal", (4, 80), dtype, 1), "residual": TRITON.make("normal", (4, 80), dtype, 2)}
+    given["weight"] = TRITON.weights(80, dtype)
     elsewhere = given | {name: off_by_one(given[name]) for name in given if moved in (name, "all")}
     assert any(t.data_ptr() % 16 for t in elsewhere.values())
     expected = norm_plugin.add_rmsnorm(*given.values())

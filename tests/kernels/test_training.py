@@ -12,8 +12,8 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch
-from norm_plugin.accuracy import inputs
 from norm_plugin.compat.triton_transformer import layernorm
+from tests.kernels.twins import TRITON
 
 SHAPE = (4, 200)
 
@@ -42,8 +42,8 @@ def in_place(function: Callable[..., None], x: Tensor, r: Tensor, w: Tensor) -> 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_the_forward_has_the_same_bits_in_training_and_in_inference(name: str) -> None:
     """With gradients recorded, without, and without by the shortcut of a second call; the gradients are there."""
-    tensors = [inputs.make("normal", SHAPE, torch.bfloat16, seed).requires_grad_() for seed in (1, 2, 3)]
-    tensors += [make(SHAPE[-1], torch.bfloat16).requires_grad_() for make in (inputs.weights, inputs.biases)]
+    tensors = [TRITON.make("normal", SHAPE, torch.bfloat16, seed).requires_grad_() for seed in (1, 2, 3)]
+    tensors += [make(SHAPE[-1], torch.bfloat16).requires_grad_() for make in (TRITON.weights, TRITON.biases)]
     found = []
     for recorded in (True, False, False):
         with torch.set_grad_enabled(recorded):
@@ -71,10 +71,10 @@ def test_triton_transformers_layernorm(dtype: torch.dtype, stable: bool) -> None
     that may fall on either side."""
     made = []
     for use_triton in (True, False):
-        x = inputs.make("normal", SHAPE, dtype, 1).requires_grad_()
-        gamma = inputs.weights(SHAPE[-1], dtype).requires_grad_()
+        x = TRITON.make("normal", SHAPE, dtype, 1).requires_grad_()
+        gamma = TRITON.weights(SHAPE[-1], dtype).requires_grad_()
         y = layernorm(x, gamma, use_triton=use_triton, stable=stable)
-        y.backward(inputs.make("normal", SHAPE, dtype, 2))
+        y.backward(TRITON.make("normal", SHAPE, dtype, 2))
         assert ran() == {"layernorm": 1, "layernorm_backward": 1}  # without use_triton nothing is added to it
         made.append([y.detach(), x.grad, gamma.grad])
     for ours, native in zip(*made, strict=True):
@@ -84,10 +84,10 @@ def test_triton_transformers_layernorm(dtype: torch.dtype, stable: bool) -> None
 
 def test_layernorm_linear() -> None:
     """The norm is computed again for the gradient of the matrix, by the same kernel, and not kept."""
-    x = inputs.make("normal", SHAPE, torch.bfloat16, 1).requires_grad_()
-    weight, bias = (make(SHAPE[-1], torch.bfloat16).requires_grad_() for make in (inputs.weights, inputs.biases))
-    matrix = inputs.make("normal", (16, SHAPE[-1]), torch.bfloat16, 3).requires_grad_()
-    offset = inputs.biases(16, torch.bfloat16).requires_grad_()
+    x = TRITON.make("normal", SHAPE, torch.bfloat16, 1).requires_grad_()
+    weight, bias = (make(SHAPE[-1], torch.bfloat16).requires_grad_() for make in (TRITON.weights, TRITON.biases))
+    matrix = TRITON.make("normal", (16, SHAPE[-1]), torch.bfloat16, 3).requires_grad_()
+    offset = TRITON.biases(16, torch.bfloat16).requires_grad_()
     norm_plugin.layernorm_linear(x, weight, bias, matrix, offset).float().square().sum().backward()
     assert ran() == {"layernorm_linear": 1, "layernorm": 1, "layernorm_backward": 1}
     assert all(t.grad is not None and t.grad.isfinite().all() for t in (x, weight, bias, matrix, offset))

@@ -1,7 +1,7 @@
-"""Rows of every width, on every op: right, and apart from the native twin only where a tie lies between them.
+"""Rows of every width, on every op: right, and different from the native twin only where a tie lies between them.
 
-The grid: every op x every width, with the op's variants and the dtypes taken in turn. Three rows: where a program takes
-several, the last one has fewer. Wide rows are held in one chunk or in many, or read again for the output.
+The grid: every op x every width, with the op's variants and the dtypes in turn. With three rows, the last program of
+several rows has fewer. Wide rows are held in one chunk or in many, or read again for the output.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.kernels import twins
 from tests.kernels.device import COMPILED
+from tests.kernels.twins import TRITON
 from tests.spec import judge, samples
 
 ROWS = 3
@@ -27,7 +28,7 @@ VARIANTS = {name: [v for v in found if "variance_size" not in v] for name, found
 
 
 def at(op: Op, variant: samples.Arguments, width: int) -> samples.Arguments:
-    """A variant for rows of a width: the groups of a gated norm are halves of its rows, not 16 columns."""
+    """A variant for this width. The groups of a gated norm are half a row, not 16 columns."""
     groups = op.name == "gated_norm" and variant.get("group_size") is not None
     return variant | {"group_size": width // 2 if width % 2 == 0 else None} if groups else variant
 
@@ -37,8 +38,8 @@ def at(op: Op, variant: samples.Arguments, width: int) -> samples.Arguments:
 def test_right_at_every_width(name: str, width: int) -> None:
     op, place = OPS[name], WIDTHS.index(width)
     dtype, variant = DTYPES[place % 3], VARIANTS[name][place % len(VARIANTS[name])]
-    a = samples.arguments(op, (ROWS, width), dtype, **at(op, variant, width))
-    outputs = samples.outputs(op, a)
+    a = TRITON.arguments(op, (ROWS, width), dtype, **at(op, variant, width))
+    outputs = TRITON.outputs(op, a)
     judge.check(op, a, outputs)
     twins.seldom_apart(op, a, outputs, twins.native(op, a))
 
@@ -47,13 +48,13 @@ def test_right_at_every_width(name: str, width: int) -> None:
 @pytest.mark.parametrize("is_rms_norm", [True, False], ids=["rms", "layer"])
 @pytest.mark.parametrize("before", [True, False], ids=["norm_first", "gate_first"])
 def test_groups_of_every_width(group: int, is_rms_norm: bool, before: bool) -> None:
-    """Of rows of 2560 in two levels of strides: a group's place in its row counts as well."""
+    """In rows of 2560 with two levels of strides, where the place of a group in its row counts too."""
     op = OPS["gated_norm"]
     for dtype in DTYPES:
-        a = samples.arguments(
+        a = TRITON.arguments(
             op, (3, 1, 2560), dtype, group_size=group, is_rms_norm=is_rms_norm, norm_before_gate=before
         )
-        outputs = samples.outputs(op, a)
+        outputs = TRITON.outputs(op, a)
         judge.check(op, a, outputs)
         twins.seldom_apart(op, a, outputs, twins.native(op, a))
 
@@ -68,13 +69,13 @@ CASES = [(OPS[name], variant) for name, variants in VARIANTS.items() for variant
 def test_rows_that_are_read_again(
     op: Op, variant: samples.Arguments, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With room for two chunks of 256, a row of 1000 has two that are read again, one of 3000 has ten: more than are
-    read at once, and not a multiple."""
+    """With room for two chunks of 256, a row of 1000 has two that are read again, and a row of 3000 has ten: more than
+    are read at once, and not a multiple of that."""
     monkeypatch.setattr(configs, "HELD_BYTES", 1024)
     with configs.forced(1, 1, 0, 0):
         made = configs.make(op.kind, width, 2, 1, 1, 0, 0)
         assert 1 <= made.held < made.chunks
-        a = samples.arguments(op, (2, width), torch.bfloat16, **at(op, variant, width))
-        outputs = samples.outputs(op, a)
+        a = TRITON.arguments(op, (2, width), torch.bfloat16, **at(op, variant, width))
+        outputs = TRITON.outputs(op, a)
     judge.check(op, a, outputs)
     twins.seldom_apart(op, a, outputs, twins.native(op, a))

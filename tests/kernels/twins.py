@@ -1,27 +1,30 @@
 """A call on its kernel: that it ran there, that both of its launches give the same bits, and that it agrees with its
 native twin as far as another order of the sum explains.
 
-The cases of the specification call an op through `samples.call` and `samples.outputs`. For the kernels, the functions
-here take their places: the case is the same, and so is the judge with its bounds.
+TRITON is the backend of the tests here, and of those of tests/spec that take one: the case is the same as for the
+native ops, and so is the judge with its bounds.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from norm_plugin import dispatch, settings
 from norm_plugin.accuracy import ulps
 from norm_plugin.op import Op
-from tests.kernels.device import COMPILED
+from tests.kernels.device import COMPILED, DEVICE
 from tests.spec import judge, samples
+from tests.spec.backend import Backend
 
 Outputs = tuple[Tensor, ...]
 
-call_of_spec, outputs_of_spec = samples.call, samples.outputs
+MOST_KEPT = 2**31  # bytes of GPU memory between tests: other processes test beside this one
 
 #: What a kernel reads row by row or column by column.
 READ = ("input", "x", "residual", "z", "weight", "bias")
@@ -48,7 +51,7 @@ def call(op: Op, a: samples.Arguments, *, through_torch: bool = False) -> Any:
     lenient: AbstractContextManager[Any] = settings.override(strict=False) if reason else nullcontext()
     with lenient:
         before = dispatch.calls(op.name, backend)
-        returned = call_of_spec(op, a, through_torch=through_torch)
+        returned = samples.call(op, a, through_torch=through_torch)
         assert dispatch.calls(op.name, backend) == before + 1, f"{op.name} did not run on {backend}"
         if reason:
             route = [route for route in dispatch.routes() if route.op is op][-1]
@@ -56,23 +59,38 @@ def call(op: Op, a: samples.Arguments, *, through_torch: bool = False) -> Any:
     return returned
 
 
-def outputs(op: Op, a: samples.Arguments, *, through_torch: bool = False) -> Outputs:
+def uncompared(op: Op, a: samples.Arguments, *, through_torch: bool = False) -> Outputs:
     """What is returned, then what is written, on copies of what is written."""
-    found = outputs_of_spec(op, a, through_torch=through_torch)
+    return samples.outputs(op, a, through_torch=through_torch, call=call)
+
+
+def outputs(op: Op, a: samples.Arguments, *, through_torch: bool = False) -> Outputs:
+    """The same, after it was compared with a second launch and with the native twin."""
+    found = uncompared(op, a, through_torch=through_torch)
     if not refusal(op, a):
         if COMPILED:  # the first launch of a signature goes through Triton, later ones straight to the driver
-            again = outputs_of_spec(op, a, through_torch=through_torch)
+            again = uncompared(op, a, through_torch=through_torch)
             assert all(same_bits(one, other) for one, other in zip(found, again, strict=True))
         agree(op, a, found, native(op, a))
     return found
 
 
+TRITON = Backend(DEVICE, call, outputs)
+
+
+@contextmanager
+def on_kernels() -> Iterator[None]:
+    """The block's calls run on the kernels, strictly: what falls back to native raises."""
+    with settings.override(backend="triton", strict=True, compile=False, pdl=None), np.errstate(all="ignore"):
+        yield
+    dispatch.reset()
+    if COMPILED and torch.cuda.memory_reserved() > MOST_KEPT:
+        torch.cuda.empty_cache()
+
+
 def native(op: Op, a: samples.Arguments) -> Outputs:
-    """The same of the native twin."""
-    a = a | {name: samples.copied(a[name]) for name in samples.written(op, a)}
-    returned = op.native(*a.values())
-    returned = (returned,) if isinstance(returned, Tensor) else returned or ()
-    return *returned, *(a[name] for name in samples.written(op, a))
+    """The outputs of the native twin."""
+    return samples.outputs(op, a, call=lambda op, a, through_torch: op.native(*a.values()))
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Layers and inputs for the tests.
 
-96 is no power of two, and the rows carry outliers, so that a wrong divisor, a wrong eps or a rounding in the wrong
-place shows. The values of the ops behind the layers are tested with the ops; here one width is enough.
+96 is no power of two, and the rows have outliers, so that a wrong divisor, a wrong eps or a rounding in the wrong place
+shows. The values of the ops are tested with the ops, so here one width is enough.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def randomized(layer: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """The layer with parameters that differ from where they begin."""
+    """The layer with parameters that differ from their initial values."""
     with torch.no_grad():
         for seed, parameter in enumerate(layer.parameters()):
             parameter += draw(*parameter.shape, seed=100 + seed) / 4

@@ -82,7 +82,7 @@ def sglang_steps(
     fp32_residual: bool,
     cast: bool,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """What SGLang's RMSNorm documents as its reference, step by step."""
+    """The reference that SGLang's RMSNorm documents, step by step."""
     h = x.float()
     if residual is not None:
         h = h + residual.float()
@@ -126,7 +126,7 @@ def test_rmsnorm_takes_vllms_steps(weight_dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("added", [False, True])
 @pytest.mark.parametrize("numerics", ["vllm_c", "sgl_jit"])
 def test_rmsnorm_of_a_rounded_sum(numerics: str, added: bool) -> None:
-    """The engines' CUDA kernels: the output is made from the sum that is written, and SGLang adds to it beforehand."""
+    """As the engines' CUDA kernels: the output comes from the written sum, to which SGLang adds beforehand."""
     layer = randomized(RMSNorm(WIDTH, numerics=numerics), torch.bfloat16)
     x, residual, addition = (draw(6, WIDTH, seed=seed, dtype=torch.bfloat16) for seed in range(3))
     base = residual + addition if added else residual

@@ -31,7 +31,7 @@ from tests.layers.samples import DTYPES, LAYERS, WIDTH, draw, randomized
     ids=lambda value: str(value) if isinstance(value, nn.Module) else "",
 )
 def test_state_dict(layer: nn.Module, names: list[str]) -> None:
-    """The parameters that the checkpoints of vLLM, SGLang, mamba_ssm and torch have for such a layer, and no more."""
+    """Exactly the parameters that checkpoints of vLLM, SGLang, mamba_ssm and torch have for such a layer."""
     assert list(layer.state_dict()) == [name for name, _ in layer.named_parameters()] == names
     layer.load_state_dict({name: torch.arange(8.0) for name in names}, strict=True)
     assert all(torch.equal(parameter, torch.arange(8.0)) for parameter in layer.parameters())

@@ -1,5 +1,5 @@
-"""The layers in what trains them: activation checkpointing, autocast, DDP and FSDP2. Each on the ops, forward and
-backward, and with the gradients of a plain run.
+"""The layers under trainers: activation checkpointing, autocast, DDP and FSDP2. Each runs our ops forward and backward,
+and gives the gradients of a plain run.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def counted() -> dict[str, int]:
 
 
 def calls_of(run: Callable[[], object]) -> dict[str, int]:
-    """How often each op was called meanwhile."""
+    """How often `run` calls each op."""
     before = counted()
     run()
     return {name: count - before[name] for name, count in counted().items()}
@@ -46,7 +46,7 @@ def expected(forwards: int = 1) -> dict[str, int]:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_activation_checkpointing(reentrant: bool) -> None:
-    """The forward is run again in the backward, and gives the same bits."""
+    """The backward runs the forward again, which gives the same bits."""
     net, x = model(), draw(ROWS, WIDTH, seed=0)
     plain = loss_and_grads(net, net, x)
     found: list[tuple[Tensor, list[Tensor]]] = []
@@ -58,7 +58,8 @@ def test_activation_checkpointing(reentrant: bool) -> None:
 
 
 def test_autocast() -> None:
-    """The linears give bf16, the norms take it with fp32 weights; every gradient has the dtype of its parameter."""
+    """Linear layers return bf16, norms take bf16 with fp32 weights, and gradients have the dtypes of their
+    parameters."""
     net, x = model(), draw(ROWS, WIDTH, seed=0)
 
     def run(h: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def step(forward: Callable[[Tensor], Tensor], x: Tensor) -> None:
 
 
 def train(rank: int, folder: str) -> None:
-    """One rank: in every kind of trainer its half of the batch, its gradients and its counts to a file."""
+    """One rank: trains on its half of the batch in every trainer, and writes its gradients and counts to a file."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
     mesh = dist.init_device_mesh("cpu", (RANKS,))

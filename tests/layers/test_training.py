@@ -35,7 +35,7 @@ OPS = ["rmsnorm", "gated_norm", "add_rmsnorm", "gated_norm", "add_rmsnorm", "lay
 
 
 def norms(graph: torch.fx.Graph) -> list[str]:
-    """Our ops in a graph, which may name them with or without their overload."""
+    """The names of our ops in a graph, without overloads."""
     names = [str(node.target).split(".") for node in graph.nodes if node.op == "call_function"]
     return [name[1] for name in names if name[0] == "norm_plugin"]
 
@@ -49,7 +49,7 @@ def loss_and_grads(run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor)
 
 
 def assert_resummed(actual: Tensor, expected: Tensor) -> None:
-    """A sum over a row in another order is off by at most a rounding a term, of the largest value."""
+    """A row summed in another order is off by at most one rounding of the largest value for each term."""
     assert (actual - expected).abs().max() <= 2.0**-24 * WIDTH * expected.abs().max()
 
 
@@ -59,7 +59,7 @@ def model() -> TwoLayers:
 
 
 def test_gradients_are_those_of_the_formulas() -> None:
-    """A residual norm with all its inputs in use, against autograd through the formula in fp64."""
+    """A residual norm with gradients for all inputs, against autograd through the formula in fp64."""
     for layer in (RMSNorm(WIDTH, 1e-6, 64), GemmaRMSNorm(WIDTH), RMSNorm(WIDTH, fp32_residual=True)):
         randomized(layer)
         inputs = [draw(4, WIDTH, seed=seed).requires_grad_() for seed in range(3)]

@@ -1,4 +1,4 @@
-"""A new environment in a second: it sees what another one has installed, all but norm_plugin."""
+"""Makes a new environment in a second. It sees all packages of another environment except norm_plugin."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-#: What pip writes: without its condition, a child process that is spawned would run the command again.
+#: As pip writes it. Without the condition a spawned child process would run the command again.
 SCRIPT = """#!{python}
 import sys
 from {module} import {name}
@@ -26,11 +26,11 @@ def packages(python: str | Path) -> Path:
 
 
 def sources(place: Path) -> Path:
-    """A copy of what git has of this checkout, or would have: what is built there leaves nothing here."""
+    """A copy of the files that git has or would add, so that a build leaves nothing in this checkout."""
     listed = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in filter(None, subprocess.run(listed, capture_output=True, text=True, check=True).stdout.split("\0")):
         old, new = ROOT / name, place / name
-        if old.is_symlink() or old.exists():  # one that was deleted is still listed
+        if old.is_symlink() or old.exists():  # git still lists deleted files
             new.parent.mkdir(parents=True, exist_ok=True)
             if old.is_symlink():
                 new.symlink_to(os.readlink(old))
@@ -41,7 +41,7 @@ def sources(place: Path) -> Path:
 
 
 class Fresh:
-    """An environment without norm_plugin: it sees the packages of `like`; each start of its Python runs `lines`."""
+    """An environment without norm_plugin, which sees the packages of `like`. Its Python runs `lines` at each start."""
 
     def __init__(self, place: Path, like: str | Path = sys.executable, lines: Iterable[str] = ()) -> None:
         self.place = place
@@ -60,7 +60,7 @@ class Fresh:
         return packages(self.python)
 
     def program(self, distribution: str) -> None:
-        """The commands of a package that is only seen here, as pip would make them."""
+        """Makes the commands of a package of `like`, as pip would."""
         (found,) = importlib.metadata.distributions(name=distribution, path=[str(self.seen)])
         for point in found.entry_points.select(group="console_scripts"):
             script = self.place / "bin" / point.name
@@ -68,7 +68,7 @@ class Fresh:
             script.chmod(0o755)
 
     def pretend(self, name: str, version: str, *needs: str) -> None:
-        """A distribution that is here by name alone: pip asks for no more."""
+        """Adds a distribution that is only a name and a version, which is enough for pip."""
         folder = self.packages / f"{name}-{version}.dist-info"
         folder.mkdir()
         lines = [
@@ -92,12 +92,12 @@ class Fresh:
         }
 
     def run(self, *command: str | Path, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-        """A command in it, from a folder that is nobody's."""
+        """Runs a command in the environment, from an empty folder."""
         words = [str(self.place / "bin" / command[0]), *map(str, command[1:])]
         return subprocess.run(
             words, env=self.environ(**(environ or {})), cwd=self.place, capture_output=True, text=True, timeout=300
         )
 
     def pip(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        """The pip of the environment that this one is like; it installs here, and asks no index."""
+        """Runs the pip of `like`, which installs into this environment and asks no index."""
         return self.run("python", "-m", "pip", "--no-input", *arguments)

@@ -1,4 +1,4 @@
-"""Shell completion, in the shells: what each offers is what the command line takes."""
+"""Shell completion, in the shells: each offers what the command line takes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from norm_plugin import cli
 ROOT = Path(__file__).resolve().parents[2]
 Typed = tuple[str, ...]
 
-#: Words typed so far, the last of them unfinished, and some of what has to be offered.
+#: The words typed so far, the last one unfinished, and some words that must be offered.
 KNOWN: dict[Typed, set[str]] = {
     ("",): {"verify", "patch", "completion"},
     ("--ver",): {"--version"},
@@ -31,7 +31,7 @@ KNOWN: dict[Typed, set[str]] = {
     ("bench", "--json", "patch", "--qui"): {"--quick"},
 }
 
-#: What each shell is told to do with the words: load the script, ask it once for each list, print a line for each.
+#: The program of each shell: it loads the script, asks it for each list of words, and prints a line for each.
 BASH = """
 cd "$1" && source ./bash
 while read -r line; do
@@ -40,7 +40,7 @@ while read -r line; do
     _norm_plugin; echo "${COMPREPLY[@]}"
 done <asked
 """
-# zsh completes only in its line editor: here stand what it would do with the words that it is given
+# zsh completes only in its line editor, so these functions stand in for it
 ZSH = """
 cd $1
 compdef() { }
@@ -93,7 +93,7 @@ def ask(shell: str, folder: Path, programs: Path, *lists: Typed) -> list[set[str
     program = shutil.which("bash") if shell == "bash" else str(programs / shell)
     assert program is not None
     start = {"bash": ["--norc", "-c"], "zsh": ["-f", "-c"], "fish": ["--no-config", "-c"]}[shell]
-    name = ["-"] if shell != "fish" else []  # of the program, which is $0
+    name = ["-"] if shell != "fish" else []  # the name of the program, $0
     command = [program, *start, PROGRAMS[shell], *name, str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert done.stderr == "", done.stderr
@@ -141,7 +141,7 @@ def test_it_offers_the_values_of_every_option(shell: str, folder: Path, programs
 @pytest.mark.parametrize("shell", PROGRAMS)
 def test_behind_the_dashes_is_another_command(shell: str, folder: Path, programs: Path) -> None:
     first, later = ask(shell, folder, programs, ("run", "--", "bas"), ("run", "--", "bash", "a_fi"))
-    if shell == "zsh":  # which completes it with all that it knows of that command
+    if shell == "zsh":  # zsh completes it with all that it knows of that command
         assert first == {"normal:bas:1"}
         assert later == {"normal:bash", "a_fi:2"}
     else:
@@ -150,7 +150,7 @@ def test_behind_the_dashes_is_another_command(shell: str, folder: Path, programs
 
 
 def test_a_new_option_is_offered_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing about options is written a second time."""
+    """The options are written only once, in the parser."""
     parser = cli.parser
 
     def with_one_more() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""How the README is followed: what is typed, what may differ, and how much of it is left out."""
+"""Follows the README: what is typed, what may differ, and which blocks are left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 #: Blocks of the README that nobody follows: quickstart and test, which make environments of their own.
 MOST_NOT_FOLLOWED = 1
-#: Lines that a command with `...` has to have besides.
+#: Lines that a command with `...` must also have.
 LEAST_PRINTED = 1
 
 TEXT = """\
@@ -98,7 +98,7 @@ def test_what_is_left_out_is_not_all() -> None:
 
 
 def test_the_names_in_the_readme_are_those_that_are_replaced() -> None:
-    """The one path that stands for something of the reader's; the tiny model has its name."""
+    """The one path that stands for the reader's own model. The tiny model has its name."""
     paths = {path for step in follow.steps(README)[0] for path in re.findall(r"(?<= )/[\w/.]+", step.command)}
     assert paths == {follow.MODEL}
     assert checkpoint.make("llama").name == Path(follow.MODEL).name

@@ -1,4 +1,4 @@
-"""What the first page and the page for containers say of versions, flags and figures is so."""
+"""The README and the page for containers are right about versions, flags and figures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pinned(script: str, name: str) -> str:
 
 
 def public(version: str) -> str:
-    """Without who built it."""
+    """The version without its local part."""
     return version.split("+")[0]
 
 
@@ -98,7 +98,7 @@ def test_its_flags_have_values_that_are_taken() -> None:
 
 
 def test_what_was_not_run_is_marked() -> None:
-    """No console block there: those of the guide are followed, and nobody here has a Docker."""
+    """The page has no console block, because tests run those, and there is no Docker here."""
     assert "Nothing on this page was run" in CONTAINERS
     assert "```console" not in CONTAINERS
 
@@ -110,3 +110,10 @@ def test_links_and_scripts_are_there(name: str) -> None:
     scripts = re.findall(r"\bscripts/[\w.]*\w|\b(?:norm_plugin|benchmarks)/\w+\.py", text)
     for path in (*links, *scripts):
         assert (ROOT / path).exists(), path
+
+
+def test_what_is_started_imports_nothing_of_the_tests() -> None:
+    files = [path for room in ("scripts", "benchmarks", "norm_plugin") for path in (ROOT / room).rglob("*")]
+    texts = [path.read_text(errors="replace") for path in files if path.is_file() and path.suffix in ("", ".py")]
+    assert len(texts) > 150
+    assert not [line for text in texts for line in re.findall(r"^\s*(?:from|import) tests\b.*", text, re.MULTILINE)]

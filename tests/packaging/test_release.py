@@ -1,4 +1,4 @@
-"""What is released: it builds, it has what it needs and nothing else, and it works where it is installed."""
+"""The release builds, has what it needs and nothing else, and works when installed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_twine_accepts_both(dist: Path) -> None:
 
 
 def test_the_wheel_has_the_package_and_no_tests(wheel: Path, tmp_path: Path) -> None:
-    """Every file that git has of the package is in the wheel, and nothing but these and what describes them."""
+    """The wheel has every file that git has of the package, its metadata, and nothing else."""
     with zipfile.ZipFile(wheel) as archive:
         found = set(archive.namelist())
     about = {name for name in found if name.startswith(f"norm_plugin-{norm_plugin.__version__}.dist-info/")}
@@ -86,7 +86,7 @@ def test_it_works_where_it_is_installed(installed: Fresh) -> None:
 
 
 def test_the_engines_find_it(installed: Fresh) -> None:
-    """By the entry points of the installed wheel, each of which can be loaded; and its patches are there."""
+    """Every entry point of the installed wheel can be loaded, and its patches are there."""
     code = (
         "import importlib.metadata as m, json, norm_plugin\n"
         "from norm_plugin.patching import catalog\n"
@@ -106,7 +106,7 @@ def test_the_engines_find_it(installed: Fresh) -> None:
 
 
 def planned(fresh: Fresh, plan: Path, *arguments: str) -> tuple[int, list[str]]:
-    """What pip would install, by its resolver; packages that this machine offers as files are all that it can get."""
+    """What pip's resolver would install. It can only get packages that this machine offers as files."""
     done = fresh.pip("install", "--dry-run", "--no-index", "--report", str(plan), *arguments)
     names = [one["metadata"]["name"] for one in json.loads(plan.read_text())["install"]] if plan.exists() else []
     return done.returncode, names
@@ -114,7 +114,7 @@ def planned(fresh: Fresh, plan: Path, *arguments: str) -> tuple[int, list[str]]:
 
 @pytest.mark.parametrize("torch", ["2.4.1", "2.99.0"])
 def test_pip_moves_no_torch(torch: str, wheel: Path, tmp_path: Path) -> None:
-    """Where an engine wants exactly the torch and the Triton that are there; what the extras need is there too."""
+    """With an engine that requires exactly the installed torch and Triton, and with what the extras need."""
     fresh = Fresh(tmp_path / "venv")
     fresh.pretend("triton", "3.1.4")
     fresh.pretend("torch", torch, "triton==3.1.4")
@@ -122,7 +122,7 @@ def test_pip_moves_no_torch(torch: str, wheel: Path, tmp_path: Path) -> None:
     eager = ("--upgrade", "--upgrade-strategy", "eager")
     for number, arguments in enumerate([(str(wheel),), (f"{wheel}[cli,plots]",), (*eager, f"{wheel}[cli]")]):
         assert planned(fresh, tmp_path / f"{number}.json", *arguments) == (0, ["norm-plugin"]), arguments
-    # that a plan could have had another: the extra for people without an engine asks for a torch
+    # the plan could have a torch: the extra for people without an engine asks for one
     code, names = planned(fresh, tmp_path / "asked.json", f"{wheel}[torch]")
     assert (names == ["norm-plugin"]) == (torch == "2.99.0")
     assert code != 0 or "norm-plugin" in names
@@ -130,7 +130,7 @@ def test_pip_moves_no_torch(torch: str, wheel: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("extra", ["cli", "plots", "torch"])
 def test_the_remedies_that_are_named_work(extra: str, installed: Fresh, tmp_path: Path) -> None:
-    """An installed norm_plugin is on no index, and pip adds what an extra needs all the same."""
+    """norm_plugin is on no index, but pip can still add what an extra of the installed one needs."""
     assert planned(installed, tmp_path / "plan.json", f"norm-plugin[{extra}]") == (0, [])
 
 
@@ -138,7 +138,7 @@ def test_the_remedies_that_are_named_work(extra: str, installed: Fresh, tmp_path
 
 
 def imported(wheel: Path, place: Path, torch: str | None) -> subprocess.CompletedProcess[str]:
-    """An import of the wheel as it is, in a Python that has no torch, or one that is nothing but a version."""
+    """Imports the wheel in a Python that has no torch, or a torch that is only a version."""
     if torch is not None:
         (place / "torch").mkdir()
         (place / "torch" / "__init__.py").write_text(f"__version__ = {torch!r}\n")
@@ -168,12 +168,12 @@ def test_with_a_torch_that_is_too_old(version: str, wheel: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("version", ["2.11.0", "2.11.0a0+git1234", "2.20.1", "3.0.0", "a build of mine"])
 def test_with_a_torch_that_is_new_enough(version: str, wheel: Path, tmp_path: Path) -> None:
-    """It goes on, to whatever this torch lacks."""
+    """The import goes on until it needs something that this torch lacks."""
     assert "needs PyTorch" not in imported(wheel, tmp_path, version).stderr.splitlines()[-1]
 
 
 def test_the_version_needs_no_installation(tmp_path: Path) -> None:
-    """From a checkout without metadata; the very torch of this environment, by its path."""
+    """From a checkout without metadata, with the torch of this environment by its path."""
     fresh = Fresh(tmp_path / "venv")
     copy = sources(tmp_path / "checkout")
     code = (

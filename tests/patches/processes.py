@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from norm_plugin.patching.errors import PatchError
+from norm_plugin.patching import PatchError
 
 #: What changes a file system, as sys.addaudithook tells it. os.replace and Path.rename are both os.rename. A path that
 #: is not absolute is a name in a folder that is open, as all are that the patches write.

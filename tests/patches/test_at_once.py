@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import ExitStack
 
 import pytest
 
-from norm_plugin.patching import catalog, lock, work
+from norm_plugin.patching import PatchError, catalog, work
 from norm_plugin.patching import site as sites
-from norm_plugin.patching.errors import PatchError
 from norm_plugin.patching.store import Store
 from tests.patches.conftest import Site, contents
 from tests.patches.processes import in_a_process
@@ -43,17 +43,32 @@ def test_many_at_once_end_as_one_after_another(site: Site) -> None:
         assert contents(folder) == released
 
 
-def test_a_lock_is_waited_for_and_given_up_with_a_reason(site: Site) -> None:
+def test_a_lock_is_waited_for(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run that has it ends while another sleeps, for the third time."""
     store = Store(site(ENGINE, WHEEL), ENGINE)
-    with lock.held(store.tree, store.lock):
-        begin = time.monotonic()
-        with (
-            pytest.raises(PatchError, match="another run of norm-plugin patch"),
-            lock.held(store.tree, store.lock, 0.3),
-        ):
-            pass
-        assert time.monotonic() - begin >= 0.3
-    with lock.held(store.tree, store.lock, 0):
+    slept: list[float] = []
+    with ExitStack() as other_run:
+        other_run.enter_context(store.tree.held(store.lock))
+
+        def sleep(seconds: float) -> None:
+            slept.append(seconds)
+            if len(slept) == 3:
+                other_run.close()
+
+        monkeypatch.setattr(time, "sleep", sleep)
+        with store.tree.held(store.lock):
+            assert len(slept) == 3
+
+
+def test_a_lock_that_stays_taken_is_given_up_with_a_reason(site: Site) -> None:
+    store = Store(site(ENGINE, WHEEL), ENGINE)
+    with (
+        store.tree.held(store.lock),
+        pytest.raises(PatchError, match="another run of norm-plugin patch"),
+        store.tree.held(store.lock, 0.3),
+    ):
+        pass
+    with store.tree.held(store.lock, 0):
         pass
 
 
@@ -61,9 +76,9 @@ def test_a_killed_runs_lock_is_free(site: Site) -> None:
     store = Store(site(ENGINE, WHEEL), ENGINE)
 
     def die() -> None:
-        with lock.held(store.tree, store.lock):
+        with store.tree.held(store.lock):
             os.kill(os.getpid(), 9)
 
     assert in_a_process(die) == -9
-    with lock.held(store.tree, store.lock, 0):
+    with store.tree.held(store.lock, 0):
         pass

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from norm_plugin import cli
+from norm_plugin.patching import PatchError, work
 from norm_plugin.patching import site as sites
-from norm_plugin.patching import work
-from norm_plugin.patching.errors import PatchError
 from norm_plugin.patching.tree import STATE, Tree
 from tests.patches.conftest import Site, contents
 from tests.patches.processes import in_a_process

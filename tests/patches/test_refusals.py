@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from norm_plugin.patching import PatchError, work
 from norm_plugin.patching import site as sites
-from norm_plugin.patching import work
-from norm_plugin.patching.errors import PatchError
 from tests.patches.conftest import Site, contents
 
 GUARD = "vllm/third_party/flash_linear_attention/ops/layernorm_guard.py"

@@ -1,7 +1,7 @@
-"""The public functions as data: what each is called with, and the calls that hypothesis may choose.
+"""The public functions as data: their arguments, and the calls that hypothesis may choose.
 
-Strides follow from a layout and from all sizes but the number of rows, so that calls with other numbers of rows share
-a signature; there are few widths for the same reason.
+Strides follow from a layout and from all sizes but the number of rows, so that calls with other numbers of rows share a
+signature. For the same reason there are few widths.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ INNER = ((), (2,), (1, 2)) if INTERPRETED else ((), (3,), (2, 2))
 DTYPES = (torch.bfloat16, torch.float32) if COMPILED else (torch.float16, torch.bfloat16, torch.float32)
 FEATURES = 5
 
-#: For the numerics `torch` of the gated norms the errors are PyTorch's own, so no bound of ours holds.
+#: Under the numerics `torch` of the gated norms the errors are PyTorch's own, so no bound of ours holds.
 NUMERICS_OF = {"gated": (FP32.name, HF.name), "layer": (FP32.name,)}
 NUMERICS_OF_OP = {"layernorm_quant": tuple(LAYER_QUANT_NUMERICS)}
 
 
 @dataclass(frozen=True)
 class Function:
-    """A public function: its op, how it is called on the op's arguments, and which of them it has no say in."""
+    """A public function: its op, its call on the arguments of the op, and those that it does not choose."""
 
     name: str
     op: Op
@@ -55,7 +55,7 @@ class Function:
 
     @property
     def pair(self) -> tuple[str, str] | None:
-        """The two tensors of one dtype of which at least one is written, or which are added."""
+        """Two tensors of one dtype that are added, or of which at least one is written."""
         second = "residual" if "residual" in self.op.arguments else "out"
         return ("input", second) if second in self.op.arguments and "layernorm" not in self.name else None
 
@@ -69,7 +69,7 @@ class Function:
 
 
 def _function(name: str, op: str, order: str, named: str = "", **fixed: Any) -> Function:
-    """A function by the names of its arguments, in order, and of those that are given by name."""
+    """A function by the names of its positional arguments, in order, and of its keyword arguments."""
     function = getattr(norm_plugin, name.removesuffix("_out"))
 
     def call(a: Arguments) -> Any:
@@ -118,7 +118,7 @@ Layout = Callable[[tuple[int, ...], int], tuple[int, ...]]
 
 
 def _dense(inner: tuple[int, ...], row: int) -> tuple[int, ...]:
-    """Strides of the leading dimensions, for rows that are `row` apart; of the first only the stride is known."""
+    """The strides of the leading dimensions, for rows that are `row` apart. The first dimension may have any size."""
     strides = [row]
     for size in reversed(inner):
         strides.insert(0, strides[0] * size)
@@ -130,12 +130,12 @@ def contiguous(inner: tuple[int, ...], width: int) -> tuple[int, ...]:
 
 
 def padded(inner: tuple[int, ...], width: int) -> tuple[int, ...]:
-    """The first columns of a wider buffer, as 512 of 576 are."""
+    """The first columns of a wider buffer, such as 512 of 576."""
     return (*_dense(inner, width + max(8, width // 8)), 1)
 
 
 def oddly_padded(inner: tuple[int, ...], width: int) -> tuple[int, ...]:
-    """Of a buffer whose rows begin off every alignment."""
+    """The first columns of a buffer whose rows are not aligned."""
     return (*_dense(inner, width + 3), 1)
 
 
@@ -146,7 +146,7 @@ def transposed(inner: tuple[int, ...], width: int) -> tuple[int, ...]:
 
 
 def with_gaps(inner: tuple[int, ...], width: int) -> tuple[int, ...]:
-    """A gap after each of the first dimension, so that it is no multiple of the next."""
+    """A gap after each entry of the first dimension, so that its stride is no multiple of the next."""
     first, *rest = _dense(inner, width)
     return (first + 16, *rest, 1)
 
@@ -170,17 +170,17 @@ WRITABLE: dict[str, Layout] = {f.__name__: f for f in (contiguous, padded, oddly
 READABLE = WRITABLE | {f.__name__: f for f in (every_second, expanded, unfolded)}
 OFFSETS = (0, 0, 8, 1, 5)
 
-#: How two tensors that are written or added lie to each other.
+#: How the two tensors of a pair share memory.
 APART, SIDE_BY_SIDE, SAME, OVERLAPPING, INTO_PARAMETERS = "apart", "side by side", "same", "overlapping", "weight"
 
-#: How a function is called: for values alone, on inference tensors outside of inference_mode, with what is written a
-#: leaf that requires a gradient, or for gradients as well.
+#: How a function is called: for values only, on inference tensors outside of inference_mode, with a written leaf that
+#: requires a gradient, or for gradients too.
 MODES = ("plain", "plain", "no_grad", "inference", "inference tensors", "leaf", "backward", "backward")
 
 
 @dataclass(frozen=True)
 class Step:
-    """One call, as far as it is chosen."""
+    """The choices of one call."""
 
     function: str
     rows: int | None  # None: a tensor of one dimension
@@ -209,7 +209,7 @@ class Step:
 
 
 def _plain(draw: Callable[..., Any], f: Function, width: int) -> tuple[tuple[str, Any], ...]:
-    """The arguments that are no tensors."""
+    """The arguments other than tensors."""
     groups = [n for n in (1, 8, 20, 64, 128, width) if width % n == 0]
     quantised = f.op.kind == "quant"
     choices: dict[str, tuple[Any, ...]] = {

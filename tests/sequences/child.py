@@ -1,4 +1,4 @@
-"""Steps from a seed in a process of its own, and what became of them, as JSON: for scripts/gpu_sequences, and for
+"""Runs steps from a seed in a process of its own, and writes their results as JSON: for scripts/gpu_sequences, and for
 test_planted.py, whose planted defects spoil the memory of the process."""
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Guard bands: every tensor of a call lies in a larger buffer, and the rest of the buffer must keep its bits.
 
-What this sees: each write beside a tensor, before it, after it or between its rows, up to BAND elements away; a write
-to a tensor that is only read; and a read beside a tensor, because the rest is NaN and a NaN reaches the result. An
-output that an op allocates itself comes out of such a buffer too: `fresh` puts its own torch.empty, empty_like,
-empty_strided, Tensor.new_empty and new_empty_strided in the place of torch's, with the strides that were asked for.
-running.py asserts that the outputs of kernels lie there, so none can be allocated unseen.
+Guard bands show each write before, after or between the rows of a tensor, up to BAND elements away; a write to a tensor
+that may only be read; and a read beside a tensor, because the rest is NaN and a NaN reaches the result. Outputs that an
+op allocates lie in such buffers too: `fresh` replaces torch.empty, empty_like, empty_strided, Tensor.new_empty and
+new_empty_strided, and keeps the strides. running.py asserts that the outputs of kernels lie there, so no allocation is
+missed.
 
-What it cannot see: a write further away than BAND elements (compute-sanitizer does, with `banded(False)`), a write of
-the bits that were there already, a read whose value is thrown away, and what torch allocates for itself.
+They do not show a write further away than BAND elements (compute-sanitizer does, with `banded(False)`), a write of the
+bits that were there already, a read whose value is not used, and what torch allocates for itself.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from norm_plugin.native import rms
 BAND = 4096  # elements; a multiple of every alignment
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-#: Where norm_plugin holds one of these functions, so that torch's name for it does not matter.
+#: Modules of norm_plugin that hold one of these functions by a name of their own.
 HELD = (rms.new_output,)
 
 _empty = torch.empty
@@ -35,7 +35,7 @@ _band = BAND
 
 @contextmanager
 def banded(bands: bool) -> Iterator[None]:
-    """With False, buffers end where their tensors end, so that a memory checker sees what leaves them."""
+    """banded(False) ends buffers where their tensors end, so that a memory checker sees each access beyond."""
     global _band
     before, _band = _band, BAND if bands else 0
     try:
@@ -46,7 +46,7 @@ def banded(bands: bool) -> Iterator[None]:
 
 @lru_cache(maxsize=512)
 def pattern(size: int, itemsize: int, device: torch.device) -> Tensor:
-    """What a buffer is filled with: in fp16, bf16 and fp32 NaNs, each with other bits than its neighbours."""
+    """The filling of a buffer: NaNs in fp16, bf16 and fp32, each with other bits than its neighbours."""
     at = torch.arange(size)
     if itemsize == 1:
         filled = 160 + at % 31
@@ -57,7 +57,7 @@ def pattern(size: int, itemsize: int, device: torch.device) -> Tensor:
 
 
 def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """From the first element of a tensor to the one after its last."""
+    """The elements from the first one of a tensor to its last."""
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
@@ -65,7 +65,7 @@ def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 
 @lru_cache(maxsize=512)
 def places(shape: tuple[int, ...], strides: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where in memory the elements lie, each place once."""
+    """The places of the elements in memory, each once."""
     there = torch.zeros(extent(shape, strides), dtype=torch.bool)
     if len(there):
         there[torch.arange(len(there)).as_strided(shape, strides)] = True
@@ -83,7 +83,7 @@ class Buffer:
         self.inside: dict[str, Tensor] = {}
 
     def tensor(self, name: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int = 0) -> Tensor:
-        """A tensor in it, `offset` elements after the first band; no view in the sense of autograd."""
+        """A tensor in the buffer, `offset` elements after the first band. For autograd it is no view."""
         self.inside[name] = self.band + offset + places(shape, strides, self.raw.device)
         made = _empty(0, dtype=self.dtype, device=self.raw.device)
         return made.set_(self.raw.untyped_storage(), self.band + offset, shape, strides)
@@ -93,11 +93,11 @@ class Buffer:
         self.raw[self.inside[name]] = values.to(self.dtype).to(self.raw.device).view(self.raw.dtype)
 
     def seal(self) -> None:
-        """From here on, changes count."""
+        """Remembers the bits. Later changes count."""
         self.before = self.raw.clone()
 
     def check(self, *written: str) -> None:
-        """Assert that nothing changed but the tensors that are written."""
+        """Asserts that only the written tensors have changed."""
         allowed = self.before.clone()
         for name in written:
             if name in self.inside:
@@ -112,13 +112,13 @@ class Buffer:
 
 
 class Fresh:
-    """The buffers of what an op allocated."""
+    """The buffers of the tensors that an op allocated."""
 
     def __init__(self) -> None:
         self.buffers: list[Buffer] = []
 
     def carved(self, asked: Tensor) -> Tensor:
-        """A tensor like the one that torch made, out of a buffer."""
+        """A tensor in a buffer, like the one that torch made."""
         if type(asked) is not Tensor or asked.device.type == "meta" or asked.numel() == 0:
             return asked
         shape, strides = tuple(asked.shape), tuple(asked.stride())
@@ -129,7 +129,7 @@ class Fresh:
         return made
 
     def guards(self, t: Tensor) -> bool:
-        """Whether a tensor lies in one of the buffers, or has no elements; without bands, none is looked for."""
+        """Whether a tensor lies in one of the buffers, or has no elements. Always True without bands."""
         return (
             not _band
             or t.numel() == 0
@@ -137,7 +137,7 @@ class Fresh:
         )
 
     def check(self) -> None:
-        """Assert that nothing was written beside what was allocated."""
+        """Asserts that nothing was written beside the allocated tensors."""
         for buffer in self.buffers:
             buffer.check("an output")
 
@@ -146,8 +146,8 @@ _making: Fresh | None = None
 
 
 def _replaced(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """One of torch's functions, with its tensors out of buffers while there is a Fresh. A launch that is bound then
-    keeps this function, so it must stay right for ever."""
+    """One of torch's functions. While there is a Fresh, its tensors lie in buffers. A launch that is bound meanwhile
+    keeps this function, so it must work for ever."""
 
     def made(*args: Any, **named: Any) -> Tensor:
         asked = function(*args, **named)
@@ -162,7 +162,7 @@ _METHODS = {name: _replaced(getattr(torch.Tensor, name)) for name in ("new_empty
 
 @contextmanager
 def fresh() -> Iterator[Fresh]:
-    """Have every allocation of a block of code lie between bands. Launches must be bound inside of such a block."""
+    """Puts every allocation in the block between bands. Launches must be bound inside the block too."""
     global _making
     made = Fresh()
     if not _band:

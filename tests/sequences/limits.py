@@ -1,7 +1,7 @@
-"""How far a gradient may be from autograd through the oracle in fp64: half an ulp, and what its terms explain.
+"""How far a gradient may be from autograd through the oracle in fp64: half an ulp, plus the errors of its terms.
 
-A gradient is a sum of terms. Each term is a product of values with at most ROUNDINGS roundings of fp32 behind them: the
-scale of a row, its normalized value, the mean over the row, and the product itself.
+A gradient is a sum of terms. Each term is a product of values that had at most ROUNDINGS roundings in fp32: the scale
+of a row, its normalized value, the mean over the row, and the product itself.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAMES = {"rmsnorm_out": "rmsnorm", "fused_add_rmsnorm": "add_rmsnorm"}
 
 
 def right(op: str, a: Arguments, found: dict[str, Tensor], grads: list[Tensor | None]) -> None:
-    """Assert that the gradients `found` of the arguments are right, for the gradients of the outputs."""
+    """Asserts that the gradients `found` of the arguments are right for these gradients of the outputs."""
     name = NAMES.get(op, op)
     if name == "add_rmsnorm":  # the gradient is taken at the sum that is written, rounded
         total = (a["input"].double() + a["residual"].double()).to(a["residual"].dtype)
@@ -55,7 +55,7 @@ def right(op: str, a: Arguments, found: dict[str, Tensor], grads: list[Tensor | 
 
 
 def amounts(name: str, a: Arguments, grads: list[Tensor | None]) -> Iterator[tuple[str, Tensor]]:
-    """(argument, what its gradient may be off by) of each argument that has one."""
+    """(argument, the bound of its gradient) for each argument with a gradient."""
     unit = FACTORS * bounds.ROUNDINGS * bounds.rounding(torch.float32)
     if grads[0] is None:
         beside = grads[1]
@@ -89,13 +89,13 @@ def rms(name: str, a: Arguments, g: Tensor, grads: list[Tensor | None], unit: fl
 
 
 def shared(terms: Tensor, unit: float) -> Tensor:
-    """Of a sum over all rows: a rounding a row."""
+    """The bound of a sum over all rows: one rounding for each row."""
     rows = terms.flatten(0, -2) if terms.dim() > 1 else terms[None]
     return (unit + len(rows) * bounds.rounding(torch.float32)) * rows.sum(0)
 
 
 def linear(a: Arguments, grad: Tensor, unit: float) -> Iterator[tuple[str, Tensor]]:
-    """Two matrix products around the gradient of the norm; the first is rounded before it."""
+    """The bounds of two matrix products around the gradient of the norm. The first product is rounded before it."""
     matrix, narrow = a["linear_weight"].double(), torch.finfo(a["linear_weight"].dtype).eps
     into, magnitude = (grad @ matrix).abs(), grad.abs() @ matrix.abs()
     off = narrow * into + (matrix.shape[0] + 1) * bounds.rounding(torch.float32) * magnitude

@@ -1,7 +1,7 @@
 """Calls in any order: a state machine that mixes functions, rows, strides, offsets, dtypes, gradients and flags.
 
-What a call may depend on lives in norm_plugin: routes, plans, flags. Every example starts without any of them, so that
-a failure repeats by itself; hypothesis prints the shortest sequence that it finds.
+A call may depend on the state of norm_plugin: routes, plans, flags. Every example starts without any, so that a failure
+repeats. hypothesis prints the shortest sequence that fails.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.sequences.calls import INNER, OFFSETS, ROWS, WRITABLE, Step, first, s
 from tests.sequences.placing import completed, place
 from tests.sequences.running import Died, perform
 
-#: The calls of one example. More than MOST_PLANS of one op, so that plans are dropped as well.
+#: The calls of one example. There are more than MOST_PLANS of one op, so that plans are dropped too.
 AN_EXAMPLE = 50
 
 FLAGS = st.sampled_from(
@@ -37,7 +37,7 @@ FLAGS = st.sampled_from(
 
 @contextmanager
 def dying() -> Iterator[None]:
-    """Have the next launch raise once its kernel has run."""
+    """Makes the next launch raise after its kernel has run."""
     if COMPILED:
         from triton import knobs
 
@@ -45,7 +45,7 @@ def dying() -> Iterator[None]:
             raise Died("a hook of the launch died")
 
         def enter(*_: Any) -> None:
-            """Whoever looks at launches gets Triton's own, which know the other hook too."""
+            """A hook on launches, so that Triton does them, and calls the other hook too."""
 
         hooks = {knobs.runtime.launch_enter_hook: enter, knobs.runtime.launch_exit_hook: leave}
         for hook, seen in hooks.items():
@@ -70,7 +70,7 @@ def dying() -> Iterator[None]:
 
 @dataclass
 class Counts:
-    """What was done so far, over all examples."""
+    """What all examples did so far."""
 
     steps: int = 0
 
@@ -81,7 +81,7 @@ DONE = Counts()
 class Sequences(RuleBasedStateMachine):
     """Calls in any order."""
 
-    #: The backend while no block of flags is open; without kernels, all of them run natively.
+    #: The backend while no block of flags is open. Without kernels all calls run natively.
     backend = "triton" if COMPILED or INTERPRETED else "native"
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Sequences(RuleBasedStateMachine):
         dispatch.reset()
 
     def teardown(self) -> None:
-        for block in self.open:  # the first that was opened is closed first: blocks may overlap
+        for block in self.open:  # the oldest is closed first, because blocks may overlap
             block.__exit__(None, None, None)
         assert settings.get() == self.flags, "the flags are not what they were before all blocks"
         self.outside.close()
@@ -108,13 +108,13 @@ class Sequences(RuleBasedStateMachine):
 
     @rule(step=steps())
     def call(self, step: Step) -> None:
-        """Anything."""
+        """Any call."""
         self.perform(step)
 
     @precondition(lambda self: self.made)
     @rule(which=st.integers(0, 9), rows=st.sampled_from(ROWS), offset=st.sampled_from(OFFSETS))
     def call_with_other_rows(self, which: int, rows: int, offset: int) -> None:
-        """A signature again."""
+        """A signature again, with other rows."""
         step = self.made[-1 - which % len(self.made)]
         self.perform(replace(step, rows=None if step.rows is None else rows, offset=offset))
 
@@ -133,7 +133,7 @@ class Sequences(RuleBasedStateMachine):
     @precondition(lambda self: len(self.open) < 4)
     @rule(fields=FLAGS)
     def open_flags(self, fields: dict[str, Any]) -> None:
-        """A block of other flags, which may end in any order."""
+        """Opens a block of other flags. Blocks end in any order."""
         block = settings.override(**fields)
         block.__enter__()
         self.open.append(block)
@@ -146,7 +146,7 @@ class Sequences(RuleBasedStateMachine):
 
     @rule(step=steps())
     def call_on_meta_tensors(self, step: Step) -> None:
-        """They have no values, and no later call may be another for it."""
+        """They have no values, and must not change any later call."""
         placed = place(replace(completed(step), mode="plain", relation="apart"))
         a = {k: v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in placed.a.items()}
         if any(v.shape[-1] > 1 and v.stride(-1) != 1 for k, v in a.items() if k in placed.written):
@@ -158,24 +158,24 @@ class Sequences(RuleBasedStateMachine):
     @precondition(lambda self: (COMPILED or INTERPRETED) and settings.get().backend != "native")
     @rule(step=steps())
     def call_that_dies(self, step: Step) -> None:
-        """A launch that fails when it has begun: the result is right, or the call raises."""
+        """A launch that fails after it began. Either the result is right, or the call raises."""
         self.faulty = True
         self.perform(replace(step, mode="plain" if step.mode == "backward" else step.mode), fault=dying)
 
     @precondition(lambda self: self.faulty)
     @rule()
     def forget_what_died(self) -> None:
-        """Ops that fell back may stay native until then."""
+        """Until then, ops that fell back may stay native."""
         dispatch.reset()
         self.faulty = False
 
 
-#: The calls of one run of hypothesis, which has a seed of its own.
+#: The calls of one run of hypothesis. Each run has its own seed.
 A_SLICE = 500
 
 
 def about(*functions: str) -> type[Sequences]:
-    """The machine with calls of these functions alone."""
+    """A machine that calls only these functions."""
 
     class About(Sequences):
         @rule(step=steps(functions))
@@ -192,11 +192,11 @@ def about(*functions: str) -> type[Sequences]:
 
 
 def run(count: int, seed: int, *, shrink: bool = True, until: float = math.inf, of: type[Sequences] = Sequences) -> int:
-    """At least `count` calls, in examples, or fewer if time.monotonic() passes `until`; returns how many they were. The
-    same seed makes the same calls."""
+    """Makes at least `count` calls, or fewer if time.monotonic() passes `until`, and returns their number. The same
+    seed makes the same calls."""
     DONE.steps = 0
     while DONE.steps < count and time.monotonic() < until:
-        left = min(A_SLICE, count - DONE.steps)  # some rules make no call, so there may be one slice more
+        left = min(A_SLICE, count - DONE.steps)  # some rules make no call, so one more slice may be needed
         how = hypothesis.settings(
             max_examples=max(1, left // AN_EXAMPLE),
             stateful_step_count=min(left, AN_EXAMPLE),

@@ -1,4 +1,4 @@
-"""The tensors of a step, each in a guarded buffer, and whether their memory says that the call must be refused."""
+"""Places the tensors of a step in guarded buffers, and says whether their memory makes the call one to refuse."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Placed:
         return tuple(name for name in self.f.written if self.a[name] is not None)
 
     def seal(self) -> None:
-        """Remember everything as it is now."""
+        """Remembers all values and bits as they are now."""
         for buffer in self.buffers:
             buffer.seal()
         with torch.no_grad():
@@ -58,8 +58,7 @@ class Placed:
         return next(buffer for buffer in self.buffers if name in buffer.inside)
 
     def shared(self) -> tuple[set[str], set[str]]:
-        """(arguments that share elements with what is written in a way that is refused, the same where both the
-        refusal and the result are right)."""
+        """(arguments whose shared elements must be refused, arguments for which refusal and result are both right)."""
         refused: set[str] = set()
         either: set[str] = set()
         for name in self.written:
@@ -83,7 +82,7 @@ def _kept(value: Any) -> Any:
 
 
 def completed(step: Step) -> Step:
-    """What follows from the choices: tensors that share memory share a dtype, and a quantised norm has no gradient."""
+    """Adjusts the choices: tensors that share memory share a dtype, and a quantised norm has no gradient."""
     f = FUNCTIONS[step.function]
     if step.relation != APART:
         step = replace(step, residual_dtype=step.dtype, weight_dtype=step.dtype, absent=step.absent - {"residual"})
@@ -97,7 +96,7 @@ def completed(step: Step) -> Step:
 
 
 def place(step: Step) -> Placed:
-    """Make the tensors of a step."""
+    """Makes the tensors of a step."""
     f = FUNCTIONS[step.function]
     a = dict(zip(f.op.arguments, f.op.defaults, strict=True)) | dict(step.plain)
     placed = Placed(step, f, a)
@@ -112,7 +111,7 @@ def place(step: Step) -> Placed:
 
 
 def _rows(placed: Placed) -> None:
-    """x, and what goes with it."""
+    """Makes x and the other tensors of rows."""
     step, f, a = placed.step, placed.f, placed.a
     dtypes = {"residual": step.residual_dtype, "out": step.out_dtype}
     pair = f.pair if step.relation in (SIDE_BY_SIDE, SAME, OVERLAPPING) else None
@@ -134,7 +133,7 @@ def _rows(placed: Placed) -> None:
 
 
 def _together(placed: Placed, pair: tuple[str, str]) -> None:
-    """Two tensors in one buffer."""
+    """Makes two tensors in one buffer."""
     step, a = placed.step, placed.a
     written = pair[0] in placed.f.written or pair[1] in placed.f.written
     strides, shift = step.strides(step.layouts[2 if written else 0]), 0
@@ -151,7 +150,7 @@ def _together(placed: Placed, pair: tuple[str, str]) -> None:
 
 
 def _parameters(placed: Placed) -> None:
-    """Weights, biases and scales."""
+    """Makes weights, biases and scales."""
     step, a = placed.step, placed.a
     shapes = {
         "weight": (step.width,),

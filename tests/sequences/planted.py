@@ -1,7 +1,7 @@
-"""Two defects that were there once, to be planted again: the sequences must notice them.
+"""Plants two defects that norm_plugin once had. The sequences must notice them.
 
-Both are planted around what a kernel's `bind` returns, so they depend on `kernels.find`, `Bound` and `integers`
-alone, and on the output being the last tensor of a layout.
+Both wrap the `Bound` that a kernel's `bind` returns. So they depend only on `kernels.find`, `Bound` and `integers`, and
+on the output being the last tensor of a layout.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ALLOCATING = ("rmsnorm", "l2norm", "layernorm", "gated_norm")
 
 
 def strides_of_the_first_call(op: str, bind: Bind) -> Bind:
-    """The output is written at the strides that the first call's input had, where it had one row or none."""
+    """Writes the output at the strides of the first call's input, if that had at most one row."""
 
     def planted(*args: Any) -> kernels.Bound:
         bound = bind(*args)
@@ -36,7 +36,7 @@ def strides_of_the_first_call(op: str, bind: Bind) -> Bind:
 
 
 def fallback_from_what_was_written(op: str, bind: Bind) -> Bind:
-    """Whatever fails is computed natively, from an input and a residual that may hold the result already."""
+    """Computes every failed call natively, from an input and a residual that may already hold the result."""
 
     def planted(*args: Any) -> kernels.Bound:
         bound = bind(*args)
@@ -52,7 +52,7 @@ def fallback_from_what_was_written(op: str, bind: Bind) -> Bind:
     return planted
 
 
-#: The functions that a defect is in: among all, it is a matter of luck when two calls of one signature meet.
+#: The functions with a defect. Among all functions it would take luck for two calls of one signature to meet.
 ABOUT = {"output strides": ("rmsnorm", "layernorm"), "fallback": ("fused_add_rmsnorm",)}
 
 DEFECTS = {"output strides": strides_of_the_first_call, "fallback": fallback_from_what_was_written}
@@ -60,11 +60,11 @@ DEFECTS = {"output strides": strides_of_the_first_call, "fallback": fallback_fro
 
 @contextmanager
 def planted(name: str) -> Iterator[None]:
-    """Every kernel with one of the defects."""
+    """Plants one of the defects in every kernel."""
     find = kernels.find
 
-    def found(family: str, op: str) -> Bind | None:
-        bind = find(family, op)
+    def found(kind: str, op: str) -> Bind | None:
+        bind = find(kind, op)
         return None if bind is None else DEFECTS[name](op, bind)
 
     with mock.patch.object(kernels, "find", found):

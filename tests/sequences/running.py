@@ -1,4 +1,4 @@
-"""One step: the call is made, and everything that can be seen of it is compared."""
+"""Runs one step: makes the call, and compares everything that can be seen of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.sequences.guards import Buffer, Fresh, extent, fresh
 from tests.sequences.placing import Placed, completed, place
 from tests.spec import judge
 
-#: Why a kernel may refuse a call of these steps; whatever else runs native by itself is a failure.
+#: The reasons for which a kernel may refuse these calls. Any other reason to run natively is a failure.
 REFUSALS = ("the last stride is", "blocks of", "the rows do not lie on a grid", "the variance is of the first")
 
 KERNELS = COMPILED or INTERPRETED
@@ -26,7 +26,7 @@ Fault = Callable[[], AbstractContextManager[None]]
 
 
 def perform(step: Step, *, fault: Fault = nullcontext, faulty: bool = False) -> None:
-    """Make a call, in its mode, and check it. With a `fault` it may raise, and then counts as made."""
+    """Makes a call in its mode, and checks it. With a `fault` it may raise, and counts as made."""
     placed = place(completed(step))
     step = placed.step
     backward = step.mode == "backward"
@@ -71,7 +71,7 @@ def perform(step: Step, *, fault: Fault = nullcontext, faulty: bool = False) -> 
 
 
 class Died(RuntimeError):
-    """What a planted fault raises."""
+    """The error of a planted fault."""
 
 
 @contextmanager
@@ -81,7 +81,7 @@ def mode(name: str) -> Iterator[None]:
 
 
 def prepared(placed: Placed) -> dict[str, Tensor]:
-    """Ask for gradients where the mode says so; returns what is differentiated by."""
+    """Asks for gradients if the mode says so. Returns the tensors that get them."""
     a, mode = placed.a, placed.step.mode
     asked = [n for n in (*placed.f.by_row, "weight", "bias", "linear_weight", "linear_bias") if a.get(n) is not None]
     asked = [n for n in asked if n != "out"]
@@ -107,7 +107,7 @@ def prepared(placed: Placed) -> dict[str, Tensor]:
 
 
 def forbidden(placed: Placed) -> str:
-    """Why torch or a rule of ours forbids that a written tensor is written, or ''."""
+    """Why torch or a rule of ours forbids to write a tensor, or ''."""
     for name in placed.written:
         t = placed.a[name]
         if t.shape[-1] > 1 and t.stride(-1) != 1:
@@ -134,7 +134,7 @@ def versions_of(placed: Placed) -> dict[str, int]:
 
 
 def moved(placed: Placed, versions: dict[str, int], either: set[str]) -> None:
-    """Assert that the version counters of what was written have advanced, and no others."""
+    """Asserts that the version counters of the written tensors have advanced, and no others."""
     for name, version in versions.items():
         t = placed.a[name]
         if name in placed.written:
@@ -152,21 +152,21 @@ def intact(placed: Placed, made: Fresh, incoming: list[Buffer]) -> None:
 
 
 def unchanged(placed: Placed, made: Fresh) -> None:
-    """Assert that a call that raised has written nothing."""
+    """Asserts that a call that raised has written nothing."""
     for buffer in placed.buffers:
         buffer.check()
     made.check()
 
 
 def died(placed: Placed, made: Fresh) -> None:
-    """Of a call whose launch died: what it writes may hold anything, and nothing else has changed."""
+    """Asserts that a call whose launch died has changed nothing except the tensors that it writes."""
     intact(placed, made, [])
 
 
 def counted(placed: Placed, before: int, natively: int, backward: bool, faulty: bool) -> bool:
-    """Assert that the call was counted once, and ran where it was asked to; returns whether that was a kernel."""
+    """Asserts that the call was counted once and ran on the right backend. Returns whether that was a kernel."""
     op, wanted = placed.f.op.name, settings.get().backend
-    if backward:  # ops that write are differentiated by way of others
+    if backward:  # autograd runs other ops for an op that writes
         return False
     assert dispatch.calls(op) == before + 1, f"{op} was counted {dispatch.calls(op) - before} times"
     ran_natively = dispatch.calls(op, "native") - natively
@@ -175,11 +175,11 @@ def counted(placed: Placed, before: int, natively: int, backward: bool, faulty: 
     elif ran_natively and not faulty:
         reasons = {route.reason for route in dispatch.routes() if route.op.name == op and route.backend == "native"}
         assert any(reason.startswith(REFUSALS) for reason in reasons), f"{op} ran natively: {reasons}"
-    return ran_natively == 0 and op != "layernorm_linear"  # whose output is of torch's product
+    return ran_natively == 0 and op != "layernorm_linear"  # its output comes from torch's product
 
 
 def contiguous(output: Tensor) -> None:
-    """Assert that an output has the strides of a new tensor of its shape."""
+    """Asserts that an output has the strides of a new tensor of its shape."""
     dense = torch.empty(output.shape, device="meta").stride()
     assert output.stride() == dense, f"an output of shape {list(output.shape)} has strides {output.stride()}"
 
@@ -187,7 +187,7 @@ def contiguous(output: Tensor) -> None:
 def differentiated(
     placed: Placed, outputs: tuple[Tensor, ...], leaves: dict[str, Tensor], incoming: list[Buffer]
 ) -> None:
-    """Take the gradients, from incoming ones that lie in guarded memory, and check them."""
+    """Computes the gradients from incoming ones in guarded memory, and checks them."""
     step = placed.step
     grads: list[Tensor | None] = []
     for number, output in enumerate(outputs):
@@ -199,7 +199,7 @@ def differentiated(
         buffer.fill("grad", inputs.randn([len(buffer.inside["grad"])], 100 + step.seed + number))
         buffer.seal()
         incoming.append(buffer)
-    if len(grads) > 1 and step.seed % 4:  # through one of both alone
+    if len(grads) > 1 and step.seed % 4:  # through one output only
         grads[step.seed % 2] = None
     used = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None]
     outs, out_grads = map(list, zip(*used, strict=True))
@@ -207,6 +207,6 @@ def differentiated(
     given = {key: gradient for key, gradient in zip(leaves, found, strict=True) if gradient is not None}
     for key, gradient in given.items():
         assert (gradient.shape, gradient.dtype) == (leaves[key].shape, leaves[key].dtype)
-        if key in placed.f.by_row and grads[0] is not None:  # of a sum alone, it is the incoming one
+        if key in placed.f.by_row and grads[0] is not None:  # with only a sum, it is the incoming one
             contiguous(gradient)
     limits.right(placed.f.op.name, placed.before, given, grads)

@@ -1,4 +1,4 @@
-"""Calls for threads: each with its own tensors, and the bits that it must give, from one thread alone."""
+"""Calls for threads: each with its own tensors, and the bits that a single thread gets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Bits = tuple[Tensor, ...]
 
 @dataclass
 class Sample:
-    """One call, the ops that it counts for, and its results natively and on Triton."""
+    """One call, the ops that it counts, and its results natively and on Triton."""
 
     f: Function
     placed: Placed
@@ -32,16 +32,16 @@ class Sample:
         return (name, f"{'rmsnorm' if name == 'add_rmsnorm' else name}_backward") if self.gradients else (name,)
 
     def right(self, found: Bits) -> bool:
-        """Whether each tensor is the native one or Triton's: the flags may change between a call and its gradients."""
+        """Whether each tensor is the native or Triton's result. (Flags may change between a call and its gradients.)"""
         pairs = zip(found, self.native, self.triton, strict=True)
         return all(torch.equal(one, native) or torch.equal(one, triton) for one, native, triton in pairs)
 
     def arguments(self) -> Arguments:
-        """Tensors of this call's own, with the strides of the sample."""
+        """New tensors with the strides of the sample."""
         return {key: _copied(value) if isinstance(value, Tensor) else value for key, value in self.placed.a.items()}
 
     def run(self) -> Bits:
-        """The call, and the bits of what it returns, writes and, through autograd, sends back."""
+        """Makes the call. Returns the bits of its outputs, of what it writes, and of its gradients."""
         a = self.arguments()
         if not self.gradients:
             returned = first(self.f.call(a))
@@ -74,7 +74,7 @@ BACKWARD = ("rmsnorm", "add_rmsnorm", "l2norm", "layernorm", "layernorm_fn")
 
 
 def samples(*, kernels: Callable[[], Any]) -> list[Sample]:
-    """Every function, in two layouts and with several numbers of rows; some through autograd. `kernels` is a context in
+    """Every function, in two layouts and with several numbers of rows, some through autograd. `kernels` is a context in
     which calls run on Triton."""
     made = []
     for number, f in enumerate(FUNCTIONS.values()):

@@ -1,7 +1,7 @@
-"""No first call of a signature changes what a later one launches: a launch is the same whichever call binds it.
+"""A launch is the same whichever call of its signature binds it.
 
-A signature is the op, its plain arguments, and of each tensor dtype, device, strides and all sizes but the number of
-rows. So every number of rows must bind the same integers, constants and options, or be refused for the same reason.
+A signature is the op, its plain arguments, and for each tensor its dtype, device, strides and all sizes but the number
+of rows. So every number of rows must bind the same integers, constants and options, or be refused for the same reason.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ Description = tuple[Any, ...]
 
 
 def described(launch: KernelLaunch) -> Description:
-    """All that a launch passes, but for pointers, the number of rows and eps."""
+    """All that a launch passes except pointers, the number of rows and eps."""
     lean = None if launch.lean is None else described(launch.lean)
     grids = [launch.programs(m) for m in BATCHES]
     return launch.kernel, launch.integers, launch.constants, launch.options, grids, launch.lean_from, lean
 
 
 def bound(op: Op, args: tuple[Any, ...]) -> list[Description] | str:
-    """What a first call with these arguments binds, or why it is refused."""
+    """The launches that a first call with these arguments binds, or the reason of its refusal."""
     bind = kernels.find(op.kind, op.name)
     assert bind is not None
     try:
@@ -50,7 +50,7 @@ def bound(op: Op, args: tuple[Any, ...]) -> list[Description] | str:
 
 
 def signature(op: Op, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a launch may depend on."""
+    """Everything that a launch may depend on."""
     return tuple(
         (t.dtype, t.device, t.stride(), t.shape[1:] if op.by_row[i] and t.dim() > 1 else t.shape)
         if isinstance(t, torch.Tensor)

@@ -1,4 +1,4 @@
-"""Calls in any order are right: machine.py says which, running.py says what is compared, guards.py what is guarded.
+"""Calls in any order are right. machine.py chooses them, running.py compares, guards.py guards the memory.
 
 SEQUENCE_STEPS   how many calls; 10000 for a release
 SEQUENCE_SEED    which; a failure names the one to repeat it with
@@ -66,7 +66,7 @@ def test_what_an_op_allocates_is_guarded() -> None:
     assert [t.stride() for t in found] == [(4, 1)] * 4 + [(9, 2), (4, 1), (1, 3)]
     assert not made.guards(x)
     assert all(made.guards(t) and not t._is_view() for t in found)
-    with fresh() as made_later:  # as a launch does that was bound in the block before
+    with fresh() as made_later:  # as by a launch that was bound in the block before
         later = kept(x)
     assert made_later.guards(later)
     assert not made.guards(later)

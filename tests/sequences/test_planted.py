@@ -1,6 +1,6 @@
-"""The sequences can fail: each of two planted defects is found, in a process of its own, whose memory it may spoil.
+"""The sequences can fail: they find each of two planted defects, in a process whose memory the defect may spoil.
 
-The process is started anew, not forked: a forked one waits for ever for OpenMP threads that only its parent has.
+The process is not forked, because a forked one waits for ever for OpenMP threads that only its parent has.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 from tests.kernels.device import COMPILED, INTERPRETED
 from tests.sequences.planted import ABOUT
 
-STEPS = 3000  # it ends at the first that is found, which is within 300 of most seeds
+STEPS = 3000  # the run ends at the first failure, which most seeds find within 300
 SECONDS = 300
 SEED = os.environ.get("SEQUENCE_SEED", "14")
 
@@ -32,7 +32,7 @@ def test_a_planted_defect_is_found(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.sequences.child", "--planted", name, "--json", str(result)]
     command += ["--steps", str(STEPS), "--seed", SEED, "--seconds", str(SECONDS)]
     child = subprocess.run(command, capture_output=True, text=True, timeout=2 * SECONDS)
-    if not result.exists():  # it spoilt so much that the process died
+    if not result.exists():  # the defect killed the process
         assert child.returncode < 0, child.stderr
         return
     found = json.loads(result.read_text())["failure"]

@@ -1,8 +1,8 @@
 """Eight threads call all functions while flags flip: every result right, every call counted, nothing stale.
 
-Where there are kernels they run, and the bits of a result say which backend it came from, as far as both differ.
-Natively, stand-ins take the kernels' place: they compute what the native op does, and say that they ran, so that
-routes and plans of both backends are made and dropped some hundred times a second.
+If kernels can run here, they do, and the bits of a result say which backend it came from, as far as the two differ.
+Otherwise stand-ins replace the kernels: they compute as the native op and record that they ran. So routes and plans of
+both backends are made and dropped some hundred times a second.
 
 SEQUENCE_SECONDS   how long each of the two tests runs
 """
@@ -41,7 +41,7 @@ RAN = Ran()
 
 
 def stand_in(kind: str, op: str) -> Callable[..., Bound]:
-    """A kernel that is the native op, and counts."""
+    """A kernel that runs the native op and counts."""
     native = (OPS | BACKWARD_OPS)[op].native
 
     def bind(*_: Any) -> Bound:
@@ -66,7 +66,7 @@ def on_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Flips:
-    """Threads that open and close blocks of flags. `number` is odd while a block that asks for native is open."""
+    """Threads that open and close blocks of flags. `number` is odd while a block asks for native."""
 
     def __init__(self) -> None:
         self.number = 0
@@ -86,7 +86,7 @@ class Flips:
             time.sleep(chance.choice((0, 0.0005, 0.003)))
 
     def others(self) -> None:
-        """Blocks of another flag, which begin and end amid those, and amid each other."""
+        """Blocks of another flag, which overlap those and each other."""
         chance = random.Random(2)
         while not self.end.is_set():
             first, second = settings.override(pdl=False), settings.override(report=None, pdl=True)
@@ -99,7 +99,7 @@ class Flips:
 
 
 class Worker(threading.Thread):
-    """Makes calls, and says what was wrong with them."""
+    """Makes calls, and collects what was wrong with them."""
 
     def __init__(self, number: int, made: list[Sample], flips: Flips, until: float) -> None:
         super().__init__(daemon=True)
@@ -132,7 +132,7 @@ class Worker(threading.Thread):
 
 
 def quietly_native(made: list[Sample]) -> None:
-    """Assert that nothing of before is in use once native is asked for."""
+    """Asserts that no earlier route is used once native is asked for."""
     with settings.override(backend="native"):
         counts = {op: dispatch.calls(op, "triton") for sample in made for op in sample.ops}
         ran = RAN.count

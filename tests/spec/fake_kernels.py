@@ -1,4 +1,4 @@
-"""Kernels that are made up, so that the dispatch can be tested where there is no GPU."""
+"""Fake kernels, to test the dispatch without a GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from norm_plugin.native import rms
 
 
 class FakeKernel:
-    """rmsnorm as a kernel that counts: how often it was bound to a signature, and how often it ran."""
+    """A fake kernel of rmsnorm. It counts how often it was bound to a signature, and how often it ran."""
 
     def __init__(self, run: Callable[..., Any] | None = None, refusal: str = "") -> None:
         self.bound, self.ran, self.refusal = 0, 0, refusal
@@ -33,7 +33,7 @@ class FakeKernel:
         return self.body(*args)
 
 
-#: The fixture `install`: makes a kernel the one of rmsnorm, on any device, and gives it back.
+#: The fixture `install`: makes a kernel that of rmsnorm, on any device, and returns it.
 Install = Callable[[FakeKernel | None], FakeKernel]
 
 
@@ -51,7 +51,7 @@ def x_of(rows: int = 4, width: int = 48, dtype: torch.dtype = torch.float32) -> 
 
 
 def the_route() -> dispatch.Route:
-    """The only one there is."""
+    """The only route."""
     (route,) = dispatch.routes()
     return route
 

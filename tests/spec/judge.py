@@ -1,4 +1,4 @@
-"""Whether the outputs of a call are right: within half an ulp and a derived bound of the fp64 oracle."""
+"""Judges whether the outputs of a call are right: within half an ulp plus a derived bound of the fp64 oracle."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Arguments = dict[str, Any]
 
 
 class Truth(NamedTuple):
-    """The right values of one output, more than one where a numerics rounds in the middle, and their bound."""
+    """The right values of one output, and their bound. There are several if a numerics rounds in the middle."""
 
     oracles: list[Tensor]
     bound: Tensor
 
 
 def check(op: Op, a: Arguments, outputs: tuple[Tensor, ...]) -> None:
-    """Assert that `outputs`, in the order of samples.outputs, are right for the arguments before the call."""
+    """Asserts that `outputs`, in the order of samples.outputs, are right for the arguments before the call."""
     truths = truths_of(op, a, outputs)
     assert len(outputs) == len(truths)
     for place, (output, truth) in enumerate(zip(outputs, truths, strict=True)):
@@ -35,12 +35,12 @@ def check(op: Op, a: Arguments, outputs: tuple[Tensor, ...]) -> None:
 
 
 def truths_of(op: Op, a: Arguments, outputs: tuple[Tensor, ...]) -> list[Truth]:
-    """A truth for each output: by the op's own line of TRUTHS, or by that of its kind."""
+    """The truth of each output, by the line of the op in TRUTHS, or by that of its kind."""
     return list((TRUTHS.get(op.name) or TRUTHS[op.kind])(op.name, a, outputs))
 
 
 def by_way_of_fp32(a: Arguments, output: Tensor, truth: Truth) -> Tensor:
-    """What a second rounding costs: where there is fp64, torch casts it to a dtype below fp32 by way of fp32."""
+    """The cost of a second rounding: torch casts fp64 to a dtype below fp32 by way of fp32."""
     wide = any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in a.values())
     narrow = output.dtype.is_floating_point and output.dtype.itemsize < 4
     return truth.oracles[0].abs() * (bounds.rounding(torch.float32) if wide and narrow else 0.0)
@@ -76,14 +76,14 @@ def l2norm(name: str, a: Arguments, outputs: tuple[Tensor, ...]) -> Iterator[Tru
 
 
 def added(a: Arguments) -> Truth:
-    """x + residual: one sum in fp32, which costs one rounding."""
+    """x + residual: one sum in fp32, with one rounding."""
     total = a["input"].double() + a["residual"].double()
     return Truth([total], bounds.rounding(a["input"].dtype) * total.abs())
 
 
 def layer(name: str, a: Arguments, outputs: tuple[Tensor, ...]) -> Iterator[Truth]:
     of = getattr(oracle, name), getattr(bounds, name)
-    given = [value for key, value in a.items() if key != "numerics"]  # all of them round in one place
+    given = [value for key, value in a.items() if key != "numerics"]  # all numerics round in one place
     yield Truth([of[0](*given)], of[1](*given))
 
 
@@ -97,8 +97,7 @@ def split(name: str, a: Arguments, outputs: tuple[Tensor, ...]) -> Iterator[Trut
 
 
 def quant(name: str, a: Arguments, outputs: tuple[Tensor, ...]) -> Iterator[Truth]:
-    """Each output given the ones before it: a row is quantised by the scale that was written for it, and that scale
-    is judged by itself."""
+    """Judges a scale by itself, and the quantised row by the scale that was written for it."""
     x, residual = a["input"], a.get("residual")
     if name == "layernorm_quant":
         layer = (x, a["weight"], a["bias"], a["eps"], a["numerics"])
@@ -123,7 +122,7 @@ def quant(name: str, a: Arguments, outputs: tuple[Tensor, ...]) -> Iterator[Trut
 
 
 def quantised(norms: list[Tensor], bound: Tensor, scale: Tensor, dtype: torch.dtype) -> Truth:
-    """norm / scale: what the norm is off by over the scale, and the roundings of the quotient."""
+    """norm / scale. Its bound is that of the norm over the scale, plus the roundings of the quotient."""
     quotients = [oracle.quantised(norm, scale, dtype) for norm in norms]
     return Truth(quotients, bound / scale + bounds.product(quotients[0], torch.float32))
 
@@ -142,7 +141,7 @@ TRUTHS = {
 
 
 def no_worse(ours: Tensor, theirs: Tensor, truth: Tensor) -> None:
-    """Assert that our error is not above theirs, on the same input against the same oracle."""
+    """Asserts that our error is not above theirs, on the same input with the same oracle."""
     for what, mine, other in zip(("mean", "max"), row_errors(ours, truth), row_errors(theirs, truth), strict=True):
         limit = allowed(mine - other, ours.dtype)
         assert (mine - other).mean() <= limit, (

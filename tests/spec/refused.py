@@ -1,4 +1,4 @@
-"""Calls that are refused, as one would write them: test_refused.py makes them, and docs/errors.md shows them."""
+"""Refused calls, as a user would write them. test_refused.py makes them, and docs/errors.md shows them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 import norm_plugin
-from norm_plugin.accuracy import inputs
+from tests.spec.backend import Backend
 
 SHAPE = (3, 48)
 
 
 class Refused(NamedTuple):
-    """A call, the error with the first line of its message, and a right call of the same function."""
+    """A call, its error with the first line of the message, and a right call of the same function."""
 
     call: str
     error: type[Exception]
@@ -22,19 +22,19 @@ class Refused(NamedTuple):
     right: str
 
 
-def made(shape: tuple[int, ...] = SHAPE, seed: int = 1) -> Tensor:
-    return inputs.make("normal", shape, torch.float32, seed)
-
-
 def with_negative_bit(t: Tensor) -> Tensor:
-    """-t, which is the imaginary part of a conjugate: t's memory, and a bit that says minus."""
+    """-t, as the imaginary part of a conjugate: the memory of t, and a bit that says minus."""
     negative = torch.complex(torch.zeros_like(t), t).conj().imag
     assert negative.is_neg()
     return negative
 
 
-def names() -> dict[str, Any]:
-    """What the calls name, made anew: the public functions, and tensors."""
+def names(backend: Backend) -> dict[str, Any]:
+    """The names in the calls: the public functions, and new tensors."""
+
+    def made(shape: tuple[int, ...] = SHAPE, seed: int = 1) -> Tensor:
+        return backend.make("normal", shape, torch.float32, seed)
+
     buffer, base = made((4, 48)), made((6, 48)).requires_grad_() * 1
     with torch.no_grad():
         view_of_no_grad = base[:3]

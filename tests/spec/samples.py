@@ -1,9 +1,9 @@
-"""Arguments for every op, made from its schema, and the outputs of a call: what tests of all ops are written with."""
+"""The tools of tests of all ops: arguments for every op, made from its schema, and the outputs of a call."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,12 +13,13 @@ from torch import Tensor
 from norm_plugin import dispatch
 from norm_plugin.accuracy import inputs, oracle
 from norm_plugin.native.rms import wide_dtype
+from norm_plugin.numerics import NUMERICS
 from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 
 Arguments = dict[str, Any]
 
-NORM = [{}, {"numerics": "hf"}, {"numerics": "vllm_c"}, {"numerics": "sgl_jit"}, {"gemma": True}, {"weight": None}]
+NORM = [{}, *({"numerics": name} for name in NUMERICS if name != "fp32"), {"gemma": True}, {"weight": None}]
 RMS = [*NORM, {"variance_size": 24}]
 GATED = [
     {"norm_before_gate": before, "is_rms_norm": rms, "group_size": group, "activation": activation}
@@ -70,8 +71,7 @@ IDS = [label(op.name, variant) for op, variant in CASES]
 ALIKE_SEEDS = {"input": 1, "x": 1, "residual": 2, "z": 3}
 FEATURES = 5
 
-#: Where the tensors of a call lie.
-DEVICE = torch.device("cpu")
+CPU = torch.device("cpu")
 
 
 def arguments(
@@ -82,9 +82,11 @@ def arguments(
     weight_dtype: torch.dtype | None = None,
     input_class: str = "normal",
     out_dtype: torch.dtype = torch.float8_e4m3fn,
+    device: torch.device = CPU,
     **overrides: Any,
 ) -> Arguments:
-    """All arguments of `op` by name. Sizes that must fit the width are brought down to fit it."""
+    """All arguments of `op` by name, its tensors on a device. Sizes that must fit the width are brought down to fit
+    it."""
     width, of_weight = shape[-1], weight_dtype or dtype
     made: Arguments = dict(zip(op.arguments, op.defaults, strict=True))
     for name in op.arguments:
@@ -100,39 +102,42 @@ def arguments(
         "linear_bias": inputs.biases(FEATURES, of_weight),
         **overrides,
     }
-    if "sums" in op.arguments:  # of a row with as much in its other half
+    made = moved(made, device)
+    if "sums" in op.arguments:  # of a row whose other half has the same sum
         sums = 2 * oracle.split_sums(made["x"], made["z"])
         made = made | {"sums": sums.to(wide_dtype(dtype)), "full_width": 2 * width} | overrides
     if made.get("group_size"):
         made["group_size"] = math.gcd(made["group_size"], width)
     if made.get("variance_size"):
         made["variance_size"] = min(made["variance_size"], width)
-    return {name: moved(made[name]) for name in op.arguments}
+    return moved({name: made[name] for name in op.arguments}, device)
 
 
-def moved(value: Any) -> Any:
-    """A tensor on the device of the test; anything else as it is."""
-    return value.to(DEVICE) if isinstance(value, Tensor) else value
+def moved(a: Arguments, device: torch.device) -> Arguments:
+    """The same, all tensors on a device."""
+    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in a.items()}
 
 
 def alike(op: Op) -> tuple[str, ...]:
-    """The names of x and of what goes with it, element by element or row by row."""
+    """The names of x, of the tensors of its shape, and of those with one number for each row."""
     return op.arguments[op.x], *(op.arguments[i] for i in (*op.by_element, *op.one_a_row))
 
 
 def written(op: Op, a: Arguments) -> tuple[str, ...]:
-    """The names of what this call writes."""
+    """The names of the arguments that this call writes."""
     return tuple(op.arguments[i] for i in op.written if a[op.arguments[i]] is not None)
 
 
 def call(op: Op, a: Arguments, *, through_torch: bool = False) -> Any:
-    """The op itself, through one of its doors."""
+    """Calls the op through one of its entries."""
     run = getattr(torch.ops.norm_plugin, op.name) if through_torch else partial(dispatch.call, op)
     return run(*a.values())
 
 
-def outputs(op: Op, a: Arguments, *, through_torch: bool = False) -> tuple[Tensor, ...]:
-    """What is returned, then what is written, on copies of what is written."""
+def outputs(
+    op: Op, a: Arguments, *, through_torch: bool = False, call: Callable[..., Any] = call
+) -> tuple[Tensor, ...]:
+    """The returned outputs, then the written ones. Arguments that are written are copied first."""
     a = a | {name: copied(a[name]) for name in written(op, a)}
     returned = call(op, a, through_torch=through_torch)
     returned = (returned,) if isinstance(returned, Tensor) else returned or ()

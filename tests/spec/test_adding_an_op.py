@@ -1,26 +1,22 @@
-"""docs/adding_an_op.md adds an op to a copy of the package, as it stands there: then the op is asked like any other."""
+"""A copy of the package follows docs/adding_an_op.md. Then its new op does what any op does, native and on Triton."""
 
 from __future__ import annotations
 
 import ast
-import os
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.spec.package_copies import ROOT, copy_package, python
+
 PAGE = ROOT / "docs" / "adding_an_op.md"
-WITHOUT = shutil.ignore_patterns("__pycache__", "engines", "patches")
 
 
 class Block(NamedTuple):
-    """Code of the page, its heading, the file that it is added to, and what it is added to there; '' is the end."""
+    """Code of the page: its heading, the file that it goes into, and the part of that file; '' is its end."""
 
     heading: str
     file: str
@@ -39,11 +35,17 @@ def blocks() -> Iterator[Block]:
 def add(block: Block, root: Path) -> None:
     """Do what the page says of a block."""
     path = root / block.file
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     if not block.into:
         path.write_text("\n".join([*lines, "", "", block.code]), encoding="utf-8")
         return
-    (named,) = [node for node in ast.parse("\n".join(lines)).body if block.into in names(node)]
+    statements = ast.parse("\n".join(lines)).body
+    if block.into == "the imports":
+        last = max(node.lineno for node in statements if isinstance(node, ast.ImportFrom))
+        lines[last - 1 : last - 1] = block.code.splitlines()
+        path.write_text("\n".join([*lines, ""]), encoding="utf-8")
+        return
+    (named,) = [node for node in statements if block.into in names(node)]
     is_function = isinstance(
         named, ast.FunctionDef
     )  # its last statement returns; a list or a dict ends with its bracket
@@ -64,21 +66,10 @@ def names(node: ast.stmt) -> list[str]:
 def followed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the package and of its tests, after the page was followed."""
     root = tmp_path_factory.mktemp("followed")
-    shutil.copytree(ROOT / "norm_plugin", root / "norm_plugin", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(ROOT / "tests", root / "tests", ignore=WITHOUT)
-    shutil.copy(ROOT / "pyproject.toml", root)
+    copy_package(root)
     for block in blocks():
         add(block, root)
     return root
-
-
-def python(root: Path, *arguments: str) -> str:
-    """What a Python prints that has this copy of the package."""
-    environment = os.environ | {"PYTHONPATH": str(root), "NORM_PLUGIN": "native", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def test_an_op_touches_five_files_of_the_package() -> None:
@@ -127,3 +118,49 @@ def test_the_tests_of_all_ops_have_it(followed: Path) -> None:
     passed = re.search(r"(\d+) passed", said)
     assert passed
     assert int(passed[1]) >= 10
+
+
+KERNEL = """
+import torch, norm_plugin
+from norm_plugin import dispatch
+from norm_plugin.accuracy import cases, oracle, table, ulps
+
+torch.manual_seed(0)
+(case,) = [case for case in cases.cases() if case.op == "l1norm"]
+for dtype in ("fp16", "fp32"):  # Triton's interpreter cannot round to bf16
+    row = table.row(case, dtype, torch.device("cpu"))
+    print("judged", row.backend, row.passed)
+
+for shape in ((1, 5), (33, 96), (2, 3, 5000), (4, 70000)):
+    wide, w = torch.randn(*shape[:-1], 2 * shape[-1]), torch.randn(shape[-1])
+    x = wide[..., : shape[-1]]
+    for weight in (w, None):
+        found = norm_plugin.l1norm(x, weight, 1e-3)
+        print(*shape, ulps.measure(found, oracle.l1norm(x, weight, 1e-3)).max < 4, end=" ")
+        print(torch.equal(found[:1], norm_plugin.l1norm(x[:1], weight, 1e-3)))
+print("native", dispatch.calls("l1norm", "native"))
+"""
+
+
+def test_the_kernel_runs_in_the_interpreter(followed: Path) -> None:
+    pytest.importorskip("triton")
+    triton = {"NORM_PLUGIN": "triton", "NORM_PLUGIN_STRICT": "1", "TRITON_INTERPRET": "1"}
+    assert python(followed, "-c", KERNEL, **triton).splitlines() == [
+        *["judged triton True"] * 2,
+        *[f"{shape} True True" for shape in ("1 5", "33 96", "2 3 5000", "4 70000") for _ in range(2)],
+        "native 0",
+    ]
+
+
+COMPILED = """
+from tests.kernels.compile_only import Task, reports
+
+(report,) = reports(Task("l1norm", {}, (4, 4096)))
+print(report.error, report.waits, any(before for _, _, _, before in report.accesses), report.no_short_road)
+"""
+
+
+def test_the_kernel_compiles_for_a_gpu(followed: Path) -> None:
+    """For Hopper, with one wait, no access before it, and arguments that the driver takes."""
+    pytest.importorskip("triton")
+    assert python(followed, "-c", COMPILED, NORM_PLUGIN="triton").split() == ["1", "False"]

@@ -1,6 +1,6 @@
-"""The backward ops themselves: their registration, what they are asked for, what is kept for them, second derivatives.
+"""The backward ops: their registration, what they return, what autograd keeps for them, and second derivatives.
 
-That what they compute is right, in every variant, is shown through autograd in test_gradients.
+test_gradients shows through autograd that their values are right in every variant.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def test_opcheck(op: Op, variant: samples.Arguments, shape: tuple[int, ...]) -> 
 
 @every_case
 def test_only_what_is_asked_for_is_returned(op: Op, variant: samples.Arguments) -> None:
-    """In the order of the arguments, each with the dtype of what it is the gradient of."""
+    """In the order of the arguments, each in the dtype of its argument."""
     a = arguments(op, (3, 48), torch.bfloat16, weight_dtype=torch.float32, **variant)
     asked = [op.arguments[op.x], *(name for name in ("z", "weight", "bias") if a.get(name) is not None)]
     asked = [name for name in asked if a.get(f"{name}_grad", True)]
@@ -107,13 +107,13 @@ DIFFERENTIABLE: dict[str, samples.Arguments] = {
 
 @pytest.mark.parametrize("name", DIFFERENTIABLE)
 def test_second_derivatives(name: str) -> None:
-    """By PyTorch, and right; a log line says so."""
+    """PyTorch computes them, they are right, and a log line says so."""
     a = samples.arguments(OPS[name], (ROWS, WIDTH), torch.float64, eps=EPS, **DIFFERENTIABLE[name])
     assert gradgradcheck(function_of(name, a), tuple(leaves(a).values()))
 
 
-def test_a_second_derivative_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dispatch, "_logged", set())
+def test_a_second_derivative_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    dispatch.log_once.cache_clear()
     for _ in range(2):
         x = inputs.make("normal", (3, 48)).requires_grad_()
         (dx,) = torch.autograd.grad(norm_plugin.rmsnorm(x, None).square().sum(), x, create_graph=True)
@@ -126,7 +126,7 @@ def test_a_second_derivative_is_said_once(caplog: pytest.LogCaptureFixture, monk
 
 M, N = 32, 96
 KEPT: dict[str, tuple[Callable[..., Any], tuple[str, ...], int]] = {
-    # what is called on x, r, z, w, b; what may be kept; tensors of the size of x
+    # (the call on x, r, z, w, b; what autograd may keep; the number of x-sized tensors)
     "rmsnorm": (lambda x, r, z, w, b: norm_plugin.rmsnorm(x, w), ("x", "w"), 1),
     "gemma_rmsnorm": (lambda x, r, z, w, b: norm_plugin.gemma_rmsnorm(x, w), ("x", "w"), 1),
     "add_rmsnorm": (lambda x, r, z, w, b: norm_plugin.add_rmsnorm(x, r, w), ("w",), 1),
@@ -140,7 +140,7 @@ KEPT: dict[str, tuple[Callable[..., Any], tuple[str, ...], int]] = {
 @pytest.mark.parametrize("name", KEPT)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_what_is_kept_for_the_backward(name: str, dtype: torch.dtype) -> None:
-    """x and z where they lie, no copy of them; of a fused add the sum that it returns anyway. No statistics."""
+    """x and z without copies, for a fused add the sum that it returns anyway, and no statistics."""
     call, allowed, big = KEPT[name]
     given = {key: inputs.make("normal", (M, N), dtype, seed).requires_grad_() for seed, key in enumerate("xrz")}
     given |= {key: inputs.weights(N, dtype).requires_grad_() for key in "wb"}
@@ -169,7 +169,7 @@ def test_the_fused_add_in_place_keeps_its_sum_alone() -> None:
 
 @pytest.mark.parametrize("name", ["rmsnorm", "add_rmsnorm", "l2norm", "layernorm", "gated_norm"])
 def test_one_node_in_the_compiled_backward(name: str) -> None:
-    """AOTAutograd traces forward and backward: each is one op of ours, and no formula."""
+    """AOTAutograd traces forward and backward. Each is one op of ours, not its formula."""
     from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
 

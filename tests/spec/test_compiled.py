@@ -1,4 +1,4 @@
-"""NORM_PLUGIN_COMPILE=1: what a route says is compiled is compiled, however many routes there are."""
+"""NORM_PLUGIN_COMPILE=1: a route that says it is compiled is compiled, however many routes there are."""
 
 import functools
 import itertools
@@ -18,7 +18,7 @@ WIDTHS = (8, 16, 24)
 
 
 class Counter(CompileCounter):
-    """A backend that counts what it is given: these tests are about what torch.compile is asked, not about Inductor."""
+    """A backend that counts its graphs: these tests are about requests to torch.compile, not about Inductor."""
 
     def __call__(self, graph, inputs, options=None):
         return super().__call__(graph, inputs)

@@ -1,7 +1,7 @@
-"""NORM_PLUGIN_COMPILE=1 gives the values of the oracle too: Inductor may reorder sums, but no named rounding gets lost.
+"""With NORM_PLUGIN_COMPILE=1 the values are right too: Inductor may reorder sums, but it drops no named rounding.
 
-The bounds are those of the eager ops. Left to itself, Inductor removes a rounding to bf16 that is followed by a step
-back to fp32, which changes one value in four of the numerics that round before the weight.
+The bounds are those of the eager ops. Left to itself, Inductor removes a rounding to bf16 if a step back to fp32
+follows. That would change one value in four under the numerics that round before the weight.
 """
 
 from __future__ import annotations

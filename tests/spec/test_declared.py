@@ -1,4 +1,4 @@
-"""What an op is declared by: schemas that stay as they were released, and declarations that are refused."""
+"""Declarations of ops: their schemas stay as they were released, and incomplete ones are refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from norm_plugin.ops import OPS
 _RMS = 'float eps=1e-6, str numerics="fp32", bool gemma=False, SymInt? variance_size=None, bool? enable_pdl=None'
 _QUANT = 'str numerics="fp32", bool gemma=False, bool? enable_pdl=None'
 
-#: Graphs that were saved hold these: an argument may be added at the end, and nothing else changed.
+#: Saved graphs contain these schemas: an argument may be added at the end, and nothing else may change.
 SCHEMAS = (
     f"rmsnorm(Tensor input, Tensor? weight, {_RMS}) -> Tensor",
     f"rmsnorm_out(Tensor input, Tensor? weight, Tensor(a!) out, {_RMS}) -> ()",
@@ -60,7 +60,7 @@ def test_the_schemas_are_those_that_were_released() -> None:
 
 @pytest.mark.parametrize("op", [*OPS.values(), *BACKWARD_OPS.values()], ids=lambda op: op.name)
 def test_the_native_function_takes_all_arguments(op: Op) -> None:
-    """A default that torch leaves out is filled in: with one that a schema would have, of its own type."""
+    """A default that torch leaves out is filled in, with the type of its argument."""
     schema = getattr(torch.ops.norm_plugin, op.name).default._schema
     for argument, default in zip(schema.arguments, op.defaults, strict=True):
         kind = str(argument.real_type)

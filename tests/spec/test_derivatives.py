@@ -1,6 +1,6 @@
-"""torch.func and forward mode: the functions are differentiated by way of their native twins, against fp64's own.
+"""torch.func and forward mode differentiate the functions through their native ops; compared with differences in fp64.
 
-The ops have no formula for either. torch.ops.norm_plugin.* says so, where torch would take the derivative for zero.
+The ops have no formula for either. torch.ops.norm_plugin.* says so, because torch would take the derivative for zero.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def x_of(seed: int = 1) -> Tensor:
     return inputs.make("normal", (3, 8), torch.float32, seed).to(F64)
 
 
-#: Parameters and the like, which no transform makes anew.
+#: Parameters and the like, which no transform replaces.
 W, B, R, L = x_of(3)[0], x_of(4)[0], x_of(4), x_of(5)
 
 CALLS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -41,7 +41,7 @@ every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
 
 
 def slope(call: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> Tensor:
-    """Along a direction, by differences of fp64: of second order, so an eighth of the digits is lost."""
+    """The derivative along a direction, by differences in fp64."""
     step = 1e-5
     return (call(x + step * direction) - call(x - step * direction)) / (2 * step)
 
@@ -70,7 +70,7 @@ def test_jacobians_in_both_modes(call: Callable[[Tensor], Tensor]) -> None:
 
 @every_call
 def test_grad_and_grad_of_rows(call: Callable[[Tensor], Tensor]) -> None:
-    """Alone, and for each of several inputs at once."""
+    """grad of one input, and under vmap of several inputs at once."""
 
     def loss(x: Tensor) -> Tensor:
         return call(x).sin().sum()
@@ -96,7 +96,7 @@ def test_in_place_under_grad() -> None:
 
 
 def test_an_op_says_that_it_has_no_formula_for_dual_numbers() -> None:
-    """torch.func.jvp of it stands in refused.py."""
+    """(refused.py has torch.func.jvp of an op.)"""
     with forward_ad.dual_level(), pytest.raises(NotImplementedError, match=re.escape(FORMULA)):
         torch.ops.norm_plugin.rmsnorm(forward_ad.make_dual(x_of(), x_of(2)), None)
 

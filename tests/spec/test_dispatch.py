@@ -1,4 +1,4 @@
-"""Which backend answers a call, why, and how often: with kernels that are made up, so that no GPU is needed."""
+"""Which backend answers a call, why, and how often. The kernels are fake, so no GPU is needed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 import norm_plugin
 from norm_plugin import dispatch, kernels, settings
-from norm_plugin.accuracy import inputs
 from norm_plugin.native import rms
+from tests.spec import layouts
 from tests.spec.fake_kernels import FakeKernel, Install, the_route, warnings_of, x_of
 
 pytestmark = pytest.mark.usefixtures("nothing_seen_yet")
@@ -21,10 +21,10 @@ ON_THE_CPU = "Triton compiles for GPUs, and the tensors are on the CPU"
 # --- which backend ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["off", "auto"])
-def test_auto_takes_native_on_a_cpu_in_silence(backend: str, caplog: pytest.LogCaptureFixture) -> None:
-    """off concerns the engines: a direct call takes it for auto. Nobody expects a GPU kernel on a CPU."""
-    with settings.override(backend=backend, strict=True):
+@pytest.mark.parametrize("asked", ["off", "auto"])
+def test_auto_takes_native_on_a_cpu_in_silence(asked: str, caplog: pytest.LogCaptureFixture) -> None:
+    """`off` is for engines: a direct call takes it as `auto`. On a CPU nobody expects a GPU kernel."""
+    with settings.override(backend=asked, strict=True):
         norm_plugin.rmsnorm(x_of(), None)
         route = the_route()
     assert (route.backend, route.reason, route.fallback) == ("native", ON_THE_CPU, False)
@@ -62,11 +62,11 @@ def test_triton_absent_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.unavailable(torch.device("cpu")) == "triton is not installed"
 
 
-@pytest.mark.parametrize("backend", ["off", "auto", "triton"])
-def test_a_kernel_is_taken_where_there_is_one(install: Install, backend: str) -> None:
+@pytest.mark.parametrize("asked", ["off", "auto", "triton"])
+def test_a_kernel_is_taken_where_there_is_one(install: Install, asked: str) -> None:
     kernel = install(FakeKernel())
     x = x_of()
-    with settings.override(backend=backend, strict=True):
+    with settings.override(backend=asked, strict=True):
         assert torch.equal(norm_plugin.rmsnorm(x, None), rms.rmsnorm(x, None))
         assert (the_route().backend, the_route().reason, the_route().fallback) == ("triton", "", False)
     assert (kernel.bound, kernel.ran) == (1, 1)
@@ -91,7 +91,7 @@ def test_a_refusal_is_a_reason(install: Install, caplog: pytest.LogCaptureFixtur
 
 
 def test_kernels_that_cannot_be_imported_are_a_reason(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(family: str, op: str) -> None:
+    def broken(kind: str, op: str) -> None:
         raise ImportError("libtriton.so is missing")
 
     install(None)
@@ -119,7 +119,7 @@ def test_width_dtype_strides_and_plain_arguments_are(install: Install) -> None:
         (x_of(),),
         (x_of(width=64),),
         (x_of(dtype=torch.bfloat16),),
-        (inputs.padded(x_of()),),
+        (layouts.padded(x_of()),),
         (x_of().view(2, 2, 48),),
         (x_of(), 1e-5),
         (x_of(), None),

@@ -1,7 +1,7 @@
-"""Bad input: the error names the argument, what it is and what it must be, and nothing was modified before it.
+"""Bad input: the error names the argument, what it is and what it must be, and nothing was written before it.
 
-Every case is asked through every door (the direct one, torch.ops, and torch.ops under autograd), before and after a
-good call of the same op, whose checks are then not all repeated.
+Every case is tried through every entry (dispatch, torch.ops, and torch.ops under autograd), before and after a good
+call of the same op, because a good call makes later calls skip some checks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor
 import norm_plugin
 from norm_plugin import dispatch
 from norm_plugin.accuracy import inputs
+from norm_plugin.numerics import GATED_NUMERICS, NUMERICS
 from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.spec import samples
@@ -118,11 +119,11 @@ BAD: dict[str, Bad] = {
     ),
     "unknown numerics": Bad(
         "fused_add_rmsnorm", {"numerics": "bf16"}, ValueError,
-        "numerics is 'bf16'; it must be one of fp32, hf, vllm_c, sgl_jit.",
+        f"numerics is 'bf16'; it must be one of {', '.join(NUMERICS)}.",
     ),
     "numerics that gated norms do not have": Bad(
         "gated_norm", {"numerics": "vllm_c"}, ValueError,
-        "numerics is 'vllm_c'; it must be one of fp32, hf, torch, torch_hf.",
+        f"numerics is 'vllm_c'; it must be one of {', '.join(GATED_NUMERICS)}.",
     ),
     "numerics of an RMSNorm for a LayerNorm that is quantised": Bad(
         "layernorm_quant", {"numerics": "hf"}, ValueError,
@@ -138,7 +139,7 @@ BAD: dict[str, Bad] = {
     ),
     "numerics of a quantised LayerNorm for an RMSNorm": Bad(
         "rmsnorm_quant", {"numerics": "flashinfer_layer"}, ValueError,
-        "numerics is 'flashinfer_layer'; it must be one of fp32, hf, vllm_c, sgl_jit.",
+        f"numerics is 'flashinfer_layer'; it must be one of {', '.join(NUMERICS)}.",
     ),
     "unknown activation": Bad(
         "gated_norm", {"activation": "gelu"}, ValueError,
@@ -262,7 +263,7 @@ def through_torch(op: Op, a: samples.Arguments) -> Any:
 
 
 def under_autograd(op: Op, a: samples.Arguments) -> Any:
-    """With a weight that requires a gradient; what is written cannot."""
+    """With a weight that requires a gradient, because a written argument cannot."""
     weight = a.get("weight")
     learned = isinstance(weight, Tensor) and weight.is_floating_point()
     return through_torch(op, a | ({"weight": weight.clone().requires_grad_()} if learned else {}))
@@ -294,7 +295,7 @@ def test_every_op_refuses_something() -> None:
 
 
 def test_a_good_call_is_good() -> None:
-    """The calls above fail by what is wrong in them alone."""
+    """So the calls above fail only because of their wrong argument."""
     for op in OPS.values():
         direct(op, good_arguments(op))
 
@@ -304,7 +305,7 @@ def test_a_good_call_is_good() -> None:
 
 @pytest.mark.parametrize("learned", [False, True], ids=["values", "autograd"])
 def test_out_of_another_dtype_or_shape(learned: bool) -> None:
-    """Under autograd too, where the result is copied into it."""
+    """Also under autograd, where the result is copied into out."""
     x, weight = inputs.make("normal", SHAPE, BF16), torch.ones(48, requires_grad=learned)
     for out in (torch.zeros(SHAPE), torch.zeros(2, 48, dtype=BF16), one_row(BF16)):
         with pytest.raises((TypeError, ValueError), match=r"^out "):

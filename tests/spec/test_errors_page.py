@@ -1,11 +1,7 @@
-"""docs/errors.md is what scripts/errors_page.py makes of the tests."""
+"""docs/errors.md is what tests/spec/errors_page.py makes of the tests."""
 
-import runpy
-from pathlib import Path
-
-ROOT = Path(__file__).parent.parent.parent
+from tests.spec.errors_page import PAGE, page
 
 
 def test_page_is_that_of_the_tests() -> None:
-    page = runpy.run_path(str(ROOT / "scripts" / "errors_page.py"))["page"]
-    assert (ROOT / "docs" / "errors.md").read_text(encoding="utf-8") == page(), "run: python scripts/errors_page.py"
+    assert PAGE.read_text(encoding="utf-8") == page(), "run: python -m tests.spec.errors_page"

@@ -1,4 +1,4 @@
-"""Kernels and compilers that fail: what answers the call, what is said, and what is tried again."""
+"""Kernels and compilers that fail: what answers the call, what is logged, and what is tried again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 
 import norm_plugin
 from norm_plugin import dispatch, settings
-from norm_plugin.accuracy import inputs
 from norm_plugin.native import rms
+from tests.spec import layouts
 from tests.spec.fake_kernels import FakeKernel, Install, failing, the_route, warnings_of, x_of
 
 pytestmark = pytest.mark.usefixtures("nothing_seen_yet")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("nothing_seen_yet")
 def test_a_kernel_that_fails_at_its_first_call_is_logged_once_and_left(
     install: Install, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its call is answered by the native op, and so is every later one of this op, dtype and width."""
+    """The native op answers this call, and all later calls of this op, dtype and width."""
     kernel = install(failing(RuntimeError("ptxas died\nwith a long log")))
     x = x_of()
     reason = "the Triton kernel failed: RuntimeError: ptxas died"
@@ -28,7 +28,7 @@ def test_a_kernel_that_fails_at_its_first_call_is_logged_once_and_left(
         for _ in range(3):
             assert torch.equal(norm_plugin.rmsnorm(x, None), rms.rmsnorm(x, None))
         assert (the_route().backend, the_route().reason, the_route().fallback) == ("native", reason, True)
-        norm_plugin.rmsnorm(inputs.padded(x), None)
+        norm_plugin.rmsnorm(layouts.padded(x), None)
         assert {route.reason for route in dispatch.routes()} == {reason}
         assert dispatch.calls("rmsnorm", "native") == 4
         assert dispatch.calls("rmsnorm", "triton") == 0
@@ -62,7 +62,7 @@ def test_strict_refuses_a_kernel_that_fails(install: Install) -> None:
 
 
 def test_out_of_memory_is_no_failure_of_the_kernel(install: Install) -> None:
-    """It passes through to whoever can free memory, and the kernel stays in use."""
+    """The error reaches the caller, who can free memory, and the kernel stays in use."""
     kernel = install(failing(torch.OutOfMemoryError("no memory left")))
     with settings.override(backend="auto"):
         with pytest.raises(torch.OutOfMemoryError, match="no memory left"):
@@ -73,7 +73,7 @@ def test_out_of_memory_is_no_failure_of_the_kernel(install: Install) -> None:
 
 
 def test_a_later_failure_passes_through(install: Install) -> None:
-    """A kernel that has run does run: what it raises then belongs to the call, or to a device that is lost."""
+    """A kernel that has run before works, so a later error is of the call, or of a lost device."""
     kernel = install(FakeKernel())
     with settings.override(backend="auto"):
         norm_plugin.rmsnorm(x_of(), None)

@@ -1,9 +1,9 @@
-"""What holds between our norms and those that Inductor compiles, whatever vectors a processor has.
+"""Our norms beside those that Inductor compiles, for every width of a processor's vectors.
 
-Ours have the bits of the PyTorch functions that they stand for, eager and as ops in compiled code, because they call
-the same functions. What Inductor makes of these has not: it sums a row in an order of its own, which follows the width
-of its vectors, so fp32 values differ in their last bits, and bf16 values where such a bit carries them over a tie. Both
-are right, within half an ulp and the derived bound of fp32 arithmetic, and no more is promised.
+Our norms have the bits of the PyTorch functions that they replace, eager and as ops in compiled code, because they call
+the same functions. Inductor's own code for these functions has other bits: it sums a row in an order that depends on
+the width of its vectors. So fp32 values differ in their last bits, and bf16 values where such a bit carries them over a
+tie. Both are right, within half an ulp plus the derived bound of fp32 arithmetic. No more is promised.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from norm_plugin.ops import OPS
 from tests.spec import judge, samples
 from tests.spec.samples import Arguments
 
-#: Bits of a vector in Inductor's code, 0 is without. Where a processor has none of that width, Inductor does without.
+#: The bits of a vector in Inductor's code; 0 is none. If a processor lacks such vectors, Inductor uses none.
 SIMDLEN = (0, 256, 512)
-WIDTH = 100  # some vectors and a rest, whatever their width
+WIDTH = 100  # some full vectors and a rest, whatever the width of a vector
 Norm = Callable[[Arguments], tuple[Tensor, ...]]
 
 pytestmark = pytest.mark.skipif(
@@ -48,13 +48,13 @@ def rms_norm(a: Arguments) -> tuple[Tensor, ...]:
 
 
 def add_rms_norm(a: Arguments) -> tuple[Tensor, ...]:
-    """As vLLM's IR has it: the norm is of the sum before it is rounded."""
+    """As vLLM's IR has it: the norm of the unrounded sum."""
     h = a["input"].float() + a["residual"].float()
     return normalized(h, a), h.to(a["input"].dtype)
 
 
 class Case(NamedTuple):
-    """One of our ops, what stands for it in plain PyTorch, and the arguments of both."""
+    """One of our ops, the same in plain PyTorch, and the arguments of both."""
 
     op: str
     theirs: Norm
@@ -82,7 +82,7 @@ def ours(case: Case, **changes: object) -> tuple[Tensor, ...]:
 
 
 class Found(NamedTuple):
-    """All cases by label, from one piece of compiled code: Inductor's own norms, and our ops."""
+    """The results of all cases by label, from one compiled function: of Inductor's own norms, and of our ops."""
 
     theirs: dict[str, tuple[Tensor, ...]]
     ours: dict[str, tuple[Tensor, ...]]
@@ -90,7 +90,7 @@ class Found(NamedTuple):
 
 @functools.cache
 def compiled(simdlen: int) -> Found:
-    """By Inductor, which is not to make headers for vectors that no other test has."""
+    """Compiled by Inductor, without precompiled headers, which only this test would use."""
 
     def everything(given: list[Arguments]) -> tuple[list[tuple[Tensor, ...]], list[Any]]:
         pairs = list(zip(CASES, given, strict=True))
@@ -126,7 +126,7 @@ def test_inductors_own_norm_and_ours_are_within_one_bound(case: Case, simdlen: i
 
 @pytest.mark.parametrize("simdlen", SIMDLEN)
 def test_inductors_own_layernorm_has_other_bits(simdlen: int) -> None:
-    """Were they the same, the engines' tests of compiled code could compare with the engine as it is."""
+    """If they had the same, the engines' tests of compiled code could compare with the unchanged engine."""
     found = compiled(simdlen)
     label = "layernorm-torch.float32"
     assert not torch.equal(found.theirs[label][0], found.ours[label][0])

@@ -1,4 +1,4 @@
-"""The judge itself: ulps are what they are said to be, oracles agree with torch in fp64, and mistakes are found."""
+"""The judge itself: ulps are right, oracles agree with torch in fp64, and the judge finds mistakes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from norm_plugin.accuracy import bounds, inputs, oracle, ulps
+from norm_plugin.numerics import NUMERICS
 from norm_plugin.ops import OPS
 from tests.spec import judge, samples
 
@@ -27,7 +28,7 @@ def doubles(*values: float) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [t for t in ulps.FORMATS if t != torch.float64], ids=str)
 def test_neighbours_are_one_ulp_apart(dtype: torch.dtype) -> None:
-    """Every value of the dtype against the next one, over all binades and the subnormals."""
+    """Each value of the dtype and the next one, in all binades and the subnormals."""
     digits, least, largest = ulps.FORMATS[dtype]
     mantissas = 1 + torch.arange(0, 2**digits, max(1, 2**digits // 16), dtype=torch.float64) / 2**digits
     exponents = torch.arange(least, largest, max(1, (largest - least) // 40), dtype=torch.float64)
@@ -42,7 +43,7 @@ def test_neighbours_are_one_ulp_apart(dtype: torch.dtype) -> None:
 
 
 def test_rounding_is_half_an_ulp() -> None:
-    """And 2^-14 more where torch goes from fp64 to fp16 by way of fp32."""
+    """And 2^-14 more, because torch casts fp64 to fp16 by way of fp32."""
     values = inputs.row_scales((64, 64), 0).double() * math.pi
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         assert 0.45 < ulps.measure(values.to(dtype), values).max <= 0.5 + 2.0**-14
@@ -130,18 +131,22 @@ def test_a_mistake_is_found(mistake: str) -> None:
         judge.check(OPS["rmsnorm"], a, (MISTAKES[mistake](a["input"], a["weight"], a["eps"]),))
 
 
+def of_rounded_sum(numerics: str) -> bool:
+    return numerics in NUMERICS and NUMERICS[numerics].output_of_rounded_sum
+
+
 @pytest.mark.parametrize("name", [name for name, variants in samples.VARIANTS.items() if len(variants) > 1])
 def test_every_variant_tells(name: str) -> None:
-    """The result of the plain call is wrong for a variant: were a flag ignored, the tests would see it.
+    """The result of the plain call is wrong for a variant. So the tests would notice if an op ignored a flag.
 
-    Not asked are an output dtype, which judge.check compares itself; an argument that is absent, which is no flag; and
-    the numerics that differ in the sum with a residual only, where an op has none.
+    Left out are output dtypes, which judge.check compares itself; absent arguments, which are no flags; and, for ops
+    without a residual, numerics that differ only in the sum with a residual.
     """
     op = OPS[name]
     plain = samples.arguments(op, (16, 96), torch.bfloat16)
     for variant in samples.VARIANTS[name]:
         dtypes = set(variant) <= {"quant_dtype", "out_dtype", "output_dtype"}
-        of_a_sum = variant.get("numerics") in ("vllm_c", "sgl_jit") and "residual" not in op.arguments
+        of_a_sum = of_rounded_sum(variant.get("numerics", "fp32")) and "residual" not in op.arguments
         if dtypes or of_a_sum or None in variant.values():
             continue
         a = samples.arguments(op, (16, 96), torch.bfloat16, **variant)
@@ -150,7 +155,7 @@ def test_every_variant_tells(name: str) -> None:
 
 
 def test_a_bound_is_small() -> None:
-    """Beside half an ulp of bf16: 2^-12 of an ulp, and 16 ulps of fp32, for a product."""
+    """For a product: 2^-12 of an ulp of bf16, beside half an ulp, and 16 ulps of fp32."""
     x, weight = inputs.make("normal", (16, 768)), inputs.weights(768)
     bound, truth = bounds.rmsnorm(x, weight), oracle.rmsnorm(x, weight)
     assert (bound / ulps.size(truth, torch.bfloat16)).max() <= 2.0**-12

@@ -1,9 +1,9 @@
-"""The q of a fused qkv projection, a 3-D slice [T, heads, D], is normalized where it lies: no copy of it is made.
+"""The q of a fused qkv projection, a 3-D slice [T, heads, D], is normalized without a copy of it.
 
-Eager PyTorch computes in fp32 and holds its working values in memory while it does: fp32 twins of the row, larger than
-a copy would be. That is how its formulas work and is not asserted away. What is asserted: no op copies the input as it
-is, and when the call returns, nothing but the output is left. Compiled, the working values are gone too: one call
-allocates its output, and what Inductor keeps of a row, one or a few fp32 numbers.
+Eager PyTorch computes in fp32, so it holds fp32 values of the rows, which are larger than a copy would be. These tests
+do not forbid that. They assert that no op copies the input as it is, and that only the output is left when the call
+returns. Compiled code has no such values: a call allocates its output, and the few fp32 numbers that Inductor keeps for
+each row.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ TOKENS, HEADS, OTHERS, WIDTH = 16, 8, 4, 128
 EPS = 1e-6
 FP32_BYTES = 4
 
-#: The ops that may read the input: views of it, the step to fp32, and the arithmetic of an input that is fp32.
+#: The ops that may read the input: views, the step to fp32, and arithmetic if the input is fp32.
 MAY_READ = {"slice", "view", "unsqueeze", "alias", "expand", "empty_like", "_to_copy", "pow", "mean", "mul", "sub"}
 
 CALLS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], int]] = {
-    # name: (native, public, how many numbers a row is reduced to)
+    # name: (native, public, numbers that are kept for each row)
     "rmsnorm": (lambda x, w: rms.rmsnorm(x, w, EPS), lambda x, w: norm_plugin.rmsnorm(x, w, EPS), 1),
     "l2norm": (lambda x, w: rms.l2norm(x, EPS), lambda x, w: norm_plugin.l2norm(x, EPS), 1),
     "layernorm": (lambda x, w: layer.layernorm(x, w, w, EPS), lambda x, w: norm_plugin.layernorm(x, w, w, EPS), 3),
@@ -51,7 +51,7 @@ def query(dtype: torch.dtype) -> Tensor:
 
 
 class ReadersOf(TorchDispatchMode):
-    """Which ops read the memory of a tensor."""
+    """Collects the ops that read the memory of a tensor."""
 
     def __init__(self, tensor: Tensor) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def test_no_op_copies_the_input(name: str, dtype: torch.dtype) -> None:
 
 
 def test_the_reader_sees_a_copy() -> None:
-    """The check above can fail."""
+    """So the check above can fail."""
     x = query(torch.bfloat16)
     with ReadersOf(x) as mode:
         x.contiguous()

@@ -18,22 +18,23 @@ from norm_plugin.native.quant import QMAX
 from norm_plugin.numerics import ACTIVATIONS, FP32, HF, LAYER_QUANT_NUMERICS, NUMERICS
 from norm_plugin.ops import OPS
 from tests.spec import judge, samples
+from tests.spec.layouts import LAYOUTS
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 EPSILONS = [1e-6, 1e-5, 1e-12, 1.0]
 
-#: Not PyTorch's own functions: their last bits depend on where in a tensor a value lies, and their errors are theirs.
+#: Without PyTorch's own functions, whose last bits depend on the place of a value, and whose errors are not ours.
 NUMERICS_OF = {"gated": [FP32.name, HF.name], "split": [FP32.name, HF.name], "layer": [FP32.name]}
 NUMERICS_OF_OP = {"layernorm_quant": list(LAYER_QUANT_NUMERICS)}
 
 fixed = settings(
     derandomize=True,
     max_examples=200,
-    deadline=None,  # a busy machine is not a failure
+    deadline=None,  # a busy machine is no failure
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.differing_executors],
 )
 
-#: Widths that fill no vector, fill one, and leave a rest; group sizes are divisors of them.
+#: Widths that fill no vector, fill one, and leave a rest. Group sizes divide them.
 widths = st.one_of(st.integers(1, 70), st.sampled_from([96, 128, 255, 256, 1000]))
 leading = st.lists(st.integers(0, 5), max_size=3)
 
@@ -80,7 +81,7 @@ def calls(draw: st.DrawFn, name: str) -> samples.Arguments:
     return a | {key: draw(layouts)(a[key]) for key in samples.alike(op) if a[key] is not None}
 
 
-layouts = st.sampled_from(list(inputs.LAYOUTS.values()))
+layouts = st.sampled_from(list(LAYOUTS.values()))
 
 
 @given(st.data())
@@ -94,7 +95,7 @@ def test_any_call_is_right(data: st.DataObject) -> None:
 @given(st.data())
 @fixed
 def test_rows_are_independent_in_any_call(data: st.DataObject) -> None:
-    """The bits of one row, alone and in its batch. (The matrix product of layernorm_linear is PyTorch's.)"""
+    """A row has the same bits alone and in its batch. (Not in layernorm_linear: the matrix product is PyTorch's.)"""
     name = data.draw(st.sampled_from([name for name in OPS if name != "layernorm_linear"]))
     op, a = OPS[name], data.draw(calls(name))
     shape = a[op.arguments[op.x]].shape
@@ -111,8 +112,8 @@ def test_rows_are_independent_in_any_call(data: st.DataObject) -> None:
 @given(st.data())
 @fixed
 def test_fakes_describe_any_call(data: st.DataObject) -> None:
-    """Shape, dtype and strides of what is returned, the strides where there is something to step over: of tensors
-    without elements torch.empty_like gives others for fake ones."""
+    """Shape, dtype and strides of the outputs. Strides only if there are elements: without any, torch.empty_like gives
+    fake tensors other strides."""
     name = data.draw(st.sampled_from(list(OPS)))
     op, a = OPS[name], data.draw(calls(name))
     real = samples.outputs(op, a)[: -len(samples.written(op, a)) or None]

@@ -1,4 +1,4 @@
-"""Each call of refused.py: its error, its message, and nothing written; again after a right call of the function."""
+"""Each call of refused.py: its error and message, and nothing written; again after a right call of the function."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.spec.backend import Backend
 from tests.spec.refused import REFUSED, Refused, names
 
 
 @pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: refused.call)
-def test_refused(refused: Refused) -> None:
+def test_refused(backend: Backend, refused: Refused) -> None:
     for _ in range(2):
-        named = names()
+        named = names(backend)
         before = {name: t.detach().clone() for name, t in named.items() if isinstance(t, Tensor)}
         with pytest.raises(refused.error) as raised:
             eval(refused.call, named)

@@ -1,4 +1,4 @@
-"""What holds of rows in every op: a row is normalized alone, whatever its batch, its rank and its size."""
+"""Rows in every op: each row is normalized alone, whatever its batch, its rank and its size."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from norm_plugin.accuracy import inputs
 from norm_plugin.op import Op
 from norm_plugin.ops import OPS
 from tests.spec import judge, samples
+from tests.spec.backend import Backend
 
-#: Around the sizes at which vectorised code, threads and tiles change their ways.
+#: Around the sizes at which vectorised code, threads and tiles change.
 BATCHES = (1, 2, 3, 31, 64, 65, 255, 256, 257)
 CHOSEN = (0, 1, 2, 30, 63, 64, 254, 255, 256)
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -26,7 +27,7 @@ def rows_of(op: Op, a: samples.Arguments, rows: slice | Tensor) -> samples.Argum
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:
-    """torch.equal, where two NaNs are equal and fp8 can be compared."""
+    """torch.equal, but NaNs are equal, and fp8 can be compared."""
     return torch.equal(one.double().nan_to_num(nan=12345.0), other.double().nan_to_num(nan=12345.0))
 
 
@@ -37,9 +38,8 @@ def same_bits(one: Tensor, other: Tensor) -> bool:
     ids=[*samples.IDS, *(f"{name}-wide" for name in OPS)],
 )
 def test_a_row_does_not_depend_on_its_batch(op: Op, variant: samples.Arguments, width: int, dtype: torch.dtype) -> None:
-    """In fp32, where no rounding hides a last bit, and with rows that end in the middle of a vector. In
-    layernorm_linear it is the matrix product of PyTorch that decides what one row and many give: what is promised
-    there is its bound, in every batch."""
+    """In fp32, where no rounding hides a last bit, and with rows that end in the middle of a vector. layernorm_linear
+    only promises its bound in every batch, because the matrix product is PyTorch's."""
     a = samples.arguments(op, (max(BATCHES), width), dtype, **variant)
     whole = samples.outputs(op, a)
     slices = [slice(0, batch) for batch in BATCHES] + [slice(row, row + 1) for row in CHOSEN]
@@ -55,38 +55,38 @@ def test_a_row_does_not_depend_on_its_batch(op: Op, variant: samples.Arguments, 
 @pytest.mark.parametrize("name", inputs.SPOILED)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_row_that_is_not_finite_spoils_no_other(
-    op: Op, variant: samples.Arguments, name: str, dtype: torch.dtype
+    backend: Backend, op: Op, variant: samples.Arguments, name: str, dtype: torch.dtype
 ) -> None:
     shape = (5, 48)
-    spoiled = samples.arguments(op, shape, dtype, input_class=name, **variant)
-    sound = samples.arguments(op, shape, dtype, input_class="normal", **variant)
+    spoiled = backend.arguments(op, shape, dtype, input_class=name, **variant)
+    sound = backend.arguments(op, shape, dtype, input_class="normal", **variant)
     others = torch.arange(5) != inputs.spoiled_row(shape)
-    for x, y in zip(samples.outputs(op, spoiled), samples.outputs(op, sound), strict=True):
+    for x, y in zip(backend.outputs(op, spoiled), backend.outputs(op, sound), strict=True):
         assert same_bits(x[others], y[others])
         assert x.dtype == torch.int8 or not same_bits(x, y)
 
 
 @every_case
 @pytest.mark.parametrize("shape", [(0, 48), (3, 0, 48), (0, 4, 3, 48)], ids=str)
-def test_no_rows(op: Op, variant: samples.Arguments, shape: tuple[int, ...]) -> None:
-    a = samples.arguments(op, shape, torch.bfloat16, **variant)
-    for place, output in enumerate(samples.outputs(op, a)):
+def test_no_rows(backend: Backend, op: Op, variant: samples.Arguments, shape: tuple[int, ...]) -> None:
+    a = backend.arguments(op, shape, torch.bfloat16, **variant)
+    for place, output in enumerate(backend.outputs(op, a)):
         assert output.shape[:-1] == shape[:-1]
         assert output.dtype == judge.dtype_of(op, a, place)
 
 
 @every_case
 @pytest.mark.parametrize("shape", [(48,), (1, 48), (3, 5, 48), (2, 3, 5, 48), (5, 1), (1,)], ids=str)
-def test_ranks_and_widths(op: Op, variant: samples.Arguments, shape: tuple[int, ...]) -> None:
-    a = samples.arguments(op, shape, torch.bfloat16, **variant)
-    outputs = samples.outputs(op, a)
+def test_ranks_and_widths(backend: Backend, op: Op, variant: samples.Arguments, shape: tuple[int, ...]) -> None:
+    a = backend.arguments(op, shape, torch.bfloat16, **variant)
+    outputs = backend.outputs(op, a)
     judge.check(op, a, outputs)
     assert all(output.shape[:-1] == shape[:-1] for output in outputs)
 
 
 @every_op
 def test_long_rows(op: Op) -> None:
-    """Rows that PyTorch spreads over threads where they are alone: right, and the same alone as with others."""
+    """PyTorch spreads a single long row over threads. Such rows are right, and the same alone as with others."""
     a = samples.arguments(op, (2, 131072), torch.float32)
     outputs = samples.outputs(op, a)
     judge.check(op, a, outputs)

@@ -1,4 +1,4 @@
-"""Every flag: its values, its default, a misspelt value, and the one clash."""
+"""Every flag: its values, its default, a misspelt value, and the flags that contradict each other."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VALUES: dict[str, dict[str, object]] = {
     "NORM_PLUGIN_REPORT": {"": None, "/a/path.json": "/a/path.json"},
 }
 
-#: What a misspelt value must be told: all the right ones.
+#: The message for a misspelt value names all right ones.
 MISSPELT = [
     ("NORM_PLUGIN", "on", "off, auto, triton, native"),
     ("NORM_PLUGIN", "Native", "off, auto, triton, native"),
@@ -114,7 +114,7 @@ def test_override_is_undone_and_watched() -> None:
     def watch() -> None:
         seen.append(settings.get().backend)
 
-    settings.on_change(watch)
+    end = settings.on_change(watch)
     try:
         with settings.override(backend="triton", strict=True) as inside:
             assert inside == settings.get()
@@ -125,7 +125,7 @@ def test_override_is_undone_and_watched() -> None:
         assert settings.get() == before
         assert seen == ["triton", "auto", "triton", before.backend]
     finally:
-        settings._watchers.remove(watch)
+        end()
 
 
 def test_override_of_an_unknown_field_is_an_error() -> None:
@@ -149,7 +149,7 @@ def in_a_process(code: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_environment_reaches_a_call() -> None:
-    """Read once, at the first use, and not at import: a wrong value must not break an import in an engine's worker."""
+    """It is read at the first use, not at import: a wrong value must not break an import in an engine's worker."""
     code = (
         "import torch, norm_plugin\n"
         "from norm_plugin import dispatch\n"

@@ -1,4 +1,4 @@
-"""Tensors whose values are not simply in memory; refused.py has what is refused."""
+"""Tensors whose values memory does not have as they are. (refused.py has the refused ones.)"""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from torch import Tensor
 import norm_plugin
 from norm_plugin import dispatch, settings
 from norm_plugin.accuracy import inputs
+from tests.spec.backend import Backend
 from tests.spec.refused import with_negative_bit
 
 BF16 = torch.bfloat16
 
 
-def test_the_negative_bit_is_heard() -> None:
-    x = inputs.make("normal", (4, 48), torch.float32)
-    residual = inputs.make("normal", (4, 48), torch.float32, 2)
+def test_the_negative_bit_is_heard(backend: Backend) -> None:
+    x = backend.make("normal", (4, 48), torch.float32)
+    residual = backend.make("normal", (4, 48), torch.float32, 2)
     for _ in range(2):
         assert torch.equal(norm_plugin.rmsnorm(with_negative_bit(x), None), norm_plugin.rmsnorm(-x, None))
         norm_plugin.rmsnorm(x, None)  # the same signature, but for the bit
@@ -32,14 +33,14 @@ def test_lazy_zeros_are_zeros() -> None:
     assert torch.equal(norm_plugin.rmsnorm(zeros, None), torch.zeros_like(norm_plugin.rmsnorm(zeros, None)))
 
 
-@pytest.mark.parametrize("backend", ["auto", "triton", "native"])
-def test_a_meta_tensor_leaves_nothing_behind(backend: str) -> None:
-    """It has a shape and no values; real tensors of its kind run as if it had not been there."""
-    x = inputs.make("normal", (4, 48), torch.float32)
-    with settings.override(backend=backend, strict=False):
+@pytest.mark.parametrize("asked", ["auto", "triton", "native"])
+def test_a_meta_tensor_leaves_nothing_behind(backend: Backend, asked: str) -> None:
+    """It has a shape and no values. Later calls on real tensors run as if it had never been there."""
+    x = backend.make("normal", (4, 48), torch.float32)
+    with settings.override(backend=asked, strict=False):
         before = norm_plugin.rmsnorm(x, None)
         where = {route.backend for route in dispatch.routes()}
-    with settings.override(backend=backend, strict=False):
+    with settings.override(backend=asked, strict=False):
         for shape in ((4, 48), (0, 48)):
             meta = torch.empty(shape, device="meta")
             assert norm_plugin.rmsnorm(meta, None).shape == shape
@@ -48,9 +49,9 @@ def test_a_meta_tensor_leaves_nothing_behind(backend: str) -> None:
         assert {route.backend for route in dispatch.routes()} == where
 
 
-def test_autocast_changes_no_dtype() -> None:
-    """In compiled code an op does not hear it, so it does not in eager code either."""
-    x, weight = inputs.make("normal", (4, 48), torch.float32), inputs.make("normal", (5, 48), torch.float32)
+def test_autocast_changes_no_dtype(backend: Backend) -> None:
+    """It does not reach an op in compiled code, so an eager op ignores it too."""
+    x, weight = backend.make("normal", (4, 48), torch.float32), backend.make("normal", (5, 48), torch.float32)
 
     def call(x: Tensor) -> Tensor:
         return norm_plugin.layernorm_linear(x, None, None, weight, None)
@@ -70,6 +71,6 @@ def test_autocast_changes_no_dtype() -> None:
     assert torch.equal(leaf.grad, expected)
 
 
-def test_gemma_without_a_weight_scales_by_nothing() -> None:
-    x = inputs.make("normal", (4, 48), BF16)
+def test_gemma_without_a_weight_scales_by_nothing(backend: Backend) -> None:
+    x = backend.make("normal", (4, 48), BF16)
     assert torch.equal(norm_plugin.gemma_rmsnorm(x, None), norm_plugin.rmsnorm(x, None))

@@ -1,5 +1,5 @@
-"""The registration of every op: opcheck, one node in a compiled graph, dynamic shapes, and fakes that refuse and
-answer as the ops themselves do.
+"""The registration of every op: opcheck, one node in a compiled graph, dynamic shapes, and fakes that refuse and answer
+as the ops do.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from norm_plugin.accuracy import inputs
 from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.op import Op
 from norm_plugin.ops import OPS
-from tests.spec import samples
+from tests.spec import layouts, samples
 from tests.spec.test_errors import BAD, good_arguments
 from tests.spec.test_gradients import DIFFERENTIABLE
 
@@ -36,21 +36,21 @@ def differentiated(op: Op, a: samples.Arguments) -> samples.Arguments:
 
 
 def test_every_op_has_samples() -> None:
-    """An op that is added without samples fails here, and is checked below once it has them."""
+    """An op without samples fails here. With samples, the tests below check it."""
     assert set(samples.VARIANTS) == set(OPS)
     assert all(samples.VARIANTS.values())
     assert {name for name in dir(torch.ops.norm_plugin) if not name.startswith("_")} >= set(OPS)
 
 
 def test_all_ops_of_the_library_are_known() -> None:
-    """No op is registered past the tables, where no test would see it."""
+    """No op is registered outside the tables, where no test would see it."""
     schemas = torch._C._jit_get_all_schemas()
     found = {s.name.removeprefix("norm_plugin::") for s in schemas if s.name.startswith("norm_plugin::")}
     assert found == {*OPS, *BACKWARD_OPS}
 
 
 def opcheck(op: Op, a: samples.Arguments, *but: str) -> None:
-    """torch's opcheck. Its schema check cannot compare what is written in fp8, so there it is asked about int8."""
+    """torch's opcheck. Its schema check cannot compare fp8 outputs, so these are int8 here."""
     tests = {"test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"} - set(but)
     overload = getattr(torch.ops.norm_plugin, op.name).default
     with warnings.catch_warnings():
@@ -64,9 +64,9 @@ def opcheck(op: Op, a: samples.Arguments, *but: str) -> None:
 
 @every_case
 def test_opcheck(op: Op, variant: samples.Arguments) -> None:
-    """The schema (what is written, and that nothing is returned that was passed), the autograd registration, the
-    fake, and all of them together through AOTAutograd with dynamic shapes: slow, and the same for calls that differ in
-    a number or a name only, so for the first variant of an op and for those that leave an argument out."""
+    """Checks the schema (what is written, and that no argument is returned), the autograd registration, the fake, and
+    all of them through AOTAutograd with dynamic shapes. That is slow, and the same for calls that differ only in a
+    number or a name. So it runs for the first variant of an op, and for those that leave out an argument."""
     traced = variant == samples.VARIANTS[op.name][0] or None in variant.values()
     but = () if traced else ("test_aot_dispatch_dynamic",)
     opcheck(op, differentiated(op, samples.arguments(op, (3, 48), torch.bfloat16, **variant)), *but)
@@ -75,20 +75,20 @@ def test_opcheck(op: Op, variant: samples.Arguments) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
     ("shape", "layout"),
-    [((0, 48), "contiguous"), *product([(48,), (2, 3, 48)], inputs.LAYOUTS)],
+    [((0, 48), "contiguous"), *product([(48,), (2, 3, 48)], layouts.LAYOUTS)],
     ids=lambda value: str(value),
 )
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
 def test_opcheck_of_other_ranks_and_layouts(op: Op, shape: tuple[int, ...], layout: str, dtype: torch.dtype) -> None:
     a = samples.arguments(op, shape, dtype)
-    a |= {name: inputs.LAYOUTS[layout](a[name]) for name in samples.alike(op) if a[name] is not None}
+    a |= {name: layouts.LAYOUTS[layout](a[name]) for name in samples.alike(op) if a[name] is not None}
     opcheck(op, a, "test_aot_dispatch_dynamic")
 
 
-@pytest.mark.parametrize("layout", inputs.LAYOUTS.values(), ids=inputs.LAYOUTS.keys())
+@pytest.mark.parametrize("layout", layouts.LAYOUTS.values(), ids=layouts.LAYOUTS.keys())
 @every_case
 def test_fakes_answer_as_the_ops(op: Op, variant: samples.Arguments, layout: Callable[[Tensor], Tensor]) -> None:
-    """Shape, dtype and strides of everything that is returned."""
+    """Shape, dtype and strides of all outputs."""
     a = samples.arguments(op, (4, 3, 48), torch.bfloat16, **variant)
     a |= {name: layout(a[name]) for name in samples.alike(op) if a[name] is not None}
     real = getattr(torch.ops.norm_plugin, op.name)(*a.values())
@@ -104,7 +104,7 @@ def test_fakes_answer_as_the_ops(op: Op, variant: samples.Arguments, layout: Cal
 
 
 class Capture:
-    """A backend that counts the nodes of the graphs it is given, and runs them as they are."""
+    """A backend that counts the nodes of its graphs, and runs them as they are."""
 
     def __init__(self) -> None:
         self.nodes: Counter[str] = Counter()
@@ -124,7 +124,7 @@ class Capture:
 X, W, B = (lambda: inputs.make("normal", (4, 48), torch.bfloat16)), inputs.weights(48), inputs.biases(48)
 FP8 = torch.float8_e4m3fn
 
-#: Every public function, on one x: the node it must leave.
+#: Every public function, called on one x, and the node that it must leave.
 PUBLIC: dict[str, tuple[str, Callable[[Tensor], Any]]] = {
     "rmsnorm": ("rmsnorm", lambda x: norm_plugin.rmsnorm(x, W)),
     "rmsnorm into out": ("rmsnorm_out", lambda x: norm_plugin.rmsnorm(x, W, out=torch.empty_like(x))),
@@ -192,7 +192,7 @@ def test_gradients_through_a_compiled_graph(name: str) -> None:
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_dynamic_rows_and_none_at_all(name: str) -> None:
-    """One graph serves any number of rows from two on; torch gives 0 and 1 graphs of their own, and 0 rows work."""
+    """One graph serves any number of rows from two on. torch makes other graphs for 0 and 1, and 0 rows work."""
     _, call = PUBLIC[name]
 
     def model(x: Tensor) -> list[Tensor]:
@@ -212,13 +212,13 @@ def test_dynamic_rows_and_none_at_all(name: str) -> None:
 
 # --- refusals -----------------------------------------------------------------------------------------------------
 
-#: Without the one that only real tensors can tell.
+#: Without the check that needs real tensors.
 ON_ONE_DEVICE = [what for what in BAD if "device" not in what and "one over another" not in what]
 
 
 @pytest.mark.parametrize("what", ON_ONE_DEVICE)
 def test_the_fake_refuses_what_the_op_refuses(what: str) -> None:
-    """In the same words. (A fake tensor of another device is refused by torch itself, with its own.)"""
+    """With the same message. (torch itself refuses a fake tensor of another device, with its own.)"""
     bad = BAD[what]
     mode = FakeTensorMode()
     a = good_arguments(OPS[bad.op]) | bad.wrong

@@ -1,7 +1,7 @@
-"""The tests that compare bits, under every other set of vectors that PyTorch's CPU kernels can be told to use.
+"""Runs the tests that compare bits with every other set of vectors that PyTorch's CPU kernels can use.
 
-ATEN_CPU_CAPABILITY is read once a process. A sum has other bits with each, and both sides of a comparison have to have
-the same others. Inductor's vectors are asked for in test_inductor.py itself.
+A process reads ATEN_CPU_CAPABILITY once. A sum has other bits with each value, and both sides of a comparison must have
+the same bits. test_inductor.py chooses Inductor's vectors itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: What this processor has, which would die of the others. Under the one that PyTorch chose, these tests run anyway.
+#: Those that this processor has: the others would kill it. The one that PyTorch chose is tested anyway.
 CAPABILITIES = ["default"]
 CAPABILITIES += ["avx2"] * torch.cpu._is_avx2_supported() + ["avx512"] * torch.cpu._is_avx512_supported()
 OTHERS = [name for name in CAPABILITIES if name != torch.backends.cpu.get_cpu_capability().lower()]

@@ -1,4 +1,4 @@
-"""Ops that write: everything that can be wrong is found before the first element is written, and autograd notices.
+"""Ops that write find everything that is wrong before the first element is written, and autograd notices writes.
 
 The grid: every op that writes x every pair of its tensors that could share memory.
 """
@@ -17,17 +17,16 @@ from torch import Tensor
 
 import norm_plugin
 from norm_plugin import dispatch, memory
-from norm_plugin.accuracy import inputs
 from norm_plugin.op import Op
 from norm_plugin.ops import OPS
-from tests.spec import samples
+from tests.spec.backend import Backend
 
 SHAPE = (4, 64)
 WRITING = [op for op in OPS.values() if op.written]
 
 
-def made(shape: tuple[int, ...] = SHAPE, seed: int = 1) -> Tensor:
-    return inputs.make("normal", shape, torch.float32, seed)
+def made(backend: Backend, shape: tuple[int, ...] = SHAPE, seed: int = 1) -> Tensor:
+    return backend.make("normal", shape, torch.float32, seed)
 
 
 # --- which memory a tensor covers ---------------------------------------------------------------------------------
@@ -35,7 +34,7 @@ def made(shape: tuple[int, ...] = SHAPE, seed: int = 1) -> Tensor:
 
 @st.composite
 def strided(draw: st.DrawFn) -> Tensor:
-    """A small view of one buffer of bytes, with any strides; of one dtype or another."""
+    """A small view of one buffer of bytes, with any strides and one of several dtypes."""
     dtype = draw(st.sampled_from([torch.int8, torch.int16]))
     shape = draw(st.lists(st.integers(0, 4), min_size=1, max_size=3))
     stride = draw(st.lists(st.integers(0, 9), min_size=len(shape), max_size=len(shape)))
@@ -47,7 +46,7 @@ BUFFER = torch.zeros(512, dtype=torch.int8)
 
 
 def bytes_of(t: Tensor) -> list[int]:
-    """Every byte that an element covers, one after another."""
+    """The bytes that each element covers, one element after another."""
     first = t.data_ptr() - BUFFER.data_ptr()
     covered = []
     for index in itertools.product(*map(range, t.shape)):
@@ -69,7 +68,7 @@ def test_overlap_is_what_the_bytes_say(a: Tensor, b: Tensor) -> None:
 
 
 def partly_over(t: Tensor) -> tuple[Tensor, Tensor]:
-    """A copy of t, and another tensor of its shape and dtype that begins in its middle."""
+    """A copy of t, and a tensor of the same shape and dtype that begins in the middle of the copy."""
     buffer = t.new_empty(2 * t.numel())
     first, second = buffer[: t.numel()].view(t.shape), buffer[t.numel() // 2 :][: t.numel()].view(t.shape)
     second.copy_(t)
@@ -86,8 +85,8 @@ PAIRS = [
 
 
 def over_each_other(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Two tensors like these, with their values, of which the first begins in the middle of the second; or, where its
-    elements are smaller, lies inside of it."""
+    """Two tensors like these, with their values. The first begins in the middle of the second, or lies inside it if its
+    elements are smaller."""
     if one.dtype == other.dtype:
         second, first = partly_over(other)
         return first, second
@@ -100,9 +99,9 @@ def bits(t: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("op", "one", "other"), PAIRS, ids=[f"{op.name}: {a}, {b}" for op, a, b in PAIRS])
-def test_tensors_that_overlap_in_part_are_refused(op: Op, one: str, other: str) -> None:
-    a = samples.arguments(op, SHAPE, torch.float32, **({"group_size": 16} if "group_size" in op.arguments else {}))
-    dispatch.call(op, *a.values())  # a call of the same signature, which is right
+def test_tensors_that_overlap_in_part_are_refused(backend: Backend, op: Op, one: str, other: str) -> None:
+    a = backend.arguments(op, SHAPE, torch.float32, **({"group_size": 16} if "group_size" in op.arguments else {}))
+    dispatch.call(op, *a.values())  # a right call of the same signature
     a[one], a[other] = over_each_other(a[one], a[other])
     before = {name: bits(value) for name, value in a.items() if isinstance(value, Tensor)}
     with pytest.raises(ValueError, match=r"overlap in memory, and .* written; clone one of them"):
@@ -110,13 +109,13 @@ def test_tensors_that_overlap_in_part_are_refused(op: Op, one: str, other: str) 
     assert all(torch.equal(value, bits(a[name])) for name, value in before.items())
 
 
-def test_columns_of_one_tensor_do_not_overlap() -> None:
-    """Of a fused projection: the rows lie between each other's."""
-    buffer = made((4, 192))
+def test_columns_of_one_tensor_do_not_overlap(backend: Backend) -> None:
+    """As in a fused projection, where the rows of one lie between the rows of the other."""
+    buffer = made(backend, (4, 192))
     x, residual = buffer[:, :64], buffer[:, 64:128]
     expected = norm_plugin.add_rmsnorm(x.clone(), residual.clone(), None)
     for _ in range(2):
-        buffer.copy_(made((4, 192)))
+        buffer.copy_(made(backend, (4, 192)))
         kept = buffer[:, 128:].clone()
         norm_plugin.fused_add_rmsnorm(x, residual, None)
         assert torch.equal(x, expected[0])
@@ -124,27 +123,27 @@ def test_columns_of_one_tensor_do_not_overlap() -> None:
         assert torch.equal(buffer[:, 128:], kept)
 
 
-def test_one_row_may_lie_where_many_would_not() -> None:
-    """The strides of a first call of one row say nothing; with more rows they do."""
-    buffer = made((8 * 64,))
+def test_one_row_may_lie_where_many_would_not(backend: Backend) -> None:
+    """The strides of a single row do not matter; those of more rows do."""
+    buffer = made(backend, (8 * 64,))
     for rows in (1, 4, 1):
         x = buffer.as_strided((rows, 64), (32, 1))
         if rows > 1:
             with pytest.raises(ValueError, match="some of its elements are the same memory"):
-                norm_plugin.rmsnorm(made((rows, 64)), None, out=x)
+                norm_plugin.rmsnorm(made(backend, (rows, 64)), None, out=x)
         else:
-            norm_plugin.rmsnorm(made((rows, 64)), None, out=x)
+            norm_plugin.rmsnorm(made(backend, (rows, 64)), None, out=x)
 
 
-def test_a_call_without_rows_after_one_with_rows() -> None:
-    """It may be the first that the functions remember, of a signature that torch.ops has proven."""
-    torch.ops.norm_plugin.fused_add_rmsnorm(made(), made(seed=2), None)
+def test_a_call_without_rows_after_one_with_rows(backend: Backend) -> None:
+    """It may be the first call that makes a plan, for a signature that torch.ops has proven."""
+    torch.ops.norm_plugin.fused_add_rmsnorm(made(backend), made(backend, seed=2), None)
     for rows in (0, 4, 0):
-        norm_plugin.fused_add_rmsnorm(made((rows, 64)), made((rows, 64), 2), None)
+        norm_plugin.fused_add_rmsnorm(made(backend, (rows, 64)), made(backend, (rows, 64), 2), None)
 
 
-def test_out_may_be_the_input_and_nothing_near_it() -> None:
-    buffer = made((6, 64))
+def test_out_may_be_the_input_and_nothing_near_it(backend: Backend) -> None:
+    buffer = made(backend, (6, 64))
     x = buffer[:4]
     expected = norm_plugin.rmsnorm(x.clone(), None)
     with pytest.raises(ValueError, match="out and input overlap in memory, and out is written"):
@@ -165,9 +164,9 @@ def test_out_may_be_the_input_and_nothing_near_it() -> None:
 # --- autograd notices ---------------------------------------------------------------------------------------------
 
 
-def after(write: Callable[[Tensor, Tensor], Any]) -> tuple[int, int]:
-    """By how much the versions of two tensors advance."""
-    x, residual = made(), made(seed=2)
+def after(backend: Backend, write: Callable[[Tensor, Tensor], Any]) -> tuple[int, int]:
+    """By how much `write` advances the versions of two tensors."""
+    x, residual = made(backend), made(backend, seed=2)
     write(x, residual)
     begin = x._version, residual._version
     write(x, residual)
@@ -189,13 +188,13 @@ WRITES: dict[str, tuple[Callable[[Tensor, Tensor], Any], tuple[bool, bool]]] = {
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_the_version_of_what_is_written_advances(name: str) -> None:
+def test_the_version_of_what_is_written_advances(backend: Backend, name: str) -> None:
     write, expected = WRITES[name]
-    assert tuple(advance > 0 for advance in after(write)) == expected
+    assert tuple(advance > 0 for advance in after(backend, write)) == expected
 
 
-def test_autograd_refuses_a_tensor_that_was_written_since() -> None:
-    y, residual = made(), made(seed=2)
+def test_autograd_refuses_a_tensor_that_was_written_since(backend: Backend) -> None:
+    y, residual = made(backend), made(backend, seed=2)
     for _ in range(2):
         q = y.clone().requires_grad_()
         product = (q * y).sum()
@@ -207,13 +206,13 @@ def test_autograd_refuses_a_tensor_that_was_written_since() -> None:
 # --- what torch lets be written only in some modes ----------------------------------------------------------------
 
 
-def inference_tensor() -> Tensor:
+def inference_tensor(backend: Backend) -> Tensor:
     with torch.inference_mode():
-        return made()
+        return made(backend)
 
 
-def test_an_inference_tensor_is_written_in_inference_mode() -> None:
-    x, residual = inference_tensor(), inference_tensor()
+def test_an_inference_tensor_is_written_in_inference_mode(backend: Backend) -> None:
+    x, residual = inference_tensor(backend), inference_tensor(backend)
     expected = norm_plugin.add_rmsnorm(x, residual, None)
     with torch.inference_mode():
         norm_plugin.fused_add_rmsnorm(x, residual, None)
@@ -221,9 +220,9 @@ def test_an_inference_tensor_is_written_in_inference_mode() -> None:
     assert torch.equal(residual, expected[1])
 
 
-def test_a_quantised_residual_is_written_where_no_gradient_is_recorded() -> None:
-    residual = made(seed=2).requires_grad_() * 1
+def test_a_quantised_residual_is_written_where_no_gradient_is_recorded(backend: Backend) -> None:
+    residual = made(backend, seed=2).requires_grad_() * 1
     with torch.no_grad():
-        expected = norm_plugin.add_rmsnorm(made(), residual, None)[1]
-        norm_plugin.rmsnorm_dynamic_quant(made(), None, residual)
+        expected = norm_plugin.add_rmsnorm(made(backend), residual, None)[1]
+        norm_plugin.rmsnorm_dynamic_quant(made(backend), None, residual)
     assert torch.equal(residual, expected)

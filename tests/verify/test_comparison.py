@@ -155,3 +155,22 @@ def test_who_normalized_is_said() -> None:
     assert found.kept == {"too strange": ["b"]}
     assert (found.backends, found.numerics, found.silent) == (["native"], ["hf"], ["c"])
     assert verdict.summary([found, found]) == "2 models: 2 identical"
+
+
+def test_what_did_an_all_reduce_is_said() -> None:
+    """Sums over ranks have an order and a rounding of their own, so the same bits are not asked for."""
+    stock = outcome([answer([5, 6])])
+    rows = [
+        row("a.norm", op="allreduce_add_rmsnorm"),
+        row("b.norm", op="rmsnorm"),
+        row("b.o_proj", "its sum goes to torch.Tensor.mul", op="allreduce"),
+    ]
+    found = verdict.judged(stock, stock, outcome([answer([5, 6], shift=1e-4)], rows))
+    assert (found.verdict, found.taken, found.fused, found.others) == (INSIDE, ["a.norm", "b.norm"], ["a.norm"], [])
+    said = [*verdict.remarks(found, {"engine": "vllm", "mode": "eager", "flags": {}})]
+    assert said == [
+        "all-reduce and norm are one op in a.norm",
+        "kept by the engine in b.o_proj: its sum goes to torch.Tensor.mul",
+    ]
+    one_rank = [row("a.norm", op="fused_add_rmsnorm")]
+    assert verdict.judged(stock, stock, outcome([answer([5, 6], shift=1e-4)], one_rank)).differs

@@ -13,7 +13,8 @@ from tests.verify.samples import answer, outcome, row
 ROOT = Path(__file__).resolve().parents[2]
 ABOUT = {
     "engine": "vllm", "version": "0.32.0", "backend": "native", "device": "cpu", "dtype": "bfloat16", "mode": "eager",
-    "date": "2026-11-21T12:00:00+00:00", "command": "norm-plugin verify -- vllm serve '/models/a b<c' --enforce-eager",
+    "tp": 1, "date": "2026-11-21T12:00:00+00:00",
+    "command": "norm-plugin verify -- vllm serve '/models/a b<c' --enforce-eager",
     "versions": {"norm_plugin": "0.1.0", "torch": "2.13.0", "triton": "3.7.1", "GPU": "NVIDIA H100", "driver": "580.1"},
     "prompts": 2, "max_tokens": 4, "floor": "order", "flags": {"NORM_PLUGIN": "native"}, "seconds": 12.0,
 }  # fmt: skip

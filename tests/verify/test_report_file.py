@@ -120,13 +120,16 @@ def test_only_its_owner_reads_it_and_no_planted_link_is_followed(tmp_path: Path)
 
 
 def test_a_fork_while_a_thread_writes_does_not_hang_the_child(tmp_path: Path) -> None:
-    """A thread opens new rows all the time, which takes the call_counts's lock; forks come whenever they come."""
+    """A thread names layers and opens new rows all the time, which takes the lock; forks come whenever they come."""
     program = (
-        "import threading\nstop = threading.Event()\n"
+        "import threading\nstop, model = threading.Event(), torch.nn.LayerNorm(8)\n"
+        "def why(layer):\n"
+        "    w = torch.ones(3); call_counts.count('rmsnorm', w, w)\n"
+        "    return ''\n"
         "def endless():\n"
         "    while not stop.is_set():\n"
-        "        with call_counts._lock:\n"
-        "            w = torch.ones(3); call_counts.count('rmsnorm', w, w)\n"
+        "        call_counts.name_layers(model, why)\n"
+        "call_counts.name_layers(model, why)\n"
         "thread = threading.Thread(target=endless); thread.start()\n"
         "for _ in range(20):\n"
         "    child = os.fork()\n"
@@ -139,7 +142,7 @@ def test_a_fork_while_a_thread_writes_does_not_hang_the_child(tmp_path: Path) ->
     )
     ran(program, tmp_path)
     ran(program, tmp_path, NORM_PLUGIN_REPORT="")
-    children = [p for p in report_reader.read(tmp_path) if [row["calls"] for row in p["rows"]] == [3] * 5]
+    children = [p for p in report_reader.read(tmp_path) if [row["calls"] for row in p["rows"]] == [3] * 5 + [0]]
     assert len(children) == 20
 
 

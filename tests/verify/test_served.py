@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from norm_plugin import settings
-from norm_plugin.verify import backends
+from norm_plugin.verify import health
 from norm_plugin.verify.served import plan, served
 
 VLLM = ("vllm", "serve", "/m")
@@ -72,7 +72,8 @@ def test_what_is_ours_in_vllm() -> None:
     )
     assert "in compiled code too (NORM_PLUGIN_SCOPE=all)" in said("vllm serve /m", NORM_PLUGIN_SCOPE="all")
     assert "of the families gated, mixer2" in said("vllm serve /m --enforce-eager", NORM_PLUGIN_OPS="mixer2,gated")
-    assert said("vllm serve /m --enforce-eager", VLLM_BATCH_INVARIANT="1").startswith("no layer will be ours")
+    assert said("vllm serve /m --enforce-eager", VLLM_BATCH_INVARIANT="1").startswith("no layer will be ours:")
+    assert "norms that do an all-reduce" in said("vllm serve /m --enforce-eager -tp 2", VLLM_BATCH_INVARIANT="1")
     assert said("vllm serve /m", TORCH_COMPILE_DISABLE="1").startswith("eager (TORCH_COMPILE_DISABLE=1): every norm")
 
 
@@ -92,13 +93,13 @@ def test_a_model_without_an_encoder_has_probably_nothing_of_ours(config: object,
 
 def test_triton_needs_a_gpu_or_its_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert "TRITON_INTERPRET=1" in backends.why_not("triton", "cpu")
-    assert "native" in backends.why_not("triton", "cpu")
+    assert "TRITON_INTERPRET=1" in health.why_not("triton", "cpu")
+    assert "native" in health.why_not("triton", "cpu")
     for backend, device in (("triton", "cuda"), ("auto", "cpu"), ("native", "cpu")):
-        assert backends.why_not(backend, device) == ""
+        assert health.why_not(backend, device) == ""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert backends.why_not("triton", "cpu") == backends.why_not("triton", "cpu", "float32") == ""
-    assert "--dtype float32" in backends.why_not("triton", "cpu", "bfloat16"), "its interpreter does not round to bf16"
-    assert backends.why_not("triton", "cuda", "bfloat16") == ""
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None)
-    assert "Triton is not installed" in backends.why_not("triton", "cuda")
+    assert health.why_not("triton", "cpu") == health.why_not("triton", "cpu", "float32") == ""
+    assert "--dtype float32" in health.why_not("triton", "cpu", "bfloat16"), "its interpreter does not round to bf16"
+    assert health.why_not("triton", "cuda", "bfloat16") == ""
+    monkeypatch.setattr(health.importlib.util, "find_spec", lambda name: None)
+    assert "Triton is not installed" in health.why_not("triton", "cuda")

@@ -13,7 +13,7 @@ from tests.verify.samples import answer, outcome, row
 
 ABOUT = {
     "engine": "vllm", "version": "0", "mode": "eager", "dtype": "bfloat16", "device": "cpu", "backend": "native",
-    "prompts": 1, "max_tokens": 3, "floor": "order", "seconds": 1.0, "flags": {},
+    "tp": 1, "prompts": 1, "max_tokens": 3, "floor": "order", "seconds": 1.0, "flags": {},
 }  # fmt: skip
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from norm_plugin.tiny_models import checkpoint
-from norm_plugin.tiny_models.architectures import ARCHITECTURES, VOCAB
+from norm_plugin.tiny_models.architectures import ARCHITECTURES
+from norm_plugin.tiny_models.shapes import VOCAB
 
 FILES = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
@@ -37,7 +38,7 @@ def test_a_model_is_complete(name: str, tmp_path: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     assert config["vocab_size"] == VOCAB
     tensors = load(folder / "model.safetensors")
-    assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == dict(ARCHITECTURES[name].shapes())
+    assert {key: tuple(tensor.shape) for key, tensor in tensors.items()} == ARCHITECTURES[name].shapes
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
@@ -91,7 +92,7 @@ def test_a_maker_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_save", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.make("llama", tmp_path)
     assert list(tmp_path.iterdir()) == []

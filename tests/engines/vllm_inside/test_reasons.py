@@ -7,7 +7,7 @@ from vllm.model_executor.models import commandr
 from vllm.third_party.flash_linear_attention.ops.layernorm_guard import RMSNormGated
 
 from norm_plugin import settings
-from norm_plugin.engines import call_counts
+from norm_plugin.engines import call_counts, model_layers
 from norm_plugin.engines import vllm as adapter
 from norm_plugin.engines.installed_hooks import installed
 
@@ -61,7 +61,7 @@ def test_reasons(native):
     }  # fmt: skip
     (own,) = {layer.kind for layer in call_counts.layers() if layer.path == "cohere"}
     assert own == "vllm.model_executor.models.commandr.LayerNorm"
-    said = adapter._kinds(installed["vllm"], made)
+    said = model_layers.described(call_counts.layers())
     assert "1 LayerNorm (ours)" in said
     assert f"3 vllm.model_executor.models.commandr.LayerNorm ({NO_HOOK})" in said
 

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
 """Writes patches/index.json anew: the diffs that lie in patches/, and the hashes of the released files they are for.
 
-    scripts/patch_index      fetches the files from the package index, by pip's own choice of a wheel
+    python -m tests.patches.write_index      fetches the files from the package index, by pip's own choice of a wheel
 
 To add a release: put its diffs into patches/ENGINE/RELEASE/, made with `diff -U0` against the released files and with
 a head as the others have it, name the release below, and run this.
@@ -10,15 +9,13 @@ a head as the others have it, name the release below, and run this.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from norm_plugin.patching.catalog import sha256
+from norm_plugin.patching.diff import parse
+from tests.patches.released import fetch
 
-from norm_plugin.patching.catalog import sha256  # noqa: E402
-from norm_plugin.patching.diff import parse  # noqa: E402
-from tests.patches.released import fetch  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
 
 #: A release, the versions whose files are the same, and what pip calls it.
 RELEASES = {

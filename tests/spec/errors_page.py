@@ -1,10 +1,8 @@
-#!/usr/bin/env python
-"""Writes docs/errors.md from the calls that the tests refuse: `python scripts/errors_page.py`."""
+"""Writes docs/errors.md from the calls that the tests refuse: `python -m tests.spec.errors_page`."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
@@ -12,15 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import norm_plugin
+from norm_plugin.ops import OPS
+from tests.spec.refused import REFUSED
+from tests.spec.test_errors import BAD, Bad
 
-import norm_plugin  # noqa: E402
-from norm_plugin.ops import OPS  # noqa: E402
-from tests.spec.refused import REFUSED  # noqa: E402
-from tests.spec.test_errors import BAD, Bad  # noqa: E402
-
-PAGE = ROOT / "docs" / "errors.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "errors.md"
 
 #: What is wrong, and what the whole message looks like then. Each message must be of one of these alone.
 KINDS = {
@@ -55,19 +50,25 @@ KINDS = {
 HEAD = """\
 # Which wrong call gets which error
 
-All checks of a call are done before its first element is written, so a call that is refused has changed nothing. A
-right call whose kernel fails is another matter. Where the kernel fails before its launch began (it does not compile),
-nothing was written: the native op answers, counted and logged with the reason, and in an engine its own norm does.
-Where it fails later, the error itself is raised if the op writes its arguments or the kernel has run before; else the
-call is done again as above. `torch.OutOfMemoryError` is raised in any case. `NORM_PLUGIN_STRICT=1` changes no row of
-this table: it makes a `norm_plugin.dispatch.BackendError` of each call that would go on to the native op or to the
-engine's norm, with the same reason.
+All checks of a call pass before its first element is written, so a refused call has changed nothing.
+
+A right call whose kernel fails is another matter:
+
+- If the kernel fails before its launch began (it does not compile), nothing was written. Then the native op answers, or
+  in an engine the engine's own norm. The call is counted and logged with the reason.
+- If the kernel fails later, the same happens, unless the op writes its arguments or the kernel has run before: then the
+  error itself is raised.
+- `torch.OutOfMemoryError` is always raised.
+
+`NORM_PLUGIN_STRICT=1` changes no row of this table. Under it each call that would go on to the native op or to the
+engine's norm raises a `norm_plugin.dispatch.BackendError` instead, with the same reason.
 
 The calls are from `tests/spec/test_errors.py` and `tests/spec/refused.py`; tests make them and compare the messages.
-Inputs have 3 rows of 48 elements where nothing else is said. A call with named arguments alone, as `rmsnorm(eps=nan)`,
-leaves out those that are right. `tests/spec/refused.py` says what `leaf`, `chunk` and other named tensors are.
+Inputs have 3 rows of 48 elements unless the call shows another shape. A call with only named arguments, such as
+`rmsnorm(eps=nan)`, shows the wrong ones and leaves out the others. `tests/spec/refused.py` says what `leaf`, `chunk`
+and other named tensors are.
 
-<!-- made by: python scripts/errors_page.py -->
+<!-- made by: python -m tests.spec.errors_page -->
 | what is wrong | error | for example |
 |---|---|---|
 """
@@ -128,7 +129,7 @@ def page() -> str:
     for call in calls():
         found = [what for what, pattern in KINDS.items() if re.fullmatch(pattern, call.message)]
         if len(found) != 1:
-            raise ValueError(f"a message must be of one kind of scripts/errors_page.py, not of {found}: {call.message}")
+            raise ValueError(f"a message must be of one kind of this file, not of {found}: {call.message}")
         kinds[found[0]].append(call)
     return HEAD + "".join(row(what, of_kind) for what, of_kind in kinds.items())
 
