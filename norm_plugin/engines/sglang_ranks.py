@@ -106,7 +106,7 @@ class Seam:
 
         def count(result: Any, coordinator: Any, x: Tensor, *more: Any) -> None:
             if not traced() and hooks.live and coordinator is self.coordinator:
-                call_counts.count("allreduce", x, None, self.why_not or NOT_AT_SEAM)
+                call_counts.count(call_counts.ALLREDUCE, x, None, self.why_not or NOT_AT_SEAM)
 
         hooks.after("all-reduces apart", module.GroupCoordinator, "all_reduce", count)
 
