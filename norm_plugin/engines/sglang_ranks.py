@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from norm_plugin import ranks, settings
 from norm_plugin.call import call
-from norm_plugin.engines import call_counts, sglang_communicators, sglang_norms
+from norm_plugin.engines import call_counts, sglang_blocks, sglang_norms
 from norm_plugin.engines.common import Answer, Forward, LeftToEngine, replacement, traced
 from norm_plugin.engines.installed_hooks import InstalledHooks
 from norm_plugin.engines.model_layers import Why
@@ -106,7 +106,7 @@ class Seam:
 
         def count(result: Any, coordinator: Any, x: Tensor, *more: Any) -> None:
             if not traced() and hooks.live and coordinator is self.coordinator:
-                call_counts.count("allreduce", x, None, self.why_not or NOT_AT_SEAM)
+                call_counts.count(call_counts.ALLREDUCE, x, None, self.why_not or NOT_AT_SEAM)
 
         hooks.after("all-reduces apart", module.GroupCoordinator, "all_reduce", count)
 
@@ -126,7 +126,7 @@ class Seam:
         if self.why_not:  # what an earlier model leaves to us stays ours: its graphs are captured
             self.why_not = self._refusal(parallel, context.get_exec(), found) or self._prepare(runner)
         if not self.why_not:
-            sglang_communicators.prepare(runner.model, self.hooks)
+            sglang_blocks.prepare(runner.model, self.hooks)
         told = f"SGLang's: {self.why_not}" if self.why_not else "ours where SGLang leaves a sum to a norm"
         return f"all-reduce over {parallel.tp_size} ranks with add and norm: {told}"
 
