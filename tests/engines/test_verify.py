@@ -167,6 +167,20 @@ def test_the_mode_of_a_server_is_tested(python: str) -> None:
     assert "1 left to the compiler" in done.stdout
 
 
+def test_several_ranks_are_tested(python: str) -> None:
+    """vLLM's own all-reduce rounds otherwise on a CPU, so answers are inside the floor and not identical."""
+    found = said(python, "verify", "--engine", "vllm", "--tp", "2", "--backend", "native", "--max-tokens", "8")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert ", 2 ranks, eager, bfloat16 on cpu: stock against native" in found.stdout
+    assert "llama: all-reduce and norm are one op in model.layers.0.post_attention_layernorm" in found.stdout
+
+
+def test_the_ranks_of_a_command_are_its_own(python: str) -> None:
+    found = said(python, "verify", "--tp", "2", "--", "vllm", "serve", "m")
+    assert found.returncode == 2
+    assert "the command says what the tp is; leave that option out" in found.stderr
+
+
 def test_report_runs_an_engine(python: str, tmp_path: Path) -> None:
     done = said(python, "report", "--engine", "vllm", "--model", "tiny:gemma3", "--json", f"{tmp_path}/r.json")
     assert done.returncode == 0, done.stderr
