@@ -40,6 +40,7 @@ def parser(description: str | None, kinds: Sequence[str] = ENGINES) -> argparse.
     found.add_argument("--layers", type=int, metavar="N", help="of each published model")
     found.add_argument("--modes", nargs="+", metavar="MODE", help=f"by engine: {engines.MODES}; default: all of them")
     found.add_argument("--scope", default="eager", choices=("eager", "all"), help="NORM_PLUGIN_SCOPE")
+    found.add_argument("--tp", type=int, default=1, metavar="N", help="tensor parallelism")
     found.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="other arguments of the engine")
     found.add_argument("--device", default="cuda", choices=("cuda", "cpu"), help="cpu: a rehearsal, with tiny models")
     found.add_argument("--seconds", type=float, default=540, metavar="S", help="start nothing that ends after that")
@@ -82,6 +83,7 @@ class Lab:
             given |= models.of_engine(self.kind, model)
         ours = {"NORM_PLUGIN": "auto" if self.cuda else "native", "NORM_PLUGIN_SCOPE": self.options.scope}
         words = ["--device", self.options.device, "--mode", mode if self.kind == "vllm" else "eager"]
+        words += ["--tp", str(self.options.tp)]
         words += ["--set", *(f"{name}={json.dumps(value)}" for name, value in given.items()), *self.options.set]
         folder = self.work / f"{model.replace(':', '-')}-{mode}-{side}-{port}"
         flags = ours if side == "patched" else {"NORM_PLUGIN": "off"}

@@ -10,6 +10,7 @@ the GPU meanwhile. `--device cpu --models tiny:llama` is a rehearsal, and says n
 
 from __future__ import annotations
 
+import argparse
 import statistics
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -85,20 +86,19 @@ def add(found: dict[str, Any], size: str, one: dict[str, float]) -> None:
         found.setdefault(size, {}).setdefault(side, []).append(number)
 
 
-def main() -> None:
-    parser = lab.parser(__doc__)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16, 32, 64], metavar="N")
-    parser.add_argument("--prefill", nargs="*", default=["1x32", "1x512", "8x1024"], metavar="PROMPTSxTOKENS")
-    parser.add_argument(
-        "--tokens", type=int, default=128, metavar="N", help="of a long answer more than of a short one"
-    )
-    parser.add_argument("--repeats", type=int, default=3, metavar="N")
-    parser.add_argument("--processes", type=int, default=1, metavar="N", help="of each side")
-    parser.add_argument("--shots", type=int, default=4, metavar="N")
-    options = parser.parse_args()
-    default = {"vllm": models.WIDTHS, "sglang": ["qwen3-0.6b"]}[options.engine]
-    Lab("speed", options).run(measure, default)
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The arguments of everything that measures speed."""
+    found = lab.parser(description)
+    found.add_argument("--batch", type=int, nargs="+", default=[1, 8, 16, 32, 64], metavar="N")
+    found.add_argument("--prefill", nargs="*", default=["1x32", "1x512", "8x1024"], metavar="PROMPTSxTOKENS")
+    found.add_argument("--tokens", type=int, default=128, metavar="N", help="of a long answer more than of a short one")
+    found.add_argument("--repeats", type=int, default=3, metavar="N")
+    found.add_argument("--processes", type=int, default=1, metavar="N", help="of each side")
+    found.add_argument("--shots", type=int, default=4, metavar="N")
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    options = parser(__doc__).parse_args()
+    default = {"vllm": models.WIDTHS, "sglang": ["qwen3-0.6b"]}[options.engine]
+    Lab("speed", options).run(measure, default)

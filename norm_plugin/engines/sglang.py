@@ -28,6 +28,7 @@ from norm_plugin.engines import (
     report_file,
     sglang_gated,
     sglang_norms,
+    sglang_ranks,
     source_patches,
     versions,
 )
@@ -61,7 +62,8 @@ def register() -> None:
     hooks = installed["sglang"] = InstalledHooks("sglang", versions.version_of("sglang", "of unknown version"))
     source_patches.note(hooks, "sglang")
     report_file.warn_if_unwritable()
-    for module, hook in _modules().items():
+    seam = sglang_ranks.Seam(hooks)
+    for module, hook in _modules(seam).items():
         hooks.on_undo(after_import(module, partial(_apply, hook, hooks)))
 
 
@@ -69,15 +71,21 @@ def register() -> None:
 undo = partial(installed_hooks.undo, "sglang")
 
 
-def _modules() -> dict[str, HookModule]:
+def _modules(seam: sglang_ranks.Seam) -> dict[str, HookModule]:
+    def hook_norms(module: ModuleType, hooks: InstalledHooks) -> None:
+        sglang_norms.hook(module, hooks, _method())
+        seam.hook_answer(module, hooks)
+
     norms: dict[str, HookModule] = {
-        _NORMS: lambda module, hooks: sglang_norms.hook(module, hooks, _method()),
+        _NORMS: hook_norms,
         _MIXER2: lambda module, hooks: sglang_gated.hook_mixer2(module, hooks, _method()),
         **{f"{package}.layernorm_gated": sglang_gated.hook_layernorm_gated for package in _GATED},
         **{f"{package}.fused_norm_gate": sglang_gated.hook_fused_norm_gate for package in _GATED},
     }
     counted = {_ALL_REDUCE: _count_all_reduce, _QK_NORM: _count_qk_norm}
-    return {**{name: _where_tested(hook) for name, hook in norms.items()}, **counted, _RUNNER: _hook_loading}
+    tested = {name: _where_tested(hook) for name, hook in norms.items()}
+    across = {**dict.fromkeys(sglang_ranks.QUESTIONS, seam.hook_question), sglang_ranks.GROUPS: seam.hook_groups}
+    return {**tested, **counted, **across, _RUNNER: partial(_hook_loading, seam)}
 
 
 def _apply(hook: HookModule, hooks: InstalledHooks, module: ModuleType) -> None:
@@ -156,11 +164,11 @@ def _count_torch(model: nn.Module, hooks: InstalledHooks) -> None:
 # --- once a model is loaded ---------------------------------------------------------------------------------------
 
 
-def _hook_loading(module: ModuleType, hooks: InstalledHooks) -> None:
-    hooks.after("layer names", module.ModelRunner, "load_model", partial(_loaded, hooks))
+def _hook_loading(seam: sglang_ranks.Seam, module: ModuleType, hooks: InstalledHooks) -> None:
+    hooks.after("layer names", module.ModelRunner, "load_model", partial(_loaded, hooks, seam))
 
 
-def _loaded(hooks: InstalledHooks, result: Any, runner: Any, *args: Any, **named: Any) -> None:
+def _loaded(hooks: InstalledHooks, seam: sglang_ranks.Seam, result: Any, runner: Any, *args: Any, **named: Any) -> None:
     """Learn the layers of a model and log what is hooked: by now SGLang logs, and an error stops the server."""
     if not hooks.live:
         return
@@ -177,6 +185,8 @@ def _loaded(hooks: InstalledHooks, result: Any, runner: Any, *args: Any, **named
     layers = model_layers.described(model_layers.norms(model, partial(_why, hooks))) or "none"
     on = f"backend {settings.get().backend} on {'cuda' if torch.cuda.is_available() else 'cpu'}"
     log.info("norm_plugin %s, %s in %s; norm layers: %s", __version__, on, hooks.line(), layers)
+    if across := seam.load(runner, _method() == "forward_cuda", partial(_why, hooks)):
+        log.info("norm_plugin: %s", across)
 
 
 def _why(hooks: InstalledHooks, layer: nn.Module) -> str:

@@ -6,18 +6,20 @@ CPU, returns new tensors. A replacement does the same.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial, wraps
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from norm_plugin.engines import call_counts, calls
 from norm_plugin.engines.common import Answer, Forward, LeftToEngine, asked, replacement
 from norm_plugin.engines.installed_hooks import InstalledHooks
+from norm_plugin.engines.model_layers import Why
 from norm_plugin.native.rms import wide
 from norm_plugin.numerics import FP32, HF, TORCH, VLLM_C
 
@@ -74,9 +76,8 @@ def _add_three_and_norm(
     return out, total.to(x.dtype)
 
 
-def _rmsnorm(original: Forward, module: ModuleType, in_place: bool) -> Callable[..., Answer]:
-    later = tuple(inspect.signature(original).parameters)[4:]  # after self, x, residual, post_residual_addition
-    invariant: Callable[[], bool] = module.is_batch_invariant_mode_enabled
+def _refusal(module: ModuleType, in_place: bool) -> Callable[..., str]:
+    """Makes the function that says why a call of RMSNorm is left to SGLang."""
     quantised_scale: Callable[[Any], Any] = getattr(module, "_fp8_static_input_scale", lambda linear: linear)
     may_quantise = hasattr(module.RMSNorm, "_quant_linear")  # looking up a missing attribute of a layer is slow
 
@@ -106,6 +107,23 @@ def _rmsnorm(original: Forward, module: ModuleType, in_place: bool) -> Callable[
                 return "post_residual_addition, rounded before the weight"
         return ""
 
+    return why_not
+
+
+def _numerics(layer: Any) -> str:
+    return HF.name if layer.cast_x_before_out_mul else FP32.name
+
+
+def _gemma_numerics(in_place: bool) -> str:
+    """SGLang's kernels normalize the exact sum, its PyTorch the rounded one."""
+    return FP32.name if in_place else VLLM_C.name
+
+
+def _rmsnorm(original: Forward, module: ModuleType, in_place: bool) -> Callable[..., Answer]:
+    later = tuple(inspect.signature(original).parameters)[4:]  # after self, x, residual, post_residual_addition
+    invariant: Callable[[], bool] = module.is_batch_invariant_mode_enabled
+    why_not = _refusal(module, in_place)
+
     def forward(
         layer: Any,
         x: Tensor,
@@ -120,8 +138,7 @@ def _rmsnorm(original: Forward, module: ModuleType, in_place: bool) -> Callable[
         more = dict(zip(later, positional, strict=False)) | named if positional or named else {}
         if reason := why_not(layer, x, post_residual_addition, native, more):
             return LeftToEngine(op, reason)
-        weight, eps = layer.weight, layer.variance_epsilon
-        numerics = HF.name if layer.cast_x_before_out_mul else FP32.name
+        weight, eps, numerics = layer.weight, layer.variance_epsilon, _numerics(layer)
         answer: Answer
         if residual is None:
             answer = calls.rmsnorm(x, weight, eps, numerics)
@@ -140,8 +157,8 @@ def _rmsnorm(original: Forward, module: ModuleType, in_place: bool) -> Callable[
 def _gemma(
     original: Forward, module: ModuleType, in_place: bool, epsilon: str, with_addition: bool
 ) -> Callable[..., Answer]:
-    """GemmaRMSNorm and Gemma3RMSNorm. SGLang's kernels normalize the exact sum, its PyTorch the rounded one."""
-    numerics = FP32.name if in_place else VLLM_C.name
+    """GemmaRMSNorm and Gemma3RMSNorm."""
+    numerics = _gemma_numerics(in_place)
 
     def forward(layer: Any, x: Tensor, residual: Tensor | None = None, *positional: Any, **named: Any) -> Answer:
         op, weight, eps = _op(residual, in_place), layer.weight, getattr(layer, epsilon)
@@ -189,6 +206,32 @@ def _layernorm(original: Forward, module: ModuleType, in_place: bool) -> Callabl
         return normed
 
     return forward
+
+
+class How(NamedTuple):
+    """How a norm that completes an all-reduce is done: as the same norm is without one."""
+
+    numerics: str
+    gemma: bool
+
+
+def at_seam(model: nn.Module, x: Tensor, in_place: bool, why: Why) -> dict[nn.Module, How | str]:
+    """The norms of a model that SGLang may have complete an all-reduce of rows like x: how, or why they stay its own.
+
+    `why` says why a layer has no hook.
+    """
+    module = importlib.import_module("sglang.srt.layers.layernorm")
+    refusal = _refusal(module, in_place)
+
+    def how(layer: Any) -> How | str:
+        if reason := why(layer):
+            return reason
+        if isinstance(layer, module.GemmaRMSNorm):
+            return How(_gemma_numerics(in_place), gemma=True)
+        native = not in_place or module.is_batch_invariant_mode_enabled()
+        return refusal(layer, x, None, native, {}) or How(_numerics(layer), gemma=False)
+
+    return {layer: how(layer) for layer in model.modules() if hasattr(layer, "forward_with_allreduce_fusion")}
 
 
 #: By class: the families that its layers may belong to (the first, unless they are norms of q and k), and the maker.

@@ -6,6 +6,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from norm_plugin.kernels.constants import power_of_two
+
 
 @triton.jit
 def row_start(row, n1, n2, s0, s1, s2, tile: tl.constexpr):
@@ -112,7 +114,7 @@ def expect(P, at, first, tile: tl.constexpr):
     the requests of all would queue up. No value is read, because a preceding kernel may still be writing it."""
     if P is not None and tile.with_row and tile.pdl and first:
         LINE: tl.constexpr = 1024 // P.dtype.element_ty.primitive_bitwidth  # 128 bytes
-        LINES: tl.constexpr = (triton.next_power_of_2(tile.block * tile.chunks) + LINE - 1) // LINE
+        LINES: tl.constexpr = (power_of_two(tile.block * tile.chunks) + LINE - 1) // LINE
         places = P + at + tl.minimum(tl.arange(0, LINES) * LINE, tile.n - 1)[None, :]
         asm: tl.constexpr = "prefetch.global.L2 [$1]; // $0"
         tl.inline_asm_elementwise(asm, "=r,l", [places.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1)

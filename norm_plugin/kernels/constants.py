@@ -11,6 +11,7 @@ from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar
 
+import triton
 import triton.language as tl
 
 from norm_plugin.kernels import interpreted
@@ -25,6 +26,13 @@ def constants(group: type[Group]) -> type[Group]:
         bare = itemgetter(place)
         setattr(group, name, property(bare if interpreted() else partial(wrapped, bare)))
     return group
+
+
+@triton.constexpr_function  # type: ignore[untyped-decorator]
+def power_of_two(n: int) -> int:
+    """The least power of two that is not below n. Triton's own will not do: vLLM replaces it by a function that no
+    kernel can call."""
+    return 1 << (int(n) - 1).bit_length()
 
 
 def wrapped(bare: Callable[[Any], Any], group: Any) -> tl.constexpr:

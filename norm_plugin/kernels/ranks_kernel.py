@@ -31,7 +31,7 @@ from norm_plugin.kernels.common import (
     release_consumer,
     wait_for_producer,
 )
-from norm_plugin.kernels.constants import constants
+from norm_plugin.kernels.constants import constants, power_of_two
 from norm_plugin.kernels.rms_kernel import scale, sum_of
 from norm_plugin.kernels.words import EMPTY, as_words, elements, fence, load, sendable, store, wait
 
@@ -71,18 +71,12 @@ def in_halves(sums):
     if len(sums) == 1:
         total = sums[0]
     else:
-        HALF: tl.constexpr = half_of(len(sums))
+        HALF: tl.constexpr = power_of_two(len(sums)) // 2
         first = ()
         for i in tl.static_range(HALF):
             first += (sums[i] + sums[HALF + i],) if HALF + i < len(sums) else (sums[i],)
         total = in_halves(first)
     return total
-
-
-@triton.constexpr_function
-def half_of(count: int) -> int:
-    """The largest power of two below count."""
-    return 1 << (int(count) - 1).bit_length() - 1
 
 
 @triton.jit

@@ -33,11 +33,6 @@ def sides():
     return side_by_side([*models, WRONG], NATIVE)
 
 
-@functools.cache
-def in_parallel():
-    return side_by_side([model("llama"), model("nemotron_h")], NATIVE, "--tp", "2")
-
-
 def answers_of(name, *flags):
     """What one side answered."""
     return sides()[name][1 if flags else 0].answers
@@ -78,13 +73,3 @@ def test_a_wrong_eps_keeps_the_tokens_and_is_caught():
     right, wrong = answers_of("llama"), sides()[WRONG.name][1].answers
     assert [answer.tokens for answer in wrong] == [answer.tokens for answer in right]
     assert wrong != right
-
-
-@pytest.mark.parametrize("name", ["llama", "nemotron_h"])
-def test_two_ranks(name):
-    """nemotron_h has two groups, one for each rank; both schedulers count."""
-    stock, ours = in_parallel()[name]
-    assert ours.answers == stock.answers
-    schedulers = {row["process"] for row in ours.rows if row["calls"]}
-    assert len(schedulers) == 2
-    assert in_schedulers(ours) == {key: 2 * number * FORWARDS for key, number in CALLS[name].items()}

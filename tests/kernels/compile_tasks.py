@@ -12,7 +12,15 @@ from norm_plugin.ops import OPS
 from tests.spec import samples
 
 BF16, FP32, E4M3, E5M2 = torch.bfloat16, torch.float32, torch.float8_e4m3fn, torch.float8_e5m2
-TYPES = {torch.float16: "fp16", BF16: "bf16", FP32: "fp32", E4M3: "fp8e4nv", E5M2: "fp8e5", torch.int8: "i8"}
+TYPES = {
+    torch.float16: "fp16",
+    BF16: "bf16",
+    FP32: "fp32",
+    E4M3: "fp8e4nv",
+    E5M2: "fp8e5",
+    torch.int8: "i8",
+    torch.int64: "i64",
+}
 
 #: Compute capability -> (dependent launches, an fp8 unit). 80 has no e4m3 at all: those ops stay native there.
 ARCHITECTURES = {80: (False, False), 90: (True, True), 100: (True, True)}

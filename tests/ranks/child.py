@@ -1,6 +1,6 @@
 """One rank of several, on memory that all of them share: random calls, each held against the native twin.
 
-    TRITON_INTERPRET=1 python -m tests.ranks.child RANK SIZE FOLDER SEED CALLS
+    TRITON_INTERPRET=1 RANK=0 SIZE=2 FOLDER=folder python -m tests.ranks.child SEED CALLS
 
 Every rank makes the same calls. Between two accesses to memory a rank sleeps now and then, so that ranks meet in every
 order. The sum and the residual are the twin's bit for bit. The norm is that of the same kernel on one rank, which is
@@ -9,6 +9,7 @@ given the twin's sum, bit for bit; and the twin's, but for the order in which sq
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import time
@@ -169,4 +170,5 @@ def main(rank: int, size: int, folder: Path, seed: int, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
+    here = int(os.environ["RANK"]), int(os.environ["SIZE"]), Path(os.environ["FOLDER"])
+    main(*here, int(sys.argv[1]), int(sys.argv[2]))

@@ -11,6 +11,8 @@ It replaces no norm:
 - Triton's autotuner, in the interpreter: it asks the driver for a timer. The first configuration is taken.
 - Triton's interpreter: it stores bf16 cut off instead of rounded, and computes on the bits of bf16 as if they were
   integers. Both are mended, with fp32 between, so that stock kernels can be what ours are compared with.
+- the deterministic mode: it refuses the only attention that a CPU has, and replaces torch's products by kernels for a
+  GPU. Here the attention is allowed and the products stay; all that asks for the mode is told that it is on.
 """
 
 from __future__ import annotations
@@ -96,8 +98,21 @@ def mend_bf16(module: Any) -> None:
     module._convert_float, builder.binary_op, builder.create_dot = convert, binary_op, create_dot
 
 
+def allow_attention(module: Any) -> None:
+    module.add_deterministic_attention_backend_choices(["torch_native"])
+
+
+def keep_products(module: Any) -> None:
+    def enable_batch_invariant_mode(enable_bmm: bool = True) -> None:
+        module._batch_invariant_MODE = True
+
+    module.enable_batch_invariant_mode = enable_batch_invariant_mode
+
+
 BEFORE = {"torchvision": declare_torchvision_operators}
 AFTER = {
+    "sglang.srt.arg_groups.choices": allow_attention,
+    "sglang.srt.batch_invariant_ops.batch_invariant_ops": keep_products,
     "sglang.kernels.ops.attention.fla.layernorm_gated": count_processors,
     "sglang.srt.layers.attention.mamba.mamba": bind_convolutions,
     "triton.runtime.autotuner": tune_nothing,
