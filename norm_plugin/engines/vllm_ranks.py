@@ -69,6 +69,7 @@ class Reducing:
 
 
 _layers: WeakKeyDictionary[nn.Module, Reducing] = WeakKeyDictionary()
+_workspaces: dict[str, tuple[int, ranks.Workspace]] = {}  # by group: the bytes of the widest row, and the workspace
 _running = threading.local()  # `layer`: the one of these that this thread is in
 
 
@@ -253,12 +254,16 @@ def _is_norm(module: nn.Module, width: int) -> bool:
 
 
 def _prepared(hooks: InstalledHooks, group: Any, width: int, dtype: torch.dtype, device: torch.device) -> str:
-    """Make the workspace of a group. Returns why vLLM must do the all-reduces all the same."""
-    workspace = ranks.prepare(group, width=width, dtype=dtype, device=device)
-    hooks.on_undo(partial(ranks.free, group))
+    """Make the workspace of a group, as large as its widest model needs. Returns why vLLM must do the all-reduces all
+    the same."""
+    name, row_bytes = group.group_name, width * dtype.itemsize
+    if name not in _workspaces or _workspaces[name][0] < row_bytes:
+        _workspaces[name] = row_bytes, ranks.prepare(group, width=width, dtype=dtype, device=device)
+        hooks.on_undo(partial(ranks.free, group))
+        hooks.on_undo(_workspaces.clear)
     backend = settings.get().backend
     natively = backend == "native" or (backend == "auto" and device.type == "cpu")
-    return "" if natively else workspace.reason
+    return "" if natively else _workspaces[name][1].reason
 
 
 def _by_multicast(tp: Any, part: Tensor) -> bool:

@@ -167,6 +167,22 @@ def test_the_mode_of_a_server_is_tested(python: str) -> None:
     assert "1 left to the compiler" in done.stdout
 
 
+def test_several_ranks_are_tested(python: str) -> None:
+    """In fp32: on a CPU vLLM's own all-reduce cuts a bf16 sum off where others round it, and verify finds that."""
+    words = ["--engine", "vllm", "--tp", "2", "--backend", "native", "--dtype", "float32", "--max-tokens", "4"]
+    found = said(python, "verify", *words)
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert ", 2 ranks, eager, float32 on cpu: stock against native" in found.stdout
+    assert "1 model: 1 identical" in found.stdout
+    assert "llama: all-reduce and norm are one op in model.layers.0.post_attention_layernorm" in found.stdout
+
+
+def test_the_ranks_of_a_command_are_its_own(python: str) -> None:
+    found = said(python, "verify", "--tp", "2", "--", "vllm", "serve", "m")
+    assert found.returncode == 2
+    assert "the command says what the tp is; leave that option out" in found.stderr
+
+
 def test_report_runs_an_engine(python: str, tmp_path: Path) -> None:
     done = said(python, "report", "--engine", "vllm", "--model", "tiny:gemma3", "--json", f"{tmp_path}/r.json")
     assert done.returncode == 0, done.stderr

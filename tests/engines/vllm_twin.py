@@ -1,8 +1,8 @@
 """The vLLM child whose linear layers sum over ranks as the native twin does: python vllm_twin.py and the child's
 arguments.
 
-It is what our ops across ranks are held against, bit for bit. vLLM's own all-reduce on a CPU has other bits: for few
-numbers it cuts the sum off where others round it. vLLM's own processes import this file again.
+It is what our ops across ranks are held against, bit for bit. vLLM's own all-reduce on a CPU, in shared memory, has
+other bits: it cuts a bf16 sum off where others round it. vLLM's own processes import this file again.
 """
 
 from types import ModuleType

@@ -21,6 +21,7 @@ from norm_plugin.accuracy import inputs
 from norm_plugin.gradients import BACKWARD_OPS
 from norm_plugin.op import Op
 from norm_plugin.ops import OPS
+from norm_plugin.ranks.ops import RANK_OPS
 from tests.spec import layouts, samples
 from tests.spec.test_errors import BAD, good_arguments
 from tests.spec.test_gradients import DIFFERENTIABLE
@@ -46,7 +47,7 @@ def test_all_ops_of_the_library_are_known() -> None:
     """No op is registered outside the tables, where no test would see it."""
     schemas = torch._C._jit_get_all_schemas()
     found = {s.name.removeprefix("norm_plugin::") for s in schemas if s.name.startswith("norm_plugin::")}
-    assert found == {*OPS, *BACKWARD_OPS}
+    assert found == {*OPS, *BACKWARD_OPS, *RANK_OPS}
 
 
 def opcheck(op: Op, a: samples.Arguments, *but: str) -> None:

@@ -22,10 +22,10 @@ WIDTH = 64
 class Block(nn.Module):
     """The end of one block and the begin of the next, in the words of vLLM's models."""
 
-    def __init__(self, norm):
+    def __init__(self, norm, width=WIDTH):
         super().__init__()
-        self.o_proj = RowParallelLinear(WIDTH, WIDTH, bias=False)
-        self.norm = norm(WIDTH)
+        self.o_proj = RowParallelLinear(width, width, bias=False)
+        self.norm = norm(width)
 
     def forward(self, x, residual):
         x, _ = self.o_proj(x)
@@ -285,6 +285,21 @@ def test_undone(two_ranks):
         assert not model._forward_hooks
         vllm.register()
         assert type(model[0].o_proj(torch.randn(5, WIDTH).bfloat16())[0]) is torch.Tensor
+
+
+def test_a_second_model_does_not_make_the_workspace_narrower(two_ranks, monkeypatch):
+    """As a draft model, which is loaded after its target."""
+    made_for = []
+    prepare = ranks.prepare
+    monkeypatch.setattr(
+        ranks, "prepare", lambda *args, **how: (made_for.append(how["width"]), prepare(*args, **how))[1]
+    )
+    models = [nn.Sequential(Block(RMSNorm, width)) for width in (WIDTH, WIDTH // 2, 2 * WIDTH)]
+    with settings.override(backend="native"):
+        vllm.register()
+        for model, width in zip(models, (WIDTH, WIDTH // 2, 2 * WIDTH), strict=True):
+            loaded(model, a_config(width))
+    assert made_for == [WIDTH, 2 * WIDTH]
 
 
 def test_batch_invariant(two_ranks, monkeypatch):
