@@ -90,8 +90,15 @@ class Pending(Tensor):
 
 def on_sums(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
     """`func` of the sums in place of what is pending."""
-    args, kwargs = tree_map_only(Pending, lambda pending: pending.total(func), (args, kwargs or {}))
-    return func(*args, **kwargs)
+
+    def sums_in(value: Any) -> Any:
+        if type(value) is Pending:
+            return value.total(func)
+        if isinstance(value, (list, tuple, dict)):
+            return tree_map_only(Pending, sums_in, value)
+        return value
+
+    return func(*map(sums_in, args), **{name: sums_in(value) for name, value in (kwargs or {}).items()})
 
 
 def name_of(func: Callable[..., Any]) -> str:
@@ -102,4 +109,4 @@ def name_of(func: Callable[..., Any]) -> str:
 def is_same_shape(tensor: Tensor, *size: Any) -> bool:
     """Whether a view of this size is the tensor itself."""
     sizes = size[0] if len(size) == 1 and isinstance(size[0], tuple) else size
-    return type(tensor) is Pending and tuple(sizes) == tuple(tensor.shape)
+    return type(tensor) is Pending and not tensor.done and tuple(sizes) == tuple(tensor.part.shape)
