@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,16 +90,24 @@ def prepare(
     name = groups.enter(group)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     row_bytes = -(-width * dtype.itemsize // VECTOR) * VECTOR
-    here = (why_not(device, size), socket.gethostname(), torch.cuda.current_device() if device.type == "cuda" else -1)
-    everywhere: list[Any] = [None] * size
-    dist.all_gather_object(everywhere, here, group=group)
-    reason = next((f"rank {i}: {said[0]}" for i, said in enumerate(everywhere) if said[0]), "")
-    if not reason and len({host for _, host, _ in everywhere}) > 1:
-        reason = "the group spans several hosts"
+    reasons, hosts = zip(*of_all_ranks((why_not(device, size), socket.gethostname()), group), strict=True)
+    reason = first_reason(reasons) or ("the group spans several hosts" if len(set(hosts)) > 1 else "")
     if reason:
         return enter(Workspace(name, rank, size, reason))
     channels = channels or CHANNELS * torch.cuda.get_device_properties(device).multi_processor_count
     return enter(made(Workspace(name, rank, size, "", channels, row_bytes), group, device))
+
+
+def of_all_ranks(here: Any, group: ProcessGroup) -> list[Any]:
+    """What each rank says, on all of them: either all have the memory, or none."""
+    everywhere: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(everywhere, here, group=group)
+    return everywhere
+
+
+def first_reason(reasons: Sequence[str]) -> str:
+    """The reason of the first rank that has one."""
+    return next((f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason), "")
 
 
 def why_not(device: torch.device, size: int) -> str:
@@ -118,12 +126,21 @@ def made(workspace: Workspace, group: ProcessGroup, device: torch.device) -> Wor
     """The workspace with its memory, empty on all ranks; with a reason, where one of them failed."""
     from torch.distributed import _symmetric_memory as symmetric
 
-    try:
-        memory = symmetric.empty(workspace.bytes // 4, dtype=torch.int32, device=device)
-        handle = symmetric.rendezvous(memory, group)
-    except (RuntimeError, ValueError) as error:
-        workspace.reason = f"symmetric memory failed: {str(error).strip().splitlines()[0]}"
-        return workspace
+    memory = handle = None
+    for step in ("empty", "rendezvous"):  # a rank that fails says so before the others wait for it
+        failed = ""
+        try:
+            if step == "empty":
+                memory = symmetric.empty(workspace.bytes // 4, dtype=torch.int32, device=device)
+            else:
+                handle = symmetric.rendezvous(memory, group)
+        except (RuntimeError, ValueError) as error:
+            failed = f"symmetric memory failed: {str(error).strip().splitlines()[0]}"
+        workspace.reason = first_reason(of_all_ranks(failed, group))
+        if workspace.reason:
+            return workspace
+    assert memory is not None
+    assert handle is not None
     memory.fill_(EMPTY)
     workspace.status = torch.zeros(workspace.size, dtype=torch.int32, pin_memory=True)
     addresses = [*handle.buffer_ptrs, workspace.status.data_ptr()]
