@@ -126,7 +126,8 @@ def made(workspace: Workspace, group: ProcessGroup, device: torch.device) -> Wor
     """The workspace with its memory, empty on all ranks; with a reason, where one of them failed."""
     from torch.distributed import _symmetric_memory as symmetric
 
-    memory = handle = None
+    memory: Any = None
+    handle: Any = None
     for step in ("empty", "rendezvous"):  # a rank that fails says so before the others wait for it
         failed = ""
         try:
@@ -139,8 +140,6 @@ def made(workspace: Workspace, group: ProcessGroup, device: torch.device) -> Wor
         workspace.reason = first_reason(of_all_ranks(failed, group))
         if workspace.reason:
             return workspace
-    assert memory is not None
-    assert handle is not None
     memory.fill_(EMPTY)
     workspace.status = torch.zeros(workspace.size, dtype=torch.int32, pin_memory=True)
     addresses = [*handle.buffer_ptrs, workspace.status.data_ptr()]
