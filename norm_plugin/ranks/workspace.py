@@ -156,6 +156,8 @@ def made(workspace: Workspace, group: ProcessGroup, device: torch.device) -> Wor
 def free(group: ProcessGroup) -> None:
     """Give the memory back. Every rank must call it, after its last call."""
     if found := _workspaces.pop(group.group_name, None):
+        if found.peers is not None and found.peers.is_cuda:
+            torch.cuda.synchronize(found.peers.device)
         found.freed, found.memory, found.peers, found.state = True, None, None, None
         dispatch.start_over()
     groups.leave(group.group_name)
