@@ -79,12 +79,12 @@ def gain() -> str:
         ["", "decoding, Nemotron-H (52 layers)", decoding("eager", "nemotron_h")],
         ["", "decoding, Mamba2 with groups (8 layers)", decoding("eager", "mamba2_groups")],
         [of_vllm, "the norms of a vision encoder", between(p["ratio"] for p in encoder["patches"].values())],
-        [of_vllm, "decoding, all models measured: what vLLM compiles stays its own", decoding("compiled")],
+        [of_vllm, "decoding, 5 models; compiled layers stay vLLM's", decoding("compiled")],
         [f"{of_sglang} `--enable-deterministic-inference`", f"decoding, {deterministic['model']}",
          between(medians("speed_deterministic", "decode"))],
         [of_sglang, "decoding, batches of 8 to 64",
          between(medians("speed_two_processes", "decode", "8", "16", "32", "64"))],
-        [of_sglang, "the first token, without CUDA graphs of the prefill",
+        [of_sglang, "time to the first token, CUDA graphs of the prefill switched off",
          between([*medians("speed", "prefill"), *medians("speed_two_processes", "prefill")])],
     ]  # fmt: skip
     return table(["engine and mode", "what", "times as fast as stock"], rows)
