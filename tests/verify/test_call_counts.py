@@ -1,5 +1,6 @@
 """Every call is counted by layer, in a report file that is whole at every moment, whatever ends a process."""
 
+import gc
 import json
 import os
 import re
@@ -289,9 +290,11 @@ def called_by(run: Callable[[], None]) -> list[str]:
         elif event == "c_call":
             names.append(function.__name__)
 
+    gc.disable()  # what is collected meanwhile is none of its calls
     sys.setprofile(note)
     try:
         run()
     finally:
         sys.setprofile(None)
+        gc.enable()
     return names[1:-1]  # without `run` itself, and the end of noting
