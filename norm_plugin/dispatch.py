@@ -233,6 +233,8 @@ def after_failure(route: Route, error: Exception, args: tuple[Any, ...], decline
     if isinstance(error, (MemoryError, RecursionError, torch.OutOfMemoryError)) or route.backend == "native":
         raise error
     before_launch = isinstance(error, (kernels.NotLaunched, CompilerError))
+    if "group" in route.op.arguments:  # the other ranks are in the kernel, and would wait for this one
+        raise error
     if not before_launch and (route.proven or route.writes):
         raise error
     cause = error.__cause__ if before_launch and isinstance(error.__cause__, Exception) else error

@@ -142,6 +142,8 @@ class Seam:
             return f"SGLang completes sums in its norms itself (FlashInfer, {theirs})"
         if importlib.import_module("sglang.srt.layers.dp_attention").is_dp_attention_enabled():
             return "attention is data parallel"
+        if getattr(parallel, "enable_attn_tp_input_scattered", False):
+            return "attention gets a part of the rows on each rank (--enable-attn-tp-input-scattered)"
         over = {parallel.attn_tp_size, max(parallel.moe_tp_size, parallel.moe_ep_size)}
         if over != {parallel.tp_size}:
             return "attention or experts are not summed over all ranks of tensor parallelism"

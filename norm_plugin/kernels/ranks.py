@@ -79,7 +79,7 @@ def launches(
             levels=1, align=16, pdl=with_pdl, late=True,
         )  # fmt: skip
         at_once = max(1, WORDS_AT_ONCE // 4 // workspace.size)
-        exchange = Exchange(workspace.size, two_shot, lanes, min(at_once, chunks))
+        exchange = Exchange(workspace.size, two_shot, lanes, min(at_once, chunks), workspace.seconds)
         constants = {"tile": tile, "recipe": recipe, "exchange": exchange}
         integers = (workspace.rank, workspace.channels, workspace.row_bytes)
         channels = workspace.channels
@@ -126,15 +126,16 @@ def packed(t: Tensor) -> Tensor:
 
 
 def in_order(workspace: Workspace, device: torch.device) -> None:
-    """Calls of one group run one after the other, whatever stream each of them is on."""
+    """Eager calls of one group run one after the other, whatever stream each of them is on."""
     if device.type != "cuda":
         return
     stream = raw_stream(device.index)
-    if stream != workspace.last_stream:
-        if workspace.last_stream >= 0 and not torch.cuda.is_current_stream_capturing():
-            last = torch.cuda.ExternalStream(workspace.last_stream, device=device)
-            torch.cuda.current_stream(device).wait_stream(last)
-        workspace.last_stream = stream
+    if stream == workspace.last_stream or torch.cuda.is_current_stream_capturing():
+        return
+    if workspace.last_stream >= 0:
+        last = torch.cuda.ExternalStream(workspace.last_stream, device=device)
+        torch.cuda.current_stream(device).wait_stream(last)
+    workspace.last_stream = stream
 
 
 def bind_allreduce_rmsnorm(

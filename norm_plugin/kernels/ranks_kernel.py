@@ -41,12 +41,13 @@ BUFFERS = tl.constexpr(3)
 @constants
 class Exchange(NamedTuple):
     """How rows are exchanged: among `size` ranks, in chunks of `lanes` vectors, of which `at_once` are waited for at
-    once."""
+    once, for so many `seconds` at most."""
 
     size: int
     two_shot: bool
     lanes: int
     at_once: int
+    seconds: int
 
 
 @triton.jit
@@ -108,7 +109,7 @@ def receive(slots, own, status, first: tl.constexpr, COUNT: tl.constexpr, dtype:
         for c in tl.static_range(COUNT):
             vector = (first + c) * exchange.lanes + tl.arange(0, exchange.lanes)
             places += (slots[q] + tl.minimum(vector, VECTORS - 1).to(tl.int64) * 16,)
-    words = wait(places, status, len(slots))
+    words = wait(places, status, len(slots), exchange.seconds)
     chunks = ()
     for c in tl.static_range(COUNT):
         parts = ()
@@ -199,13 +200,16 @@ def ranks_kernel(
         slots = ()
         if KEEP_OWN:
             slots += (here + buffer + (1 - rank) * row_bytes,)
+            expected = status + 4 * (1 - rank)
         else:
+            expected = status
             for q in tl.static_range(exchange.size):
                 slots += (here + buffer + q * row_bytes,)
         if exchange.two_shot:
             result = exchange.size * row_bytes
             if owner == rank:
-                totals = received(slots, kept, status, dtype, tile, exchange)
+                totals = received(slots, kept, expected, dtype, tile, exchange)
+                fence(lanes)  # what others have emptied is seen before they get the sum
                 for c in tl.static_range(tile.chunks):
                     vector = c * exchange.lanes + lanes
                     w0, w1, w2, w3 = as_words(totals[c], exchange.lanes)
@@ -214,7 +218,8 @@ def ranks_kernel(
                         there = tl.load(PEERS + (rank + step) % exchange.size) + buffer + result
                         store(there + vector.to(tl.int64) * 16, w0, w1, w2, w3, vector < VECTORS)
             slots = (here + buffer + result,)
-        xs = received(slots, kept, status, dtype, tile, exchange)
+            expected = status + 4 * owner  # or a rank that the owner waits for
+        xs = received(slots, kept, expected, dtype, tile, exchange)
 
         if V is not None:
             wide = ()

@@ -20,9 +20,10 @@ EMPTY = tl.constexpr(-(2**31))
 
 WORDS = 4  # a vector
 
-#: How long a kernel waits for a rank, and how often it looks before it first asks for the time.
-MOST_SECONDS = 60
+#: How often a kernel looks for a rank before it asks for the time; and how long it lives on once it has given up, so
+#: that the host can read for whom it has waited.
 LOOKS = 65536
+LAST_SECONDS = 2
 
 #: How often the interpreter looks.
 MOST_LOOKS = tl.constexpr(200_000)
@@ -82,11 +83,11 @@ def sendable(word):
 
 
 @triton.jit
-def wait(places, status, RANKS: tl.constexpr):
+def wait(places, status, RANKS: tl.constexpr, SECONDS: tl.constexpr):
     """The words of several places, once all of them are there: four after four, in the order of the places, which are
     those of rank 0, then those of rank 1, and so on.
 
-    A rank that does not come in MOST_SECONDS ends the kernel, and with it the CUDA context.
+    A rank that does not come in SECONDS ends the kernel, and with it the CUDA context. `status` takes which it was.
     """
     if PLAIN:
         missing = 1
@@ -105,7 +106,7 @@ def wait(places, status, RANKS: tl.constexpr):
             words += (tl.load(p), tl.load(p + 1), tl.load(p + 2), tl.load(p + 3))
     else:
         args = places + (status + tl.zeros_like(places[0]),)  # noqa: RUF005 - Triton 3.6 knows no star
-        code: tl.constexpr = waiting(RANKS, len(places))
+        code: tl.constexpr = waiting(RANKS, len(places), SECONDS)
         operands: tl.constexpr = operands_of(len(places))
         types: tl.constexpr = types_of(len(places))
         words = tl.inline_asm_elementwise(code, operands, args, dtype=types, is_pure=False, pack=1)
@@ -125,7 +126,7 @@ def operands_of(places: int) -> str:
 
 
 @triton.constexpr_function
-def waiting(ranks: int, places: int) -> str:
+def waiting(ranks: int, places: int, seconds: int) -> str:
     """The assembly of `wait`. All loads are under way before the first is looked at."""
     words = WORDS * places
     status = f"${words + places}"
@@ -150,9 +151,10 @@ def waiting(ranks: int, places: int) -> str:
         "@!gone bra THERE;",
         f"add.u32 looks, looks, 1; and.b32 some, looks, {LOOKS - 1}; setp.ne.u32 ask, some, 0; @ask bra LOOK;",
         "mov.u64 now, %globaltimer; setp.eq.u64 ask, begin, 0; selp.u64 begin, now, begin, ask;",
-        f"sub.u64 now, now, begin; setp.lt.u64 late, now, {MOST_SECONDS * 10**9}; @late bra LOOK;",
+        f"sub.u64 now, now, begin; setp.lt.u64 late, now, {int(seconds) * 10**9}; @late bra LOOK;",
         *[f"@gone{q} st.volatile.global.u32 [{status} + {4 * q}], 1;" for q in range(ranks)],
-        "fence.acq_rel.sys; trap;",
+        f"fence.acq_rel.sys; mov.u64 begin, %globaltimer; add.u64 begin, begin, {LAST_SECONDS * 10**9};",
+        "LEAVE: mov.u64 now, %globaltimer; setp.lt.u64 late, now, begin; @late bra LEAVE; trap;",
         "THERE: }",
     ]
     return "\n".join(lines)

@@ -6,9 +6,11 @@ It is torch's symmetric memory: each rank's part is mapped into all others. No N
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +29,9 @@ BUFFERS, EMPTY = 3, -(2**31)
 #: Channels for each multiprocessor. Programs start in the order of their numbers on every rank, so none waits for one
 #: that cannot start.
 CHANNELS = 4
+
+#: How long a kernel waits for a rank, unless it is said otherwise: as long as NCCL does.
+MOST_SECONDS = 600
 
 #: Rows are sent in vectors of this many bytes.
 VECTOR = 16
@@ -52,6 +57,7 @@ class Workspace:
     memory: Any = None
     freed: bool = False
     last_stream: int = field(default=-1)
+    seconds: int = MOST_SECONDS
 
     @property
     def bytes(self) -> int:
@@ -83,19 +89,27 @@ def enter(workspace: Workspace) -> Workspace:
 
 
 def prepare(
-    group: ProcessGroup, *, width: int, dtype: torch.dtype, device: torch.device, channels: int | None = None
+    group: ProcessGroup, *, width: int, dtype: torch.dtype, device: torch.device, seconds: int = MOST_SECONDS
 ) -> Workspace:
     """Make the memory for rows of up to `width` numbers of this dtype. Every rank of the group must call it, before a
-    CUDA graph is captured. Where it cannot be had, `reason` of the result says why, and calls run natively."""
+    CUDA graph is captured. Where it cannot be had, `reason` of the result says why, and calls run natively.
+
+    `seconds`: how long a kernel waits for a rank. A rank may compile for minutes at the begin while others wait."""
     name = groups.enter(group)
     rank, size = dist.get_rank(group), dist.get_world_size(group)
+    device = torch.empty(0, device=device).device  # with its index
     row_bytes = -(-width * dtype.itemsize // VECTOR) * VECTOR
-    reasons, hosts = zip(*of_all_ranks((why_not(device, size), socket.gethostname()), group), strict=True)
-    reason = first_reason(reasons) or ("the group spans several hosts" if len(set(hosts)) > 1 else "")
+    channels = CHANNELS * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 0
+    here = (why_not(device, size), socket.gethostname(), (channels, row_bytes))
+    reasons, hosts, sizes = zip(*of_all_ranks(here, group), strict=True)
+    reason = first_reason(reasons)
+    if not reason and len(set(hosts)) > 1:
+        reason = "the group spans several hosts"
+    if not reason and len(set(sizes)) > 1:
+        reason = f"ranks differ in their multiprocessors or in the rows that they ask for: {sizes}"
     if reason:
         return enter(Workspace(name, rank, size, reason))
-    channels = channels or CHANNELS * torch.cuda.get_device_properties(device).multi_processor_count
-    return enter(made(Workspace(name, rank, size, "", channels, row_bytes), group, device))
+    return enter(made(Workspace(name, rank, size, "", channels, row_bytes, seconds=seconds), group, device))
 
 
 def of_all_ranks(here: Any, group: ProcessGroup) -> list[Any]:
@@ -126,31 +140,56 @@ def made(workspace: Workspace, group: ProcessGroup, device: torch.device) -> Wor
     """The workspace with its memory, empty on all ranks; with a reason, where one of them failed."""
     from torch.distributed import _symmetric_memory as symmetric
 
+    words, channels = workspace.bytes // 4, workspace.channels
     memory: Any = None
     handle: Any = None
-    for step in ("empty", "rendezvous"):  # a rank that fails says so before the others wait for it
+
+    def allocate() -> None:
+        nonlocal memory
+        memory = symmetric.empty(words + 2 * (channels + workspace.size + 1), dtype=torch.int32, device=device)
+
+    def meet() -> None:
+        nonlocal handle
+        handle = symmetric.rendezvous(memory, group)
+
+    def fill() -> None:
+        workspace.status = torch.zeros(workspace.size, dtype=torch.int32, pin_memory=True)
+        # in this memory, not in the engine's: vLLM's sleep mode would take that away
+        workspace.state, workspace.peers = memory[words:].view(torch.int64).split([channels, workspace.size + 1])
+        workspace.peers.copy_(torch.tensor([*handle.buffer_ptrs, workspace.status.data_ptr()]))
+        workspace.state.zero_()
+        memory[:words].fill_(EMPTY)
+        workspace.memory = (memory, handle)
+        torch.cuda.synchronize(device)
+
+    for step in (allocate, meet, fill):  # a rank that fails says so before the others wait for it
         failed = ""
         try:
-            if step == "empty":
-                memory = symmetric.empty(workspace.bytes // 4, dtype=torch.int32, device=device)
-            else:
-                handle = symmetric.rendezvous(memory, group)
+            with without_multicast():
+                step()
         except (RuntimeError, ValueError) as error:
             failed = f"symmetric memory failed: {str(error).strip().splitlines()[0]}"
         workspace.reason = first_reason(of_all_ranks(failed, group))
         if workspace.reason:
             return workspace
-    memory.fill_(EMPTY)
-    workspace.status = torch.zeros(workspace.size, dtype=torch.int32, pin_memory=True)
-    addresses = [*handle.buffer_ptrs, workspace.status.data_ptr()]
-    workspace.peers = torch.tensor(addresses, dtype=torch.int64, device=device)
-    workspace.state = torch.zeros(workspace.channels, dtype=torch.int64, device=device)
-    workspace.memory = (memory, handle)
-    torch.cuda.synchronize(device)
-    dist.barrier(group)
     watch(workspace)
     log.info("norm_plugin: %.0f MiB for norms across %d ranks", workspace.bytes / 2**20, workspace.size)
     return workspace
+
+
+@contextmanager
+def without_multicast() -> Iterator[None]:
+    """torch makes an NVLink multicast object where a GPU has them, unless this variable is set. None is needed here."""
+    name = "TORCH_SYMM_MEM_DISABLE_MULTICAST"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def free(group: ProcessGroup) -> None:
@@ -172,7 +211,7 @@ def watch(workspace: Workspace, say: Callable[[str], None] = log.error) -> None:
             if late := [i for i, waited in enumerate(status.tolist()) if waited]:
                 say(
                     f"norm_plugin: rank {workspace.rank} of {workspace.size} has ended its CUDA context: in an "
-                    f"all-reduce with a norm, rank {', '.join(map(str, late))} did not come."
+                    f"all-reduce with a norm, rank {', '.join(map(str, late))} did not come in {workspace.seconds} s."
                 )
                 return
             stop.wait(1)
