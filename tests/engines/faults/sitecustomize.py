@@ -3,6 +3,7 @@
 Python imports a module of this name at its start. A fault replaces what an op computes, and nothing that looks at it.
 """
 
+import inspect
 import os
 import sys
 
@@ -61,7 +62,7 @@ if NAMES and "norm_plugin.verify.vllm_child" in sys.orig_argv:
 
     def unpatched(model):
         layer = model.get_submodule(LEFT_OUT)
-        layer.forward = MethodType(type(layer).forward.__wrapped__, layer)
+        layer.forward = MethodType(inspect.unwrap(type(layer).forward), layer)
 
     seen = []
     name_layers = call_counts.name_layers
